@@ -1,0 +1,75 @@
+"""What several test files need: composed settings and the embedded model."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from vqa.config import read_settings, register_resolvers
+from vqa.encode import Encoder
+from vqa.model import Base, load_base
+from vqa.question import Question
+from vqa.settings import Settings
+
+CONF = Path(__file__).parents[1] / "conf"
+SMALL = ["tracking=none", "env.threads=1", "data.train_size=60", "data.test_size=12", "budget=smoke"]
+
+Compose = Callable[..., DictConfig]
+Make = Callable[..., Settings]
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for name in ("DATA_PATH", "HF_HOME", "VQA_OUTPUT", "MLFLOW_TRACKING_URI", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def composed() -> Iterator[Compose]:
+    """composed("a=b", ...) is what Hydra makes of these overrides."""
+    register_resolvers()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF)):
+        yield lambda *overrides: compose("config", overrides=list(overrides))
+
+
+@pytest.fixture
+def settings(composed: Compose) -> Make:
+    """settings("a=b", ...) is the small configuration with these overrides, checked."""
+    return lambda *overrides: read_settings(composed(*SMALL, *overrides))
+
+
+@pytest.fixture
+def base(settings: Make) -> Base:
+    """The embedded model, loaded once per test process."""
+    import torch
+
+    torch.set_num_threads(1)
+    return load_base(settings())
+
+
+@pytest.fixture
+def encoder(base: Base, settings: Make) -> Encoder:
+    made = settings()
+    return Encoder(base, made.prompt, made.image)
+
+
+@pytest.fixture
+def questions(settings: Make) -> list[Question]:
+    """48 labelled easy-VQA questions."""
+    from vqa.questions import split_questions
+
+    split, _ = split_questions(settings())
+    return split.train
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The process environment for a command-line test: one thread, no user settings."""
+    drop = ("DATA_PATH", "HF_HOME", "VQA_OUTPUT", "MLFLOW_TRACKING_URI")
+    kept = {name: value for name, value in os.environ.items() if name not in drop}
+    return kept | {"OMP_NUM_THREADS": "1"} | more

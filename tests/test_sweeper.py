@@ -1,0 +1,39 @@
+"""The plugin: found by Hydra, and light."""
+
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+
+from vqa.sweeper import StudySweeper
+
+APP = Path(__file__).parent / "toy_app" / "app.py"
+
+
+def test_hydra_finds_the_plugin() -> None:
+    assert "vqa.sweeper" in [entry.value for entry in entry_points(group="hydra.plugins")]
+    assert StudySweeper in Plugins.instance().discover(Sweeper)
+
+
+def test_importing_the_plugin_loads_nothing_heavy() -> None:
+    code = "import sys, vqa.sweeper; print([m for m in ('optuna', 'torch', 'scipy', 'mlflow') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+@pytest.mark.slow
+def test_exit_codes_of_the_command(tmp_path: Path) -> None:
+    def run(*overrides: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, str(APP), "-m", "+sweep=toy", "hydra.sweeper.n_trials=1", *overrides]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    refused = run("hydra.sweeper.n_trials=0")
+    assert refused.returncode == 2
+    assert refused.stderr == "hydra.sweeper.n_trials must be a whole number >= 1, got 0.\n"
+    assert run().returncode == 0
+    again = run()
+    assert again.returncode == 0
+    assert "nothing is left" in again.stdout

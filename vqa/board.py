@@ -1,0 +1,156 @@
+"""What a user watches while a sweep runs: a table in a terminal, else a line of log for each event."""
+
+import logging
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from vqa.leaderboard import Standing, describe_scores
+from vqa.search_space import override_value
+
+log = logging.getLogger(__name__)
+
+REFRESH_S = 0.5  # a trial may report much more often than an eye can follow
+SHOWN_TRIALS = 25
+STYLES = {"COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red", "RUNNING": "cyan", "WAITING": "dim"}
+
+
+class Board:
+    """Shows the trials of one study.
+
+    Args:
+        study: The study's name.
+        names: Searched keys.
+        n_trials: Trials that the study shall have.
+        console: Where to draw; a terminal gets the table, anything else the log.
+    """
+
+    def __init__(
+        self, study: str, names: Sequence[str], n_trials: int, console: Console | None = None
+    ) -> None:
+        self.study = study
+        self.names = names
+        self.n_trials = n_trials
+        self.console = console or Console()
+        self.live: Live | None = None
+        self.standings: Sequence[Standing] = ()
+        self._progress: tuple[str, int, int] | None = None
+        self._drawn_at = 0.0
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self.live = Live(console=self.console, auto_refresh=False, vertical_overflow="visible")
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress = None
+        if self.live is not None:
+            self._draw()
+            self.live.stop()
+            self.live = None
+
+    @property
+    def wants_update(self) -> bool:
+        """Whether somebody watches and the last picture is old enough to draw another one."""
+        return self.live is not None and time.monotonic() - self._drawn_at >= REFRESH_S
+
+    def event(self, text: str) -> None:
+        """Log what has happened, unless the table shows it."""
+        if self.live is None:
+            log.info(text)
+
+    def show(self, standings: Sequence[Standing]) -> None:
+        """Draw the table anew.
+
+        Args:
+            standings: All trials in order, as `vqa.leaderboard.rank` gives them.
+        """
+        self.standings = standings
+        self._draw()
+
+    def progress(self, text: str, done: int, total: int) -> None:
+        """Show how far the running trial is; a sink for `vqa.reporting.progress_to`."""
+        self._progress = (text, done, total)
+        if self.wants_update or (done >= total and self.live is not None):
+            self._draw()
+
+    def _draw(self) -> None:
+        if self.live is not None:
+            self._drawn_at = time.monotonic()
+            self.live.update(self.picture(), refresh=True)
+
+    def picture(self) -> RenderableType:
+        """Give the table, with the line of progress under it."""
+        if self._progress is None:
+            return self._table()
+        text, done, total = self._progress
+        line = Table.grid(padding=(0, 1))
+        line.add_row(
+            Text(text), ProgressBar(total=max(total, 1), completed=done, width=30), f"{done}/{total}"
+        )
+        return Group(self._table(), line)
+
+    def _table(self) -> Table:
+        done = sum(standing.state in ("COMPLETE", "PRUNED", "FAIL") for standing in self.standings)
+        table = Table(title=f"study {self.study}: {done} of {self.n_trials} trials", title_justify="left")
+        for column in ("trial", "state", "folds", "NLL", "accuracy", *self.names, "s"):
+            table.add_column(column, justify="left" if column == "state" else "right", no_wrap=True)
+        # running ones always show; of the others the best
+        running = [standing for standing in self.standings if standing.state == "RUNNING"]
+        others = [standing for standing in self.standings if standing.state not in ("RUNNING", "WAITING")]
+        shown = others[: max(0, SHOWN_TRIALS - len(running))]
+        for standing in [*shown, *running]:
+            best = standing is self.standings[0] and standing.state == "COMPLETE"
+            table.add_row(*self._cells(standing, best), style="bold" if best else None)
+        if len(shown) < len(others):
+            table.caption = f"and {len(others) - len(shown)} more in leaderboard.csv"
+        return table
+
+    def _cells(self, standing: Standing, best: bool) -> list[RenderableType]:
+        state = standing.state.lower()
+        if standing.last_step is not None and standing.state in ("PRUNED", "RUNNING"):
+            state += f" at {standing.last_step}"
+        mark = " *" if best else " =" if standing.tied else ""
+        return [
+            str(standing.trial),
+            Text(state + mark, style=STYLES[standing.state]),
+            str(standing.scores.folds),
+            _with_error(standing.nll, standing.nll_se),
+            _with_error(standing.accuracy, standing.accuracy_se),
+            *(_short(standing.params.get(name)) for name in self.names),
+            "" if standing.seconds is None else f"{standing.seconds:.1f}",
+        ]
+
+
+def _with_error(value: float | None, error: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" + ("" if error is None else f" ± {error:.4f}")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else "" if value is None else override_value(value)
+
+
+def describe_start(number: int, overrides: Sequence[str], resumed: bool) -> str:
+    """Say that a trial starts, and with what."""
+    return f"trial {number} {'goes on' if resumed else 'starts'}: {' '.join(overrides)}"
+
+
+def describe_end(standing: Standing) -> str:
+    """Say how a trial ended."""
+    if standing.state == "FAIL":
+        return f"trial {standing.trial} failed: {standing.error}"
+    end = f"pruned at step {standing.last_step}" if standing.state == "PRUNED" else "complete"
+    seconds = "" if standing.seconds is None else f", {standing.seconds:.1f} s"
+    return f"trial {standing.trial} {end}: {describe_scores(standing)}{seconds}"

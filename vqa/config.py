@@ -1,0 +1,162 @@
+"""What a run may be told: checked before anything is loaded.
+
+The composed Hydra configuration enters here and leaves as one `Settings`. Everything that can be refused
+without loading a model is refused here: unknown keys, wrong types, missing values, contradictions.
+"""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vqa.errors import UserError, require
+from vqa.library import TRUSTED, check_target
+from vqa.settings import ImageSettings, Settings
+
+STAGES = ("final", "trial", "predict", "evaluate", "doctor")
+
+
+def register_resolvers() -> None:
+    """Make `${times:x,y}` known to OmegaConf; derived numbers are computed, never configured twice."""
+    OmegaConf.register_resolver("times", lambda *factors: math.prod(factors), replace=True)
+
+
+def read_settings(cfg: DictConfig) -> Settings:
+    """Check a composed configuration.
+
+    Args:
+        cfg: What Hydra composed, without the `hydra` node.
+
+    Returns:
+        The same values, typed.
+
+    Raises:
+        UserError: A key is unknown, missing, of the wrong type, out of range, or contradicts another one.
+    """
+    known = {f.name for f in fields(Settings)} - {"plain"}
+    if extra := sorted(set(map(str, cfg)) - known):
+        raise UserError(f"unknown key {extra[0]!r}; known keys at the top: {', '.join(sorted(known))}")
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        # A second merge into a fresh schema: `+image.sise=3` slips through the composed one.
+        checked = OmegaConf.merge(OmegaConf.structured(_Schema), OmegaConf.create(plain))
+        settings = OmegaConf.to_object(checked)
+    except OmegaConfBaseException as error:
+        raise UserError(_explain(error)) from error
+    if not isinstance(settings, _Schema) or not isinstance(plain, dict):
+        raise TypeError(f"configuration must be a mapping, got {type(plain).__name__}")
+    settings.plain = {str(key): value for key, value in plain.items()}
+    _check_values(settings)
+    for name in TRUSTED:
+        check_target(name, _node(settings, name))
+    return settings
+
+
+@dataclass
+class _Schema(Settings):
+    """`Settings` as OmegaConf sees it."""
+
+
+def _explain(error: OmegaConfBaseException) -> str:
+    key = f"configuration key {error.full_key}: " if error.full_key else "configuration: "
+    text = (error.msg or str(error)).splitlines()[0]
+    if "Environment variable" in text:
+        text += "; set it (export NAME=value) or give the key a value on the command line"
+    elif "Mandatory value" in text or "Missing mandatory" in text:
+        text += "; give it on the command line as key=value"
+    elif error.full_key and "not in" in text and error.parent_node is not None:
+        known = getattr(error, "ref_type", None) or error.object_type
+        text += f"; known keys: {', '.join(f.name for f in fields(known))}" if known else ""
+    return key + text
+
+
+def _number(value: object) -> float:
+    """The value as a float; NaN (which fails every rule) when it is not a number."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+def _check_values(s: Settings) -> None:
+    for key, value, options in (
+        ("stage", s.stage, STAGES),
+        ("precision", s.precision, ("auto", "float32", "bfloat16", "float16")),
+        ("winner", s.winner, ("auto", "none")),
+        ("image.mode", s.image.mode, ("native", "resize", "pad")),
+        ("inference.readout", s.inference.readout, ("letters", "generate")),
+        ("inference.on_no_answer", s.inference.on_no_answer, ("letters", "error")),
+        ("env.device", s.env.device, ("auto", "cpu", "cuda")),
+    ):
+        require(value in options, key, f"one of {', '.join(options)}", value)
+    b = s.budget
+    for name in (
+        "epochs",
+        "batch_size",
+        "micro_batch_size",
+        "eval_batch_size",
+        "folds",
+        "evaluations_per_fit",
+    ):
+        require(getattr(b, name) >= 1, f"budget.{name}", ">= 1", getattr(b, name))
+    for name in ("subsample", "test_limit"):
+        require(
+            getattr(b, name) is None or getattr(b, name) >= 1,
+            f"budget.{name}",
+            ">= 1 or null",
+            getattr(b, name),
+        )
+    require(b.checkpoint_steps >= 1, "budget.checkpoint_steps", ">= 1", b.checkpoint_steps)
+    require(0 < b.holdout_share <= 0.5, "budget.holdout_share", "in (0, 0.5]", b.holdout_share)
+    require(b.max_grad_norm > 0, "budget.max_grad_norm", "> 0", b.max_grad_norm)
+    require(0 <= b.lr_horizon_exponent <= 1, "budget.lr_horizon_exponent", "in [0, 1]", b.lr_horizon_exponent)
+    if s.stage == "trial":
+        require(b.folds >= 2, "budget.folds", ">= 2 for a K-fold trial", b.folds)
+    require(
+        bool(s.study) and s.study.strip(".") != "" and "/" not in s.study, "study", "a folder name", s.study
+    )
+    require(0 <= s.seed < 2**31, "seed", "in [0, 2**31)", s.seed)
+    require(
+        0 <= s.scheduler.warmup_ratio < 1, "scheduler.warmup_ratio", "in [0, 1)", s.scheduler.warmup_ratio
+    )
+    require(_number(s.optimizer.get("lr")) > 0, "optimizer.lr", "a number > 0", s.optimizer.get("lr"))
+    rank = s.lora.get("r")
+    require(isinstance(rank, int) and rank >= 1, "lora.r", "an integer >= 1", rank)
+    require(
+        _number(s.lora.get("lora_alpha")) > 0, "lora.lora_alpha", "a number > 0", s.lora.get("lora_alpha")
+    )
+    require(
+        0 <= _number(s.lora.get("lora_dropout", 0.0)) < 1,
+        "lora.lora_dropout",
+        "in [0, 1)",
+        s.lora.get("lora_dropout"),
+    )
+    _check_image(s.image)
+    for name in ("question", "a", "b", "c", "d"):
+        require(
+            f"{{{name}}}" in s.prompt.user, "prompt.user", f"a text that contains {{{name}}}", s.prompt.user
+        )
+    require(s.inference.max_new_tokens >= 1, "inference.max_new_tokens", ">= 1", s.inference.max_new_tokens)
+    require(s.env.threads is None or s.env.threads >= 1, "env.threads", ">= 1 or null", s.env.threads)
+
+
+def _check_image(image: ImageSettings) -> None:
+    require(
+        (image.size is None) == (image.mode == "native"),
+        "image.size",
+        "null with image.mode=native and a number of pixels otherwise",
+        image.size,
+    )
+    require(image.size is None or image.size >= 28, "image.size", ">= 28 pixels", image.size)
+    require(image.min_visual_tokens >= 1, "image.min_visual_tokens", ">= 1", image.min_visual_tokens)
+    top = image.max_visual_tokens
+    require(
+        top is None or top >= image.min_visual_tokens, "image.max_visual_tokens", ">= min_visual_tokens", top
+    )
+    require(image.cache_gib >= 0, "image.cache_gib", ">= 0", image.cache_gib)
+
+
+def _node(settings: Settings, name: str) -> dict[str, Any] | None:
+    value: Any = settings
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value  # type: ignore[no-any-return]  # TRUSTED names only dictionaries

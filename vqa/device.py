@@ -1,0 +1,61 @@
+"""The machine a run computes on: device, number type, threads, memory."""
+
+import gc
+import resource
+import sys
+
+import torch
+
+from vqa.errors import UserError
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device for `env.device`.
+
+    Raises:
+        UserError: cuda was asked for and is not there.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "env.device=cuda, but torch sees no GPU; use env.device=auto, or install a CUDA build of torch"
+        )
+    return torch.device("cuda" if torch.cuda.is_available() and wanted != "cpu" else "cpu")
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The computing type for `precision` on a device.
+
+    Raises:
+        UserError: float16 on a CPU, or bfloat16 on a GPU without it.
+    """
+    if precision == "float16" and device.type == "cpu":
+        raise UserError("precision=float16 needs a GPU; use precision=auto (float32 on a CPU)")
+    if device.type == "cpu":
+        return torch.bfloat16 if precision == "bfloat16" else torch.float32
+    native = torch.cuda.get_device_capability(device) >= (8, 0)  # emulated below Ampere: slower than float32
+    if precision == "bfloat16" and not native:
+        raise UserError("precision=bfloat16 needs an Ampere or newer GPU; use precision=auto (float16 here)")
+    if precision == "auto":
+        return torch.bfloat16 if native else torch.float16
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+
+
+def release_memory() -> None:
+    """Give unused GPU memory back, between trials, folds and epochs; a CPU has nothing to give back."""
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Most memory held so far, GiB: tensors on a GPU, the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+    return kilobytes / 2**20
+
+
+def use_threads(threads: int | None) -> None:
+    """Set torch's CPU threads; None leaves its default."""
+    if threads is not None:
+        torch.set_num_threads(threads)

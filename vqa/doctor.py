@@ -1,0 +1,123 @@
+"""`stage=doctor`: everything that can be checked before the full model is loaded, as one list."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from vqa.device import choose_device, choose_dtype
+from vqa.errors import UserError
+from vqa.model import model_folder
+from vqa.questions import data_source
+from vqa.settings import Settings
+from vqa.tracking import open_tracker
+
+LOW_DISK_GIB = 5.0
+GPU_ONLY = "bitsandbytes.optim."
+
+
+def run_doctor(settings: Settings) -> None:
+    """Check configuration, data, model files, cache folder, device, disk and tracking.
+
+    Prints one line per check.
+
+    Raises:
+        UserError: Lists everything that is wrong.
+    """
+    console = Console()
+    problems: list[str] = []
+    for name, check in CHECKS.items():
+        found = _findings(check, settings)
+        problems += [f"{name}: {problem}" for problem in found]
+        console.print(f"{'[red]wrong[/]' if found else '[green]ok[/]   '} {name}")
+    if problems:
+        listed = "\n".join(f"  - {problem}" for problem in problems)
+        raise UserError(f"{len(problems)} thing(s) to mend:\n{listed}")
+    console.print("all good; next: python -m vqa.run -m +sweep=lora")
+
+
+def _findings(check: Callable[[Settings], list[str]], settings: Settings) -> list[str]:
+    try:
+        return check(settings)
+    except UserError as error:
+        return [str(error)]
+
+
+def _data(settings: Settings) -> list[str]:
+    return data_source(settings).check()
+
+
+def _model(settings: Settings) -> list[str]:
+    """The model's own configuration can be read: from disk, the cache or the hub."""
+    from transformers import AutoConfig
+
+    folder = model_folder(settings.model.path)
+    try:
+        AutoConfig.from_pretrained(
+            folder, revision=settings.model.revision, local_files_only=settings.env.offline
+        )
+    except OSError as error:
+        first = str(error).splitlines()[0]
+        return [f"model.path={settings.model.path}: {first} (no network? give model.path=/a/folder)"]
+    return []
+
+
+def cache_problem(settings: Settings) -> str | None:
+    """Why the Hugging Face cache cannot be written; None when it can, or when no hub model is used."""
+    if Path(model_folder(settings.model.path)).is_dir() or settings.env.offline:
+        return None
+    default = Path.home() / ".cache" / "huggingface"
+    home = Path(settings.env.hf_home or os.environ.get("HF_HOME") or default).expanduser()
+    existing = next(p for p in (home, *home.parents) if p.exists())
+    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+        return None
+    owner = existing.owner()
+    return (
+        f"the Hugging Face cache {home} cannot be written ({existing} belongs to {owner}); "
+        f"run: sudo chown -R $USER {existing}   or: export HF_HOME=/a/writable/folder"
+    )
+
+
+def _cache(settings: Settings) -> list[str]:
+    problem = cache_problem(settings)
+    return [problem] if problem else []
+
+
+def _device(settings: Settings) -> list[str]:
+    device = choose_device(settings.env.device)
+    choose_dtype(settings.precision, device)
+    target = str(settings.optimizer["_target_"])
+    if device.type == "cpu" and target.startswith(GPU_ONLY):
+        return [f"optimizer: {target} needs a GPU; use optimizer=adamw"]
+    return []
+
+
+def _output(settings: Settings) -> list[str]:
+    root = Path(settings.env.output_root).absolute()
+    existing = next(p for p in (root, *root.parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        return [f"env.output_root={root} cannot be written; set VQA_OUTPUT=/a/writable/folder"]
+    free = shutil.disk_usage(existing).free / 2**30
+    if free < LOW_DISK_GIB:
+        return [
+            f"only {free:.1f} GiB free under {existing}, {LOW_DISK_GIB:.0f} needed; "
+            "free some, or set VQA_OUTPUT"
+        ]
+    return []
+
+
+def _tracking(settings: Settings) -> list[str]:
+    open_tracker(settings.tracking).prepare()
+    return []
+
+
+CHECKS: dict[str, Callable[[Settings], list[str]]] = {
+    "data": _data,
+    "model": _model,
+    "cache folder": _cache,
+    "device": _device,
+    "output folder and disk": _output,
+    "tracking store": _tracking,
+}

@@ -1,0 +1,60 @@
+"""Questions to token ids and vision features: what a batch is packed from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from vqa.model import Base
+from vqa.packing import PackedBatch, Suffix, pack
+from vqa.prompt import render
+from vqa.question import LETTERS, Question
+from vqa.settings import ImageSettings, PromptSettings
+from vqa.vision import VisionFeatures
+
+AS_WRITTEN = (0, 1, 2, 3)
+Order = Sequence[int]  # which choice stands at a, b, c, d
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Turns questions into batches for one base, prompt and image setting."""
+
+    base: Base
+    prompt: PromptSettings
+    image: ImageSettings
+
+    def prefix(self, question: Question) -> torch.Tensor:
+        """(P,) ids of what stands before every picture; the question only fills the template."""
+        return torch.tensor(
+            self.base.ids(render(self.base.tokenizer, self.prompt, question, AS_WRITTEN).prefix)
+        )
+
+    def suffixes(self, questions: Sequence[Question], orders: Sequence[Order] | None = None) -> list[Suffix]:
+        """Encode questions, each with its options in the given order (default: as written)."""
+        orders = orders or [AS_WRITTEN] * len(questions)
+        features = self.base.vision.features(questions, self.image)
+        return [self._suffix(q, o, f) for q, o, f in zip(questions, orders, features, strict=True)]
+
+    def batch(self, questions: Sequence[Question], orders: Sequence[Order] | None = None) -> PackedBatch:
+        """A micro-batch on the base's device, ready for `letter_logits`."""
+        suffixes = self.suffixes(questions, orders)
+        return pack(self.prefix(questions[0]), suffixes, self.base.image_token, self.base.device)
+
+    def text_length(self, question: Question) -> int:
+        """Tokens of the suffix without its picture, for sorting questions of like length together."""
+        return len(self.base.ids(render(self.base.tokenizer, self.prompt, question, AS_WRITTEN).suffix))
+
+    def _suffix(self, question: Question, order: Order, features: VisionFeatures | None) -> Suffix:
+        text = render(self.base.tokenizer, self.prompt, question, order).suffix
+        ids = torch.tensor(self.base.ids(text))
+        placeholder = ids == self.base.image_token
+        if features is None:  # answered without its picture: the picture's marks go too
+            config = self.base.model.config
+            marks = placeholder | (ids == config.vision_start_token_id) | (ids == config.vision_end_token_id)
+            ids = ids[~marks]
+        else:
+            repeats = torch.where(placeholder, len(features.pooled), 1)
+            ids = ids.repeat_interleave(repeats)
+        choice = LETTERS.index(question.answer) if question.answer else -1
+        return Suffix(ids, features, list(order).index(choice) if choice >= 0 else -1)

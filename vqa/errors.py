@@ -1,0 +1,19 @@
+"""The one error type that means "the user can mend this": exit code 2, message only, no traceback."""
+
+
+class UserError(Exception):
+    """A mistake in configuration, data or machine set-up.
+
+    The message says what is wrong, where (file, row, key) and what to do next. The command line prints it
+    as it is and leaves with exit code 2; every other exception is a bug and keeps its traceback.
+    """
+
+
+def require(ok: bool, key: str, rule: str, value: object) -> None:
+    """Refuse a configured value that breaks its rule.
+
+    Raises:
+        UserError: `ok` is false; the message is "<key> must be <rule>, got <value>".
+    """
+    if not ok:
+        raise UserError(f"{key} must be {rule}, got {value!r}")

@@ -1,0 +1,157 @@
+"""The base model: loaded once per process, frozen, shared by every trial."""
+
+import importlib.resources
+import logging
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vqa.device import choose_device, choose_dtype, release_memory
+from vqa.errors import UserError
+from vqa.letters import LetterTokens, letter_tokens
+from vqa.library import build
+from vqa.settings import Settings
+from vqa.vision import VisionCache
+
+log = logging.getLogger(__name__)
+ASSET = "asset:"
+_resident: dict[tuple[Any, ...], "Base"] = {}
+
+
+@dataclass
+class Base:
+    """A frozen model with all that belongs to it.
+
+    Args:
+        model: Qwen2.5-VL or Qwen3-VL, for image-text-to-text.
+        tokenizer: Its tokenizer.
+        letters: Token ids of the option letters.
+        vision: Features of the pictures seen so far.
+        device: Where it computes.
+        dtype: In what type.
+        path: Hub id or folder, as configured.
+    """
+
+    model: Any
+    tokenizer: Any
+    letters: LetterTokens
+    vision: VisionCache
+    device: torch.device
+    dtype: torch.dtype
+    path: str
+
+    @property
+    def image_token(self) -> int:
+        """Id of the placeholder for one visual token."""
+        return int(self.model.config.image_token_id)
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text, special tokens in it recognised, none added."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def model_folder(path: str) -> str:
+    """Hub id or folder for `model.path`; `asset:name` is a model that comes with the package.
+
+    Raises:
+        UserError: A local folder was named that does not exist, or holds no model.
+    """
+    if path.startswith(ASSET):
+        return str(importlib.resources.files("vqa") / "assets" / path.removeprefix(ASSET))
+    local = Path(path).expanduser()
+    looks_local = path.startswith((".", "/", "~")) or local.exists()
+    if looks_local and not (local / "config.json").is_file():
+        raise UserError(
+            f"model.path={path}: no config.json there; "
+            "give a model folder or a hub id such as Qwen/Qwen3-VL-8B-Instruct"
+        )
+    return str(local) if looks_local else path
+
+
+def load_base(settings: Settings) -> Base:
+    """Load the model, or take the one this process already holds.
+
+    A worker keeps one model: another one replaces it, so that two never lie in memory together.
+
+    Raises:
+        UserError: The model cannot be found, read or used.
+    """
+    device = choose_device(settings.env.device)
+    dtype = choose_dtype(settings.precision, device)
+    key = (settings.model.path, settings.model.revision, settings.quantization.name, device, dtype)
+    if key not in _resident:
+        _resident.clear()
+        release_memory()
+        _resident[key] = _load(settings, device, dtype)
+    base = _resident[key]
+    base.vision.limit_bytes = int(settings.image.cache_gib * 2**30)
+    return base
+
+
+def _load(settings: Settings, device: torch.device, dtype: torch.dtype) -> Base:
+    from transformers import AutoModelForImageTextToText, AutoTokenizer
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+    from transformers.utils.logging import disable_progress_bar
+
+    # transformers warns of its own deprecated call whenever PEFT touches a model
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # type: ignore[no-untyped-call]
+    # cuDNN's SDPA backward gave NaN for a tower with 64 patches on Hopper (pytorch issue 196678)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    folder = model_folder(settings.model.path)
+    where: dict[str, Any] = {"revision": settings.model.revision, "local_files_only": settings.env.offline}
+    log.info("loading %s (%s, %s) on %s", settings.model.path, settings.quantization.name, dtype, device)
+    try:
+        weights = _quantization(settings, folder, where, dtype)
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            folder,
+            dtype=dtype,
+            quantization_config=weights,
+            device_map={"": device},
+            attn_implementation="sdpa",
+            **where,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, **where)
+        processor = Qwen2VLImageProcessorPil.from_pretrained(folder, **where)
+    except OSError as error:
+        first = str(error).splitlines()[0]
+        raise UserError(
+            f"model.path={settings.model.path} cannot be loaded: {first} "
+            "(offline? put the model into HF_HOME first, or give model.path=/a/folder)"
+        ) from error
+    if not hasattr(model.model, "visual") or not hasattr(model.config, "image_token_id"):
+        raise UserError(
+            f"model.path={settings.model.path}: {type(model).__name__} is no Qwen-VL model; "
+            "only those are supported"
+        )
+    model.requires_grad_(False)
+    model.eval()
+    letters = letter_tokens(lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    cache = VisionCache(model, processor, settings.image.cache_gib)
+    return Base(model, tokenizer, letters, cache, device, dtype, settings.model.path)
+
+
+def _quantization(settings: Settings, folder: str, where: dict[str, Any], dtype: torch.dtype) -> Any | None:
+    """The quantisation to apply while loading; None leaves the checkpoint as it is."""
+    from transformers import AutoConfig
+
+    stored = getattr(AutoConfig.from_pretrained(folder, **where), "quantization_config", None)
+    wanted = settings.quantization.weights
+    if stored is not None:
+        four_bit = dict(stored).get("load_in_4bit", False)
+        kind = "nf4" if four_bit else "int8"
+        if wanted is not None and settings.quantization.name != kind:
+            raise UserError(
+                f"quantization={settings.quantization.name}, but {settings.model.path} is stored as {kind}; "
+                "use quantization=none to take it as it is"
+            )
+        return None
+    if wanted is None:
+        return None
+    extra = {"bnb_4bit_compute_dtype": dtype} if wanted.get("load_in_4bit") else {}
+    return build("quantization.weights", wanted, **extra)

@@ -1,0 +1,41 @@
+"""The questions of a run: read once per process, split the same way every time."""
+
+import functools
+import json
+from typing import Any
+
+from vqa.library import build
+from vqa.manifest import data_sha256
+from vqa.question import Question
+from vqa.settings import Data, Settings
+from vqa.split import Split, hold_out
+
+
+def data_source(settings: Settings) -> Data:
+    """The object that the `data` node describes."""
+    source: Data = build("data", settings.data)
+    return source
+
+
+def split_questions(settings: Settings) -> tuple[Split, str]:
+    """Held-out part and rest of the labelled questions, and the digest of all of them.
+
+    Raises:
+        UserError: The data cannot be read, or are too few to split.
+    """
+    # a worker runs many trials on the same files: they are read and checked once
+    return _split(json.dumps(settings.data, sort_keys=True), settings.budget.holdout_share, settings.seed)
+
+
+def test_questions(settings: Settings) -> list[Question] | None:
+    """Questions to answer, or None; `budget.test_limit` keeps only the first ones."""
+    questions = data_source(settings).test()
+    return questions if questions is None else questions[: settings.budget.test_limit]
+
+
+@functools.lru_cache(maxsize=4)
+def _split(data: str, share: float, seed: int) -> tuple[Split, str]:
+    node: dict[str, Any] = json.loads(data)
+    source: Data = build("data", node)
+    questions = source.train()
+    return hold_out(questions, share, seed), data_sha256(questions)

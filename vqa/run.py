@@ -1,0 +1,49 @@
+"""The entry point: `python -m vqa.run`. It only decides who does the work and how the process ends."""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from vqa.config import register_resolvers
+from vqa.errors import UserError
+
+USER_MISTAKE, BUG, INTERRUPTED = 2, 1, 130
+
+
+@hydra.main(config_path="../conf", config_name="config")
+def app(cfg: DictConfig) -> float | None:
+    """One job: a stage of a single run, or a trial of a sweep. Returns a trial's score."""
+    from vqa.stage import run_stage  # torch and transformers: only when there is work
+
+    hydra_cfg = HydraConfig.get()
+    return run_stage(cfg, Path(hydra_cfg.runtime.output_dir), alone=hydra_cfg.mode == RunMode.RUN)
+
+
+def main() -> None:
+    """Run, and leave with 0 (done), 2 (the user's mistake, one message), 130 (Ctrl-C) or 1 (a bug)."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors on; this function words them
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    register_resolvers()
+    try:
+        app()
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        print(f"vqa: {error}", file=sys.stderr)
+        sys.exit(USER_MISTAKE)
+    except KeyboardInterrupt:
+        print("vqa: stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except Exception:  # noqa: BLE001  (the outermost frame: keep the traceback, fix the exit code)
+        traceback.print_exc()
+        sys.exit(BUG)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Who learns, who is held out, and who is in which fold: by seed, by letter, and never two twins apart."""
+
+import csv
+import hashlib
+import json
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vqa.errors import UserError
+from vqa.question import Question
+
+
+@dataclass(frozen=True)
+class Split:
+    """The 80 % that may be learned from and the 20 % that only judges.
+
+    Args:
+        train: Questions for the sweep and for the final fit, in file order.
+        valid: The held-out questions, in file order.
+    """
+
+    train: list[Question]
+    valid: list[Question]
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest over ids and parts: equal digests are the same split, whatever the order of the rows."""
+        parts = sorted([q.id, part] for part, questions in _parts(self) for q in questions)
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One of K folds: `valid` is judged by what learned from `train`. Both keep the order of the input."""
+
+    train: list[Question]
+    valid: list[Question]
+
+
+def hold_out(questions: Sequence[Question], share: float, seed: int) -> Split:
+    """Holds a share of labelled questions out, stratified by letter and grouped by image.
+
+    The first of round(1 / share) group folds, so the held-out part is 1/2, 1/3, 1/4, ... of the questions,
+    give or take one group.
+
+    Args:
+        questions: Labelled questions.
+        share: Part to hold out, 0 < share <= 0.5.
+        seed: Decides who is held out.
+
+    Raises:
+        UserError: The share is out of range, or there are too few questions or images for it.
+    """
+    if not 0 < share <= 0.5:
+        raise UserError(f"budget.holdout_share must be > 0 and <= 0.5, got {share}")
+    remedy = "raise budget.holdout_share or give more questions"
+    train, valid = next(_group_folds(questions, round(1 / share), seed, f"holding out {share:.0%}", remedy))
+    return Split(train, valid)
+
+
+def subsample(questions: Sequence[Question], size: int | None, seed: int) -> list[Question]:
+    """Draws the part of the training questions that a sweep's trials work on, stratified by letter.
+
+    Groups need not stay whole: the folds are made afterwards and keep twins together.
+
+    Args:
+        questions: Labelled questions.
+        size: How many to draw; None, or more than there are, takes all.
+        seed: Decides which.
+
+    Returns:
+        The drawn questions in the order of the input.
+
+    Raises:
+        UserError: The size is smaller than the number of letters, or a letter has one question only.
+    """
+    if size is None or size >= len(questions):
+        return list(questions)
+    letters = _letters(questions)
+    counts = Counter(letters)
+    if size < len(counts):
+        raise UserError(f"budget.subsample must be >= {len(counts)}, one question a letter, got {size}")
+    rarest = min(counts, key=lambda letter: (counts[letter], letter))
+    if counts[rarest] < 2:
+        raise UserError(
+            f"budget.subsample={size} needs at least 2 questions of each letter, the letter {rarest} has 1: "
+            "set budget.subsample=null (all questions) or give more questions"
+        )
+    if len(questions) - size < len(counts):
+        # scikit-learn wants one left-over of each letter; with fewer left over than letters any draw is as
+        # well stratified as it can be, to one question a letter.
+        chosen = random.Random(seed).sample(range(len(questions)), size)
+    else:
+        from sklearn.model_selection import StratifiedShuffleSplit
+
+        splitter = StratifiedShuffleSplit(n_splits=1, train_size=size, random_state=seed)
+        chosen, _ = next(splitter.split(letters, letters))
+    return [questions[index] for index in sorted(chosen)]
+
+
+def make_folds(questions: Sequence[Question], k: int, seed: int) -> list[Fold]:
+    """Cuts questions into K folds, stratified by letter, all questions on an image in the same fold.
+
+    Args:
+        questions: Labelled questions.
+        k: Number of folds, >= 2.
+        seed: Decides who is in which fold.
+
+    Returns:
+        K folds; their `valid` parts are an exact partition of the questions.
+
+    Raises:
+        UserError: There are too few questions, images or questions of a letter for K folds.
+    """
+    if k < 2:
+        raise UserError(f"budget.folds must be >= 2, got {k}")
+    remedy = "lower budget.folds, raise budget.subsample or give more questions"
+    return [Fold(*parts) for parts in _group_folds(questions, k, seed, f"budget.folds={k}", remedy)]
+
+
+def write_split(split: Split, path: Path) -> None:
+    """Writes `id,part` rows, part being train or valid: first all of train, then all of valid."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["id", "part"])
+        writer.writerows((q.id, part) for part, questions in _parts(split) for q in questions)
+
+
+def _parts(split: Split) -> tuple[tuple[str, list[Question]], tuple[str, list[Question]]]:
+    return ("train", split.train), ("valid", split.valid)
+
+
+def _letters(questions: Sequence[Question]) -> list[str]:
+    letters = [q.answer for q in questions if q.answer is not None]
+    if len(letters) < len(questions):
+        raise ValueError(f"a split needs labelled questions, {len(questions) - len(letters)} have no answer")
+    return letters
+
+
+def _groups(questions: Sequence[Question]) -> list[str]:
+    """Twins share a group; a question without its image is alone."""
+    return [q.image_sha256 or f"alone {index}" for index, q in enumerate(questions)]
+
+
+def _group_folds(
+    questions: Sequence[Question], k: int, seed: int, what: str, remedy: str
+) -> Iterator[tuple[list[Question], list[Question]]]:
+    letters, groups = _letters(questions), _groups(questions)
+    counts = Counter(letters)
+    if len(set(groups)) < k:
+        have = f"{len(questions)} questions on {len(set(groups))} different images"
+        raise UserError(f"{what} needs at least {k} different images, got {have}: {remedy}")
+    rarest = min(counts, key=lambda letter: (counts[letter], letter))
+    if counts[rarest] < k:
+        few = f"the letter {rarest} has {counts[rarest]}"
+        raise UserError(f"{what} needs at least {k} questions of each letter, {few}: {remedy}")
+
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    splitter = StratifiedGroupKFold(n_splits=k, shuffle=True, random_state=seed)
+    for train, valid in splitter.split(letters, letters, groups):
+        yield [questions[index] for index in train], [questions[index] for index in valid]

@@ -1,0 +1,110 @@
+"""The rows of a study's leaderboard.csv, typed, and what they say in sum."""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vqa.errors import UserError
+
+RESULT_COLUMNS = ("trial", "state", "folds", "nll", "nll_se", "accuracy", "accuracy_se", "seconds")
+Value = float | str
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One row of the leaderboard.
+
+    Args:
+        number: The trial's number.
+        state: COMPLETE, PRUNED or FAIL.
+        nll: Out-of-fold NLL in nats, of a pruned trial over what it had scored. NaN where unknown, like all
+            numbers here.
+        nll_se: Its standard error.
+        accuracy: Out-of-fold accuracy, 0..1.
+        seconds: Wall time.
+        parameters: Searched parameters by config path; numbers as floats.
+        tied: Whether the paired test cannot tell it from the best trial.
+    """
+
+    number: int
+    state: str
+    nll: float
+    nll_se: float
+    accuracy: float
+    seconds: float
+    parameters: dict[str, Value]
+    tied: bool
+
+
+def read_trials(leaderboard: Path) -> list[TrialRow]:
+    """Read a leaderboard, sorted by trial number.
+
+    Raises:
+        UserError: the file is missing, lacks a column or holds a bad number.
+    """
+    try:
+        with leaderboard.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file, restval=""))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{leaderboard}: cannot be read: {error}; run the sweep again to write it") from error
+    if rows and (missing := [name for name in (*RESULT_COLUMNS, "tied_with_best") if name not in rows[0]]):
+        raise UserError(f"{leaderboard}: lacks the column(s) {', '.join(missing)}; run the sweep again")
+    trials = []
+    for number, row in enumerate(rows, start=2):
+        try:
+            trials.append(_parse_trial(row))
+        except ValueError as error:
+            raise UserError(
+                f"{leaderboard}, row {number}: {error}; run the sweep again to write it"
+            ) from error
+    return sorted(trials, key=lambda trial: trial.number)
+
+
+def study_scores(trials: Sequence[TrialRow]) -> dict[str, float]:
+    """Return the numbers that stand for a study: the best complete trial's scores, and how many ended how."""
+    complete = complete_trials(trials)
+    scores = {
+        "trials": float(len(trials)),
+        "trials_complete": float(len(complete)),
+        "trials_pruned": float(sum(trial.state == "PRUNED" for trial in trials)),
+        "trials_failed": float(sum(trial.state == "FAIL" for trial in trials)),
+        "trials_tied": float(sum(trial.tied for trial in trials)),
+        "seconds": sum(trial.seconds for trial in trials if not math.isnan(trial.seconds)),
+    }
+    if complete:
+        best = min(complete, key=lambda trial: trial.nll)
+        known = {"nll": best.nll, "nll_se": best.nll_se, "accuracy": best.accuracy}
+        scores |= {name: value for name, value in known.items() if not math.isnan(value)}
+        scores["best_trial"] = float(best.number)
+    return scores
+
+
+def complete_trials(trials: Sequence[TrialRow]) -> list[TrialRow]:
+    """Return the complete trials that have a score."""
+    return [trial for trial in trials if trial.state == "COMPLETE" and math.isfinite(trial.nll)]
+
+
+def varied_parameters(trials: Sequence[TrialRow]) -> list[str]:
+    """Return the searched parameters that take more than one value among the complete trials."""
+    complete = complete_trials(trials)
+    names = complete[0].parameters if complete else {}
+    return [name for name in names if len({trial.parameters[name] for trial in complete}) > 1]
+
+
+def _parse_trial(row: Mapping[str, str]) -> TrialRow:
+    searched = [name for name in row if name not in RESULT_COLUMNS and name != "tied_with_best"]
+    nll, nll_se, accuracy, seconds = (
+        float(row[name] or "nan") for name in ("nll", "nll_se", "accuracy", "seconds")
+    )
+    parameters = {name: _value(row[name]) for name in searched}
+    tied = row["tied_with_best"].strip().lower() in ("true", "yes", "1")
+    return TrialRow(int(row["trial"]), row["state"], nll, nll_se, accuracy, seconds, parameters, tied)
+
+
+def _value(text: str) -> Value:
+    try:
+        return float(text)
+    except ValueError:
+        return text

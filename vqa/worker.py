@@ -1,0 +1,223 @@
+"""A worker: takes one trial after another from the shared study and runs each as a Hydra job of its own."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+
+from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+from optuna.pruners import WilcoxonPruner
+from optuna.trial import Trial, TrialState
+
+from vqa.board import Board, describe_end, describe_start
+from vqa.errors import UserError
+from vqa.interrupt import Interrupt
+from vqa.leaderboard import Standing, rank, write_leaderboard
+from vqa.reporting import By, Pruned, progress_to, reporting_to
+from vqa.search_space import overrides_of
+from vqa.study import Claim, SharedStudy
+from vqa.winner import winner_of, winner_text, write_winner
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class HydraJobs:
+    """Runs Hydra jobs of one sweep, each in its own folder.
+
+    Args:
+        context: Hydra's own.
+        task_function: What a job runs.
+        config: The configuration of the sweep itself.
+        parent_run_id: Tracking run under which the jobs' runs go; None = none.
+    """
+
+    context: HydraContext
+    task_function: TaskFunction
+    config: DictConfig
+    parent_run_id: str | None = None
+
+    def run(self, subdir: str, number: int, overrides: Sequence[str]) -> JobReturn:
+        """Compose and run one job.
+
+        Args:
+            subdir: Its folder within the study's folder.
+            number: `hydra.job.num`.
+            overrides: The overrides of this job.
+
+        Returns:
+            What Hydra says of it; the value is a Pruned or a UserError when the job raised one, so that
+            Hydra does not log these as failures.
+        """
+        config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+        with open_dict(config):
+            config.hydra.job.num = number
+            config.hydra.job.id = f"{self.config.hydra.sweeper.study_name}_{number}"
+            config.hydra.sweep.subdir = subdir
+            config.hydra.output_subdir = ".hydra"  # part of the study folder's contract
+            if self.parent_run_id is not None:
+                config.tracking.parent_run_id = self.parent_run_id
+        try:
+            return run_job(
+                task_function=self._task,
+                config=config,
+                job_dir_key="hydra.sweep.dir",
+                job_subdir_key="hydra.sweep.subdir",
+                hydra_context=self.context,
+            )
+        finally:  # it leaves logging on the job's own file
+            hydra = self.config.hydra
+            configure_log(hydra.hydra_logging, hydra.verbose, self.context.execution_whitelist)
+
+    def _task(self, config: DictConfig) -> object:
+        try:
+            return self.task_function(config)
+        except Pruned as pruned:
+            logging.getLogger(__name__).info(str(pruned))
+            return pruned
+        except UserError as error:
+            logging.getLogger(__name__).error(str(error))
+            return error
+
+
+class TrialReporter:
+    """Passes the reports of one trial to Optuna; a `vqa.reporting.Reporter`.
+
+    Args:
+        trial: The running trial.
+        by: What one step is.
+        on_report: Called after each value that was stored.
+    """
+
+    def __init__(self, trial: Trial, by: By, on_report: Callable[[], None]) -> None:
+        self.by: By = by
+        self.trial = trial
+        self.on_report = on_report
+        self.on_record = set(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
+
+    def report(self, value: float, step: int) -> bool:
+        """Store one value; a step on record was answered before the job was cut off, or before it started."""
+        if self.by != "part" or step in self.on_record:
+            return False
+        self._store(value, step)
+        return self.trial.should_prune()
+
+    def report_questions(self, values: Mapping[int, float]) -> bool:
+        """Store what is new, then ask: the earlier answer may have been lost."""
+        if self.by != "question":
+            return False
+        for step, value in values.items():
+            if step not in self.on_record:
+                self._store(value, step)
+        return self.trial.should_prune()
+
+    def _store(self, value: float, step: int) -> None:
+        self.trial.report(value, step)
+        self.on_record.add(step)
+        self.on_report()
+
+
+class Worker:
+    """Works on the shared study until nothing is left to claim.
+
+    Args:
+        shared: The study.
+        jobs: Runs the trials.
+        board: Where events go.
+        deadline: `time.time()` after which no trial starts.
+        interrupt: Asked before each trial and at each report.
+    """
+
+    def __init__(
+        self, shared: SharedStudy, jobs: HydraJobs, board: Board, deadline: float, interrupt: Interrupt
+    ) -> None:
+        self.shared = shared
+        self.jobs = jobs
+        self.board = board
+        self.deadline = deadline
+        self.by: By = "question" if isinstance(shared.study.pruner, WilcoxonPruner) else "part"
+        self.interrupt = interrupt
+        loader = jobs.context.config_loader
+        self._groups = {name: bool(loader.get_group_options(name)) for name in shared.space.distributions}
+
+    def run(self) -> None:
+        """Run trials until none is left, time is up or too many failed.
+
+        Raises:
+            UserError: A job refused its configuration or data; its trial goes on when that is mended.
+            KeyboardInterrupt: The user stopped it; the trial at hand goes on next time.
+        """
+        while time.time() < self.deadline:
+            self.interrupt.check()
+            with self.shared.locked():  # count, adopt and ask in one step: none too many, none taken for dead
+                claim = self.shared.claim()
+                self.write_results()
+            if claim is None:
+                return
+            with claim.lock:
+                self._run_trial(claim)
+        self.write_results()
+
+    def standings(self) -> list[Standing]:
+        """Rank the trials as they stand."""
+        return rank(self.shared.trials(), self.shared.folder, self.shared.settings.direction)
+
+    def write_results(self) -> None:
+        """Bring leaderboard.csv, best.yaml and the table up to date."""
+        standings = self.standings()
+        names = list(self.shared.space.distributions)
+        write_leaderboard(standings, names, self.shared.folder / "leaderboard.csv")
+        if winner_of(standings) is not None:
+            record = self.shared.settings.record
+            text = winner_text(standings, record, lambda name: self._groups.get(name, False))
+            write_winner(text, self.shared.folder)
+        self.board.show(standings)
+
+    def redraw(self) -> None:
+        """Bring the table up to date, when somebody watches."""
+        if self.board.wants_update:
+            self.board.show(self.standings())
+
+    def _on_report(self) -> None:
+        self.interrupt.check()
+        self.redraw()
+
+    def _run_trial(self, claim: Claim) -> None:
+        trial = claim.trial
+        overrides = overrides_of({name: trial.params[name] for name in self.shared.space.distributions})
+        self.board.event(describe_start(trial.number, overrides, claim.adopted))
+        if claim.adopted and self.by == "part" and self.shared.would_stop(trial.number):
+            self.shared.tell(trial, TrialState.PRUNED)
+        else:
+            try:
+                self._run_job(trial, overrides)
+            except (KeyboardInterrupt, UserError):
+                self.shared.forgive(trial)
+                raise
+        [standing] = [standing for standing in self.standings() if standing.trial == trial.number]
+        self.board.event(describe_end(standing))
+
+    def _run_job(self, trial: Trial, overrides: Sequence[str]) -> None:
+        reporter = TrialReporter(trial, self.by, self._on_report)
+        with reporting_to(reporter), progress_to(self.board.progress):
+            job = self.jobs.run(
+                f"trials/{trial.number:03d}", trial.number, [*self.shared.space.fixed, *overrides]
+            )
+        if job.status is JobStatus.FAILED:
+            error = job._return_value  # the property `return_value` would raise it
+            self.shared.tell(trial, TrialState.FAIL, error=f"{type(error).__name__}: {error}")
+            return
+        value = job.return_value
+        if isinstance(value, UserError):
+            raise value
+        if isinstance(value, Pruned):
+            self.shared.tell(trial, TrialState.PRUNED)
+        elif isinstance(value, Real) and math.isfinite(value):
+            self.shared.tell(trial, TrialState.COMPLETE, float(value))
+        else:
+            reason = f"the job must return a finite number, got {value!r}"
+            self.shared.tell(trial, TrialState.FAIL, error=reason)
