@@ -10,7 +10,14 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from scipy.stats import ttest_rel
 
-from vqa.leaderboard import describe_scores, describe_ties, is_tied, leaderboard_text, rank, read_scores
+from vqa.leaderboard import (
+    describe_scores,
+    describe_ties,
+    is_tied,
+    leaderboard_text,
+    rank,
+    read_scores,
+)
 from vqa.study import trial_folder
 
 
@@ -26,7 +33,7 @@ def write_folds(folder: Path, folds: dict[int, list[float]], finished: int) -> N
     folder.mkdir(parents=True)
     with (folder / "oof_predictions.csv").open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow("id answer p_a p_b p_c p_d margin gold fold".split())
+        table.writerow(["id", "answer", "p_a", "p_b", "p_c", "p_d", "margin", "gold", "fold"])
         for fold, values in folds.items():
             for index, p in enumerate(values):
                 rest = (1 - p) / 3
@@ -35,7 +42,7 @@ def write_folds(folder: Path, folds: dict[int, list[float]], finished: int) -> N
                 )
     with (folder / "folds.csv").open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow("fold n_train n_valid nll accuracy seconds".split())
+        table.writerow(["fold", "n_train", "n_valid", "nll", "accuracy", "seconds"])
         for fold in range(finished):
             table.writerow([fold, 2, 2, 0, 0, 1.5])
 
@@ -74,7 +81,18 @@ def test_a_trial_without_files_shows_optunas_values(tmp_path: Path) -> None:
     trials = [frozen(0, "COMPLETE", 0.6), frozen(1, "COMPLETE", 0.7), frozen(2, "PRUNED", 0.8, 1)]
     text = leaderboard_text(rank(trials, tmp_path, "minimize"), ["lr"])
     rows = [line.split(",") for line in text.splitlines()]
-    assert rows[0] == "trial,state,folds,nll,nll_se,accuracy,accuracy_se,seconds,lr,tied_with_best".split(",")
+    assert rows[0] == [
+        "trial",
+        "state",
+        "folds",
+        "nll",
+        "nll_se",
+        "accuracy",
+        "accuracy_se",
+        "seconds",
+        "lr",
+        "tied_with_best",
+    ]
     assert rows[1][:7] == ["0", "COMPLETE", "0", "0.600000", "", "", ""]
     assert [row[-1] for row in rows[1:]] == ["true", "", "false"]  # no questions, no test
 

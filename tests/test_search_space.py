@@ -88,7 +88,12 @@ def test_a_space_that_cannot_be_read_is_refused(
 
 def test_enqueued_configurations_lose_what_the_command_line_fixes() -> None:
     space = read_search_space(PARAMS, ["lora.r=16"])
-    entries = [{"lr": 1e-4, "lora.r": 8}, {"lr": 1e-4, "lora.r": 32}, {"lora.r": 8}, {"image": "pad_512"}]
+    entries: list[dict[str, Any]] = [
+        {"lr": 1e-4, "lora.r": 8},
+        {"lr": 1e-4, "lora.r": 32},
+        {"lora.r": 8},
+        {"image": "pad_512"},
+    ]
     assert read_enqueued(entries, space) == [{"lr": 1e-4}, {"image": "pad_512"}]
 
 

@@ -2,17 +2,18 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from toy_app.app import main
 from toy_app.harness import board_rows, outcome, run_toy, stamps, starts, trials_of
 
 from vqa.errors import UserError
 
 SHORT = ("hydra.sweeper.n_trials=4", "hydra/sweeper/pruner=none")
-CONF = Path(__file__).parent / "toy_app" / "conf"
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +63,14 @@ def test_the_final_run_gets_winner_record_and_final_overrides(whole: Path) -> No
     assert overrides[-2:] == ["budget.tuned_at=3", "stage=final"]
 
 
-def test_best_yaml_is_an_experiment_that_composes(whole: Path) -> None:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        plain = compose(
-            "config", overrides=[f"hydra.searchpath=[file://{whole}/multirun/toy]", "experiment=best"]
-        )
+def test_best_yaml_is_an_experiment_that_composes(
+    whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(whole)
+    command = "app.py --config-dir multirun/toy experiment=best --cfg job"
+    monkeypatch.setattr(sys, "argv", command.split())
+    main()
+    plain = OmegaConf.create(capsys.readouterr().out)
     [best, *_] = board_rows(whole)
     assert (plain.lr, plain.lora.r) == (float(best["lr"]), int(best["lora.r"]))
     assert plain.image.size == (512 if best["image"] == "pad_512" else None)
@@ -129,9 +133,9 @@ def test_terms_are_kept_in_the_storage_too(copy: Path) -> None:
     [
         (("rank=1,2",), r"a job of this sweep cannot be composed(?s:.*)rank"),
         (("image=native,pad_1024",), r"cannot be composed(?s:.*)pad_1024"),
-        (("hydra.sweeper.final_overrides=[stagee=final]",), r"cannot be composed(?s:.*)stagee"),
+        (("hydra.sweeper.final_overrides=['stagee=final']",), r"cannot be composed(?s:.*)stagee"),
         (("+hydra.sweeper.trials=3",), r"hydra.sweeper has no key 'trials'"),
-        (("hydra.sweeper.study_name=${nothing}",), r"hydra.sweeper cannot be resolved"),
+        (("+hydra.sweeper.record.lr=${nothing}",), r"hydra.sweeper cannot be resolved"),
         (
             ("hydra.sweeper.storage=postgresql+psycopg://nobody@127.0.0.1:1/x",),
             r"storage(?s:.*)cannot be opened",

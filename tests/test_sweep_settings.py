@@ -67,7 +67,7 @@ def test_an_unknown_key_is_refused_with_the_known_ones() -> None:
 
 
 def test_a_missing_key_is_refused() -> None:
-    with pytest.raises(UserError, match="hydra.sweeper.seed is missing"):
+    with pytest.raises(UserError, match=r"hydra\.sweeper\.seed is missing"):
         read_settings({key: value for key, value in GOOD.items() if key != "seed"})
 
 

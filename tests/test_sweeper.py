@@ -15,12 +15,13 @@ APP = Path(__file__).parent / "toy_app" / "app.py"
 
 
 def test_hydra_finds_the_plugin() -> None:
-    assert "vqa.sweeper" in [entry.value for entry in entry_points(group="hydra.plugins")]
+    assert any(entry.value.startswith("vqa.sweeper") for entry in entry_points(group="hydra.plugins"))
     assert StudySweeper in Plugins.instance().discover(Sweeper)
 
 
 def test_importing_the_plugin_loads_nothing_heavy() -> None:
-    code = "import sys, vqa.sweeper; print([m for m in ('optuna', 'torch', 'scipy', 'mlflow') if m in sys.modules])"
+    heavy = ["optuna", "torch", "scipy", "mlflow"]
+    code = f"import sys, vqa.sweeper; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 

@@ -12,6 +12,7 @@ import toy_app.app
 from toy_app.harness import board_rows, outcome, run_toy, run_toy_cut_off, starts, trials_of
 
 from vqa.errors import UserError
+from vqa.reporting import report
 
 SHORT = ("hydra.sweeper.final=false", "hydra.sweeper.n_trials=4", "hydra/sweeper/pruner=hyperband")
 
@@ -26,10 +27,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cut_at(trial: int, step: int, after: bool) -> Callable[[float, int], None]:
     """Stand in for `report`: Ctrl-C once, just before or just after a given report of a given trial."""
     state = {"armed": True, "seen": -1}
-    report = toy_app.app.report
 
     def reporting(value: float, at: int) -> None:
-        state["seen"] += at == 0
+        state["seen"] += at == 1
         if after:
             report(value, at)
         if state["armed"] and (state["seen"], at) == (trial, step):
@@ -43,7 +43,7 @@ def cut_at(trial: int, step: int, after: bool) -> Callable[[float, int], None]:
 
 @pytest.mark.parametrize(
     ("trial", "step", "after"),
-    [(0, 0, False), (1, 4, True), (2, 1, True), (2, 2, False)],
+    [(0, 1, False), (1, 5, True), (2, 2, True), (2, 3, False)],
     ids=["at_the_first_report", "after_a_fold", "after_a_report", "before_a_report"],
 )
 def test_a_trial_that_is_interrupted_goes_on_with_the_same_number_and_result(
@@ -70,9 +70,10 @@ def test_a_pruning_that_was_decided_but_not_told_is_told_by_the_next_worker(
             raise KeyboardInterrupt
         return tell(study, trial, *args, **kwargs)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(optuna.Study, "tell", dying)
+    monkeypatch.setattr(optuna.Study, "tell", dying)
+    with pytest.raises(KeyboardInterrupt):
         run_toy(tmp_path, *SHORT)
+    monkeypatch.undo()
     run_toy(tmp_path, *SHORT)
     assert outcome(tmp_path) == outcome(whole)
     assert starts(tmp_path) == starts(whole)  # no job had to run again for it
@@ -112,7 +113,7 @@ def test_a_trial_that_keeps_dying_fails_with_that_reason(tmp_path: Path) -> None
 def test_ctrl_c_does_not_count_as_a_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = (*SHORT, "hydra.sweeper.n_trials=1", "hydra.sweeper.max_retries=0")
     for _ in range(3):
-        monkeypatch.setattr(toy_app.app, "report", cut_at(0, 0, after=False))
+        monkeypatch.setattr(toy_app.app, "report", cut_at(0, 1, after=False))
         with pytest.raises(KeyboardInterrupt):
             run_toy(tmp_path, *settings)
     monkeypatch.undo()

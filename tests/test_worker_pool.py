@@ -64,7 +64,7 @@ def test_two_workers_share_a_study_and_a_killed_one_is_replaced(tmp_path: Path) 
     assert code == 0, out
     assert "died (-9)" in out
     assert [trial.state.name for trial in trials_of(tmp_path)] == ["COMPLETE"] * 6
-    assert len(starts(tmp_path)) == 7  # one of them twice
+    assert len(starts(tmp_path)) in (6, 7)  # 6 when the signal came between two trials
     assert len(board_rows(tmp_path)) == 6
     assert (tmp_path / "multirun/toy/final/manifest.json").exists()
 

@@ -66,6 +66,7 @@ class Board:
 
     def event(self, text: str) -> None:
         """Log what has happened, unless the table shows it."""
+        self._progress = None  # that piece of work is over
         if self.live is None:
             log.info(text)
 

@@ -40,7 +40,7 @@ class ContestCsv:
 
     train_csv: str | None
     test_csv: str | None
-    image_root: str
+    image_root: str | None
     min_votes: int = 1
     on_bad_row: str = "error"
     on_bad_image: str = "error"
@@ -66,6 +66,8 @@ class ContestCsv:
     def check(self) -> list[str]:
         """Reads both files and lists every problem that would stop a run; empty when there is none."""
         problems = self._setting_problems()
+        if self.train_csv is None and self.test_csv is None:
+            problems.append("data.train_csv and data.test_csv are both null: set data.train_csv=FILE")
         if self.train_csv is not None:
             problems += self._read(self.train_csv, "train").lines()
         if self.test_csv is not None:
@@ -95,8 +97,8 @@ class ContestCsv:
         return f"Mend the file (data.{part}_csv) and give the same command again."
 
     def _root(self) -> Path | None:
-        root = Path(self.image_root).expanduser()
-        return root if self.image_root and root.is_dir() else None
+        root = Path(self.image_root).expanduser() if self.image_root else None
+        return root if root is not None and root.is_dir() else None
 
     def _setting_problems(self) -> list[str]:
         problems = []

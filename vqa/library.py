@@ -71,6 +71,7 @@ def build(name: str, node: Mapping[str, Any], **extra: Any) -> Any:
     from hydra.utils import instantiate
 
     try:
-        return instantiate(dict(node), _execution_whitelist_=TRUSTED[name], **extra)
+        # _convert_: libraries want lists, not OmegaConf's
+        return instantiate(dict(node), _convert_="all", _execution_whitelist_=TRUSTED[name], **extra)
     except InstantiationException as error:
         raise UserError(f"{name}: {error}") from error

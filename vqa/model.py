@@ -93,6 +93,7 @@ def load_base(settings: Settings) -> Base:
 
 
 def _load(settings: Settings, device: torch.device, dtype: torch.dtype) -> Base:
+    from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText, AutoTokenizer
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
     from transformers.utils.logging import disable_progress_bar
@@ -118,7 +119,7 @@ def _load(settings: Settings, device: torch.device, dtype: torch.dtype) -> Base:
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, **where)
         processor = Qwen2VLImageProcessorPil.from_pretrained(folder, **where)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         first = str(error).splitlines()[0]
         raise UserError(
             f"model.path={settings.model.path} cannot be loaded: {first} "

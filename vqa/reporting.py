@@ -2,8 +2,8 @@
 
 Outside a sweep every function here does nothing. What training code has to keep to, inside:
 
-- Steps count up from 0 within a trial, several to a fold. Do not report the very last one: a trial that is
-  paid for in full should end COMPLETE, not PRUNED.
+- Steps count up from 1 within a trial, several to a fold: step n means that n units of the pruner's resource
+  are spent. Do not report the very last one: a trial that is paid for in full should end COMPLETE.
 - A trial that was cut off runs again and may report its steps again from any point on: steps that are
   already on record are skipped, and the sweep itself asks the pruner about the last of them before the job
   starts. Only `report_questions` must be called again for the folds that were already finished.
@@ -51,7 +51,7 @@ def report(value: float, step: int) -> None:
 
     Args:
         value: The objective's present estimate (mean NLL over the questions scored so far).
-        step: Which report of the trial this is, from 0; a pruner's `max_resource` counts these.
+        step: Which report of the trial this is, from 1; a pruner's `max_resource` counts these.
 
     Raises:
         Pruned: The trial is hopeless; let it pass through.

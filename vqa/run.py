@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -24,7 +25,13 @@ def app(cfg: DictConfig) -> float | None:
     from vqa.stage import run_stage  # torch and transformers: only when there is work
 
     hydra_cfg = HydraConfig.get()
-    return run_stage(cfg, Path(hydra_cfg.runtime.output_dir), alone=hydra_cfg.mode == RunMode.RUN)
+    alone = hydra_cfg.mode == RunMode.RUN
+    try:
+        return run_stage(cfg, Path(hydra_cfg.runtime.output_dir), alone)
+    except UserError as error:
+        if alone:  # or Hydra would add a traceback to the log of a run that may be complete
+            _leave(error)
+        raise
 
 
 def main() -> None:
@@ -35,14 +42,28 @@ def main() -> None:
     try:
         app()
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        print(f"vqa: {error}", file=sys.stderr)
-        sys.exit(USER_MISTAKE)
+        _leave(error)
     except KeyboardInterrupt:
         print("vqa: stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except OSError as error:
+        if error.filename is None:
+            _report_bug()
+        _leave(
+            UserError(f"{error.filename}: {error.strerror}; mend it, or set VQA_OUTPUT=/a/writable/folder")
+        )
     except Exception:  # noqa: BLE001  (the outermost frame: keep the traceback, fix the exit code)
-        traceback.print_exc()
-        sys.exit(BUG)
+        _report_bug()
+
+
+def _leave(error: Exception) -> NoReturn:
+    print(f"vqa: {error}", file=sys.stderr)
+    sys.exit(USER_MISTAKE)
+
+
+def _report_bug() -> NoReturn:
+    traceback.print_exc()
+    sys.exit(BUG)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from vqa.errors import UserError
 from vqa.record import flatten
 
+BOOKKEEPING = (".hydra", "run.log", ".mlflow_run_id", "split.csv")  # not worth protecting on their own
 MANIFEST = "manifest.json"  # written last: its presence means "complete"
 # Where and how, not what: a run may go on with other values of these.
 MAY_DIFFER = (
@@ -36,7 +37,7 @@ def begin(folder: Path, cfg: DictConfig) -> bool:
         UserError: It holds a run of another configuration, or cannot be written.
     """
     stored = folder / ".hydra" / "config.yaml"
-    if stored.exists():
+    if stored.exists() and any(path.name not in BOOKKEEPING for path in folder.iterdir()):
         _refuse_other(folder, OmegaConf.load(stored), cfg)
         return not (folder / MANIFEST).exists()
     try:

@@ -18,8 +18,6 @@ from vqa.run_folder import begin
 from vqa.settings import Settings
 from vqa.tracking import no_telemetry
 
-log = logging.getLogger(__name__)
-
 
 def run_stage(cfg: DictConfig, folder: Path, alone: bool) -> float | None:
     """Run the configured stage.
@@ -76,7 +74,8 @@ def _with_winner(cfg: DictConfig, settings: Settings) -> tuple[DictConfig, Setti
         return cfg, settings
     given = list(HydraConfig.get().overrides.task)
     winner = read_winner(best)
-    log.info("taking the study's winner from %s: %s (winner=none leaves it out)", best, " ".join(winner))
+    # not logged: the run's log must not change when the run turns out to be complete
+    Console(stderr=True).print(f"taking the study's winner from {best} (winner=none leaves it out)")
     with_winner = compose(HydraConfig.get().job.config_name, overrides=[*winner, *given])
     return with_winner, read_settings(with_winner)
 

@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 
 
 def question_nll(cfg: DictConfig, question: int) -> float:
-    """NLL of one question: best at lr 1e-3 and a high r, with noise that only (configuration, question) set."""
-    distance = math.log10(cfg.lr / 1e-3)
+    """NLL of one question: best at lr 1e-3 and a high r; the noise depends on nothing but the arguments."""
+    distance = math.log10(float(cfg.lr) / 1e-3)
     noise = random.Random(f"{cfg.lr} {cfg.lora.r} {question}").random()
-    return 0.3 + 0.2 * distance**2 + 1.0 / cfg.lora.r + 0.1 * noise + (0.05 if cfg.image.size else 0.0)
+    return 0.3 + 0.2 * distance**2 + 1.0 / float(cfg.lora.r) + 0.1 * noise + (0.05 if cfg.image.size else 0.0)
 
 
 def write_fold(folder: Path, fold: int, nll: list[float]) -> None:
@@ -74,7 +74,7 @@ def run_trial(cfg: DictConfig, folder: Path) -> float:
                 time.sleep(cfg.pause_s)
                 progress(f"fold {fold + 1} of {cfg.budget.folds}", part + 1, cfg.budget.parts)
                 if not (last and part == cfg.budget.parts - 1):
-                    report(sum(nll) / len(nll), fold * cfg.budget.parts + part)
+                    report(sum(nll) / len(nll), fold * cfg.budget.parts + part + 1)
             write_fold(folder, fold, nll)
         if not last:
             report_questions({first + index: value for index, value in enumerate(nll)})
