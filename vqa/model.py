@@ -132,6 +132,11 @@ def _load(settings: Settings, device: torch.device, dtype: torch.dtype) -> Base:
         )
     model.requires_grad_(False)
     model.eval()
+    for module in model.modules():
+        # bitsandbytes would repack 4-bit weights for CPU inference: they could not be trained on after that,
+        # and the layout needs widths divisible by 64
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     letters = letter_tokens(lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"]))
     cache = VisionCache(model, processor, settings.image.cache_gib)
     return Base(model, tokenizer, letters, cache, device, dtype, settings.model.path)
