@@ -1,8 +1,8 @@
 """Does the learning rate that short trials prefer suit the long final run? On the embedded model, on the CPU.
 
 For every seed: out-of-fold NLL of short K-fold trials over a grid of learning rates, and held-out NLL of the
-full-length final run over the same grid. Then three ways to choose the final run's rate are compared: the short
-trials' favourite as it is, the same corrected for the longer horizon, and the best of the full-length grid.
+full-length final run over the same grid. Then three ways to choose the final run's rate are compared: the
+short trials' favourite as it is, the same corrected for the longer run, and the best of the full-length grid.
 
     python -m benchmarks.lr_horizon --seeds 3 --processes 8 --out FILE
 """
@@ -93,7 +93,7 @@ def main() -> None:
     jobs = [(kind, s, rate) for s in range(arguments.seeds) for kind in ("long", "short") for rate in RATES]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.processes) as pool:
         rows = list(pool.map(lambda job: run(job, Path(folder)), jobs))
-    factor = float((400 / 4800) ** EXPONENT)  # 600 questions in 3 folds against 2,400 x 2
+    factor = float((400 / 7200) ** EXPONENT)  # 600 questions in 3 folds against 2,400 x 3
     rows += [compare(rows, seed, factor) for seed in range(arguments.seeds)]
     result = {
         "name": "lr_horizon",

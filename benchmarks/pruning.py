@@ -78,7 +78,7 @@ def main() -> None:
     arguments = parser.parse_args()
     jobs = [(pruner, seed) for seed in range(arguments.seeds) for pruner in PRUNERS]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.processes) as pool:
-        rows = list(pool.map(lambda job: run(*job, arguments.trials, Path(folder)), jobs))
+        rows = list(pool.map(lambda job: run(job[0], job[1], arguments.trials, Path(folder)), jobs))
     result = {
         "name": "pruning",
         "date": time.strftime("%Y-%m-%d"),

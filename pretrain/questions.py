@@ -54,7 +54,8 @@ def with_distractors(random: Random, answer: Word, same_kind: Sequence[Word]) ->
         word = random.choice(ALL_WORDS)
         if word is not answer and word not in options:
             options.append(word)
-    options.insert(random.randrange(4), answer)
+    options.append(answer)
+    random.shuffle(options)  # all four: the place of a wrong option must not tell the answer
     return options
 
 

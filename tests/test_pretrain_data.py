@@ -1,5 +1,6 @@
 """What the tiny model is pre-trained on: pictures, questions, tokens, batches."""
 
+from collections import Counter
 from collections.abc import Iterator
 from random import Random
 
@@ -13,7 +14,17 @@ from pretrain.examples import EARLY_MIX, LETTERS, MIX, TaskMix, make_example
 from pretrain.questions import KINDS, Asked, ask, with_distractors, with_topic_particle
 from pretrain.scenes import draw_scene, mix_color
 from pretrain.tokenizer import IMAGE_PAD, LineEncoder, token_id, train_tokenizer
-from pretrain.words import ALL_WORDS, COLORS, HELD_OUT, PROMPT_SENTENCES, READ_ONLY, SYSTEM_LINES, Word
+from pretrain.words import (
+    ALL_WORDS,
+    COLORS,
+    HELD_OUT,
+    NO,
+    PROMPT_SENTENCES,
+    READ_ONLY,
+    SYSTEM_LINES,
+    YES,
+    Word,
+)
 
 OPTION_TASKS_ONLY = TaskMix(reading=0, captions=0, open=0)
 
@@ -172,3 +183,14 @@ def test_a_tokenizer_too_poor_for_the_length_is_refused(
 def test_generated_tasks_never_lack_an_answer() -> None:
     examples = [make_example(Random(seed), draw_scene(Random(seed)), MIX) for seed in range(300)]
     assert all(example.answer for example in examples)
+
+
+def test_the_place_of_a_wrong_option_tells_nothing_about_the_answer() -> None:
+    # with only the answer's place drawn, "no" stood in front of the fillers whenever the answer was "yes",
+    # and half of the answers followed from the order alone
+    places: Counter[tuple[int, int]] = Counter()
+    for seed in range(6000):
+        options = with_distractors(Random(seed), YES, (YES, NO))
+        places[options.index(YES), options.index(NO)] += 1
+    assert len(places) == 12
+    assert all(400 < count < 600 for count in places.values())  # 500 each, +-4.7 standard deviations
