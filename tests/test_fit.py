@@ -11,8 +11,9 @@ from conftest import Make
 
 from vqa.adapter import adapter_state, attached
 from vqa.encode import Encoder
+from vqa.errors import UserError
 from vqa.fit import DivergedError, Moment, fit
-from vqa.plan import Plan, batches, plan_fit
+from vqa.plan import Plan, plan_fit
 from vqa.question import Question
 
 
@@ -55,20 +56,6 @@ def test_a_trial_after_others_equals_the_trial_alone_bit_for_bit(train: Train, p
     alone = train(plan)
     train(replace(plan, lr=5e-3), overrides=["lora.r=4"])
     assert same(alone, train(plan))
-
-
-def test_another_seed_gives_another_order(plan: Plan) -> None:
-    assert list(batches(48, plan)) == list(batches(48, plan))
-    assert list(batches(48, plan)) != list(batches(48, replace(plan, seed=1)))
-
-
-def test_every_question_is_seen_once_an_epoch_with_its_own_option_order(plan: Plan) -> None:
-    seen = [
-        (i, order) for chosen, orders in batches(48, plan) for i, order in zip(chosen, orders, strict=True)
-    ]
-    assert sorted(i for i, _ in seen[:48]) == sorted(i for i, _ in seen[48:]) == list(range(48))
-    assert {tuple(sorted(order)) for _, order in seen} == {(0, 1, 2, 3)}
-    assert len({order for _, order in seen}) == 24  # all permutations occur among 96 draws
 
 
 def test_accumulation_gives_the_result_of_the_big_batch(train: Train, plan: Plan) -> None:
@@ -126,18 +113,15 @@ def test_a_diverged_loss_is_named(train: Train, plan: Plan) -> None:
 
 
 @pytest.mark.parametrize(
-    ("evaluations", "steps"), [(1, [8]), (2, [4, 8]), (3, [3, 5, 8]), (20, list(range(1, 9)))]
+    ("override", "message"),
+    [
+        ("optimizer.weight_decay=-1", "optimizer: Invalid weight_decay value: -1"),
+        ("scheduler.schedule.name=cosin", "scheduler.schedule: .*cosin.* is not a valid SchedulerType"),
+    ],
 )
-def test_evaluations_are_spread_evenly_and_end_at_the_end(
-    plan: Plan, evaluations: int, steps: list[int]
+def test_values_the_library_refuses_are_the_users_mistake(
+    encoder: Encoder, questions: list[Question], settings: Make, override: str, message: str
 ) -> None:
-    assert replace(plan, evaluations=evaluations).evaluation_steps(48) == steps
-
-
-def test_the_learning_rate_of_short_trials_is_lowered_for_a_longer_run(settings: Make) -> None:
-    tuned = ["budget.lr_tuned.subsample=600", "budget.lr_tuned.folds=3", "budget.lr_tuned.epochs=1"]
-    made = settings("budget=final", "optimizer.lr=3e-3", *tuned)
-    # 400 passes per fold against 2400 x 2: (1/12) ** 0.32 = 0.4515
-    assert plan_fit(made, 2400, pool=2400).lr == pytest.approx(3e-3 * (400 / 4800) ** 0.32)
-    assert plan_fit(settings("budget=final", "optimizer.lr=3e-3"), 2400, pool=2400).lr == 3e-3
-    assert plan_fit(made, 100, pool=2400).lr == 3e-3  # never raised
+    made = settings(override)
+    with attached(encoder.base, made.lora, seed=0) as model, pytest.raises(UserError, match=message):
+        fit(encoder, model, questions, plan_fit(made, len(questions)), nothing)

@@ -108,6 +108,7 @@ def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
 
 CASES = {
     "equal lengths": [(2, 2, 5), (2, 2, 5), (2, 2, 5)],
+    "nearly equal texts": [(2, 2, 15), (2, 2, 16), (2, 2, 14)],
     "unequal texts": [(2, 2, 5), (2, 2, 11), (2, 2, 3)],
     "unequal pictures": [(2, 2, 5), (3, 4, 7), (4, 2, 5), (2, 5, 4)],
     "a question without its picture": [(2, 3, 5), None, (4, 2, 9)],
@@ -117,14 +118,15 @@ CASES = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("shapes", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("prefix_tokens", [2, 13])
 def test_packed_loss_and_gradients_equal_the_padded_batch(
-    family: str, shapes: list[tuple[int, int, int] | None]
+    family: str, shapes: list[tuple[int, int, int] | None], prefix_tokens: int
 ) -> None:
     torch.manual_seed(0)
     base = FAMILIES[family]()
     base.requires_grad_(False)
     suffixes = make_suffixes(base, shapes)
-    prefix = torch.randint(20, VOCAB, (13,), generator=torch.Generator().manual_seed(2))
+    prefix = torch.randint(20, VOCAB, (prefix_tokens,), generator=torch.Generator().manual_seed(2))
     model = get_peft_model(
         base, LoraConfig(r=4, lora_alpha=8, target_modules=LANGUAGE, init_lora_weights=False)
     )
@@ -135,7 +137,7 @@ def test_packed_loss_and_gradients_equal_the_padded_batch(
     reference_loss = torch.nn.functional.cross_entropy(logits, targets)
     reference = gradients(model, reference_loss)
 
-    packed = pack(prefix, suffixes, IMAGE, torch.device("cpu"))
+    packed = pack(prefix, suffixes, IMAGE, PAD, torch.device("cpu"))
     with tree_attention_on(base):
         out = model(
             input_ids=packed.input_ids,

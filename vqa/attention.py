@@ -76,6 +76,24 @@ def tree_attention(
         raise ValueError("tree attention needs tree=TreeLayout(...) among the model's arguments")
     P, H = tree.prefix, query.shape[1]
     groups = H // key.shape[1]
+    q, k, v = (_suffixes(x, tree) for x in (query, key, value))
+    # (B, H, S, D); right padding is seen by nobody, its own results are dropped below
+    if P == 0:
+        tail = F.scaled_dot_product_attention(
+            q, _repeat(k, groups), _repeat(v, groups), is_causal=True, scale=scaling
+        )
+    else:
+        k = torch.cat([key[:, :, :P].expand(q.shape[0], -1, -1, -1), k], dim=2)
+        v = torch.cat([value[:, :, :P].expand(q.shape[0], -1, -1, -1), v], dim=2)
+        mask = _lower_right(q.shape[2], k.shape[2], q.device)
+        tail = F.scaled_dot_product_attention(
+            q, _repeat(k, groups), _repeat(v, groups), attn_mask=mask, scale=scaling
+        )
+    rows = tail.transpose(1, 2).flatten(0, 1)  # (B * S, H, D)
+    if not tree.even:
+        rows = rows.index_select(0, tree.scatter)
+    if P == 0:
+        return rows[None], None
     head = F.scaled_dot_product_attention(
         query[:, :, :P],
         _repeat(key[:, :, :P], groups),
@@ -83,19 +101,6 @@ def tree_attention(
         is_causal=True,
         scale=scaling,
     )
-    q = _suffixes(query, tree)
-    k = torch.cat([key[:, :, :P].expand(q.shape[0], -1, -1, -1), _suffixes(key, tree)], dim=2)
-    v = torch.cat([value[:, :, :P].expand(q.shape[0], -1, -1, -1), _suffixes(value, tree)], dim=2)
-    tail = F.scaled_dot_product_attention(
-        q,
-        _repeat(k, groups),
-        _repeat(v, groups),
-        attn_mask=_lower_right(q.shape[2], k.shape[2], q.device),
-        scale=scaling,
-    )  # (B, H, S, D); right padding is seen by nobody, its own results are dropped below
-    rows = tail.transpose(1, 2).flatten(0, 1)  # (B * S, H, D)
-    if not tree.even:
-        rows = rows.index_select(0, tree.scatter)
     return torch.cat([head.transpose(1, 2), rows[None]], dim=1), None
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from vqa.device import choose_device, choose_dtype
 from vqa.errors import UserError
-from vqa.model import model_folder
+from vqa.model import model_folder, read_model_config
 from vqa.questions import data_source
 from vqa.settings import Settings
 from vqa.tracking import open_tracker
@@ -50,17 +50,7 @@ def _data(settings: Settings) -> list[str]:
 
 
 def _model(settings: Settings) -> list[str]:
-    """The model's own configuration can be read: from disk, the cache or the hub."""
-    from transformers import AutoConfig
-
-    folder = model_folder(settings.model.path)
-    try:
-        AutoConfig.from_pretrained(
-            folder, revision=settings.model.revision, local_files_only=settings.env.offline
-        )
-    except OSError as error:
-        first = str(error).splitlines()[0]
-        return [f"model.path={settings.model.path}: {first} (no network? give model.path=/a/folder)"]
+    read_model_config(settings)
     return []
 
 
@@ -73,11 +63,17 @@ def cache_problem(settings: Settings) -> str | None:
     existing = next(p for p in (home, *home.parents) if p.exists())
     if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
         return None
-    owner = existing.owner()
     return (
-        f"the Hugging Face cache {home} cannot be written ({existing} belongs to {owner}); "
+        f"the Hugging Face cache {home} cannot be written ({existing} belongs to {_owner(existing)}); "
         f"run: sudo chown -R $USER {existing}   or: export HF_HOME=/a/writable/folder"
     )
+
+
+def _owner(path: Path) -> str:
+    try:
+        return path.owner()
+    except KeyError:  # a mounted folder may belong to a user this machine does not know
+        return f"user {path.stat().st_uid}"
 
 
 def _cache(settings: Settings) -> list[str]:

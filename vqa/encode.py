@@ -39,7 +39,9 @@ class Encoder:
     def batch(self, questions: Sequence[Question], orders: Sequence[Order] | None = None) -> PackedBatch:
         """A micro-batch on the base's device, ready for `letter_logits`."""
         suffixes = self.suffixes(questions, orders)
-        return pack(self.prefix(questions[0]), suffixes, self.base.image_token, self.base.device)
+        base = self.base
+        pad_token = base.tokenizer.pad_token_id
+        return pack(self.prefix(questions[0]), suffixes, base.image_token, pad_token, base.device)
 
     def text_length(self, question: Question) -> int:
         """Tokens of the suffix without its picture, for sorting questions of like length together."""

@@ -19,7 +19,7 @@ import torch
 from vqa.device import release_memory
 from vqa.encode import Encoder, Order
 from vqa.forward import answer_loss, letter_logits
-from vqa.library import build
+from vqa.library import build, refusals
 from vqa.plan import Plan, batches
 from vqa.question import Question
 from vqa.reporting import progress
@@ -85,6 +85,7 @@ def fit(
 
     Raises:
         DivergedError: The loss became NaN or infinite.
+        UserError: The optimiser or the schedule refuses its values.
     """
     trainer = _Trainer(encoder, model, plan, len(train))
     extra = {} if extra is None else extra
@@ -134,13 +135,15 @@ class _Trainer:
             for p in self.parameters
         ]
         node = plan.optimizer | {"lr": plan.lr}
-        self.optimizer = self.accelerator.prepare(build("optimizer", node)(self.masters))
+        with refusals("optimizer"):
+            optimizer = build("optimizer", node)(self.masters)
+        self.optimizer = self.accelerator.prepare(optimizer)
         total = plan.steps(questions)
         warmup = round(plan.warmup_ratio * total)
-        schedule = build("scheduler.schedule", plan.schedule)
-        self.scheduler = schedule(
-            optimizer=self.optimizer.optimizer, num_warmup_steps=warmup, num_training_steps=total
-        )
+        with refusals("scheduler.schedule"):
+            self.scheduler = build("scheduler.schedule", plan.schedule)(
+                optimizer=self.optimizer.optimizer, num_warmup_steps=warmup, num_training_steps=total
+            )
         self.losses: list[float] = []
         self.passes = 0
 

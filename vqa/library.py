@@ -4,7 +4,8 @@ Only targets on a narrow list are executed; an argument the target does not have
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from vqa.errors import UserError, require
@@ -67,11 +68,23 @@ def build(name: str, node: Mapping[str, Any], **extra: Any) -> Any:
     Raises:
         UserError: The library refuses the values.
     """
-    from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
-    try:
+    with refusals(name):
         # _convert_: libraries want lists, not OmegaConf's
         return instantiate(dict(node), _convert_="all", _execution_whitelist_=TRUSTED[name], **extra)
-    except InstantiationException as error:
+
+
+@contextmanager
+def refusals(name: str) -> Iterator[None]:
+    """Turn a library's refusals inside the block into the user's message: for calling what is left partial.
+
+    Raises:
+        UserError: A value or its type is wrong.
+    """
+    from hydra.errors import InstantiationException
+
+    try:
+        yield
+    except (InstantiationException, TypeError, ValueError) as error:
         raise UserError(f"{name}: {error}") from error

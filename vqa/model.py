@@ -72,6 +72,36 @@ def model_folder(path: str) -> str:
     return str(local) if looks_local else path
 
 
+def read_model_config(settings: Settings) -> Any:
+    """The model's own configuration, without its weights: from a folder, the cache or the hub.
+
+    Raises:
+        UserError: It cannot be read, or is not a Qwen-VL model's.
+    """
+    from transformers import AutoConfig
+
+    path = settings.model.path
+    try:
+        config: Any = AutoConfig.from_pretrained(
+            model_folder(path), revision=settings.model.revision, local_files_only=settings.env.offline
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(_cannot_load(path, error)) from error
+    vision = getattr(config, "vision_config", None)
+    if not hasattr(config, "image_token_id") or not hasattr(vision, "spatial_merge_size"):
+        raise UserError(
+            f"model.path={path}: {config.model_type} is no Qwen-VL model; only those are supported"
+        )
+    return config
+
+
+def _cannot_load(path: str, error: Exception) -> str:
+    return (
+        f"model.path={path} cannot be loaded: {str(error).splitlines()[0]} "
+        "(offline? put the model into HF_HOME first, or give model.path=/a/folder)"
+    )
+
+
 def load_base(settings: Settings) -> Base:
     """Load the model, or take the one this process already holds.
 
@@ -107,29 +137,17 @@ def _load(settings: Settings, device: torch.device, dtype: torch.dtype) -> Base:
     folder = model_folder(settings.model.path)
     where: dict[str, Any] = {"revision": settings.model.revision, "local_files_only": settings.env.offline}
     log.info("loading %s (%s, %s) on %s", settings.model.path, settings.quantization.name, dtype, device)
+    weights = _quantization(settings, read_model_config(settings), dtype)
     try:
-        weights = _quantization(settings, folder, where, dtype)
+        # None would be taken for "not quantised" and overrule what a quantised checkpoint says of itself
+        quantized = {} if weights is None else {"quantization_config": weights}
         model: Any = AutoModelForImageTextToText.from_pretrained(
-            folder,
-            dtype=dtype,
-            quantization_config=weights,
-            device_map={"": device},
-            attn_implementation="sdpa",
-            **where,
+            folder, dtype=dtype, device_map={"": device}, attn_implementation="sdpa", **quantized, **where
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, **where)
         processor = Qwen2VLImageProcessorPil.from_pretrained(folder, **where)
     except (OSError, SafetensorError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(
-            f"model.path={settings.model.path} cannot be loaded: {first} "
-            "(offline? put the model into HF_HOME first, or give model.path=/a/folder)"
-        ) from error
-    if not hasattr(model.model, "visual") or not hasattr(model.config, "image_token_id"):
-        raise UserError(
-            f"model.path={settings.model.path}: {type(model).__name__} is no Qwen-VL model; "
-            "only those are supported"
-        )
+        raise UserError(_cannot_load(settings.model.path, error)) from error
     model.requires_grad_(False)
     model.eval()
     for module in model.modules():
@@ -142,11 +160,9 @@ def _load(settings: Settings, device: torch.device, dtype: torch.dtype) -> Base:
     return Base(model, tokenizer, letters, cache, device, dtype, settings.model.path)
 
 
-def _quantization(settings: Settings, folder: str, where: dict[str, Any], dtype: torch.dtype) -> Any | None:
+def _quantization(settings: Settings, config: Any, dtype: torch.dtype) -> Any | None:
     """The quantisation to apply while loading; None leaves the checkpoint as it is."""
-    from transformers import AutoConfig
-
-    stored = getattr(AutoConfig.from_pretrained(folder, **where), "quantization_config", None)
+    stored = getattr(config, "quantization_config", None)
     wanted = settings.quantization.weights
     if stored is not None:
         four_bit = dict(stored).get("load_in_4bit", False)

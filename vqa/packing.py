@@ -11,6 +11,8 @@ import torch
 from vqa.attention import TreeLayout, tree_layout
 from vqa.vision import VisionFeatures, join_features
 
+MAX_FILL = 1.15  # fill up and repeat while that adds at most 15 % tokens each
+
 
 @dataclass(frozen=True)
 class Suffix:
@@ -32,9 +34,9 @@ class PackedBatch:
     """One row: the prefix once, then every suffix.
 
     Args:
-        input_ids: (1, T).
+        input_ids: (1, T); T = P + suffixes, as laid out.
         position_ids: (3, 1, T), temporal, height, width.
-        answers: (B,) position of each suffix's last token, whose logits predict the letter.
+        answers: (B,) place of each suffix's last token, whose logits predict the letter.
         tree: Who sees whom.
         encoded: The pictures of the batch as the model's `mm_encoder_outputs`; None without any.
         targets: (B,).
@@ -84,25 +86,41 @@ def suffix_positions(
     return torch.cat([before, picture, after], dim=1) + start
 
 
-def pack(prefix: torch.Tensor, suffixes: list[Suffix], image_token: int, device: torch.device) -> PackedBatch:
+def pack(
+    prefix: torch.Tensor, suffixes: list[Suffix], image_token: int, pad_token: int, device: torch.device
+) -> PackedBatch:
     """Lay out a micro-batch as one row.
+
+    Suffixes of nearly the same length are filled up to the longest, and a prefix of a few tokens is repeated
+    in every suffix: both cost less than gathering and joining in every layer. Neither changes the result.
 
     Args:
         prefix: (P,) ids that all questions share.
         suffixes: The questions.
         image_token: Id of the placeholder.
+        pad_token: Id to fill up with.
         device: Where the tensors go.
     """
+    rows = [s.ids for s in suffixes]
+    if len(prefix) * (len(rows) - 1) <= (MAX_FILL - 1) * sum(map(len, rows)):
+        rows, prefix = [torch.cat([prefix, ids]) for ids in rows], prefix[:0]
     P = len(prefix)
-    lengths = [len(s.ids) for s in suffixes]
-    positions = [torch.arange(P).expand(3, -1)]
-    positions += [
-        suffix_positions(s.ids, image_token, s.features.grid if s.features else None, P) for s in suffixes
-    ]
+    true_lengths = torch.tensor([len(ids) for ids in rows])
+    S = int(true_lengths.max())
+    fill = len(rows) * S <= MAX_FILL * int(true_lengths.sum())
+    lengths = [S] * len(rows) if fill else true_lengths.tolist()
+    ids, positions = [prefix], [torch.arange(P).expand(3, -1)]
+    for row, suffix, length in zip(rows, suffixes, lengths, strict=True):
+        grid = suffix.features.grid if suffix.features else None
+        missing = length - len(row)
+        ids.append(torch.nn.functional.pad(row, (0, missing), value=pad_token))
+        found = suffix_positions(row, image_token, grid, P)
+        positions.append(torch.nn.functional.pad(found, (0, missing), value=P))
+    starts = P + torch.cumsum(torch.tensor(lengths), 0) - torch.tensor(lengths)
     return PackedBatch(
-        input_ids=torch.cat([prefix, *(s.ids for s in suffixes)])[None].to(device),
+        input_ids=torch.cat(ids)[None].to(device),
         position_ids=torch.cat(positions, dim=1)[:, None].to(device),
-        answers=(P + torch.cumsum(torch.tensor(lengths), 0) - 1).to(device),
+        answers=(starts + true_lengths - 1).to(device),
         tree=tree_layout(P, lengths, device),
         encoded=join_features([s.features for s in suffixes if s.features], device),
         targets=torch.tensor([s.target for s in suffixes], device=device),

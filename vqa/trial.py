@@ -105,7 +105,7 @@ def _run_fold(
     started = time.perf_counter()
     plan = plan_fit(settings, len(fold.train))
     predictions: list[Prediction] = []
-    whole_fit = settings.budget.folds * plan.evaluations
+    last_fold = number + 1 == settings.budget.folds
 
     def evaluate(moment: Moment) -> None:
         if reporting.reports_by() == "question" and not moment.last:
@@ -119,7 +119,9 @@ def _run_fold(
         run.metrics(
             {"nll": so_far, "train_loss": moment.train_loss, "learning_rate": moment.learning_rate}, step
         )
-        if step < whole_fit:  # the very last report would turn a fully paid trial into a pruned one
+        if not (
+            last_fold and moment.last
+        ):  # the very last report would turn a fully paid trial into a pruned one
             reporting.report(so_far, step)
 
     with attached(encoder.base, settings.lora, settings.seed) as model:

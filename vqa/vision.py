@@ -91,7 +91,7 @@ class VisionCache:
         missing = {key: q for key, q in zip(keys, questions, strict=True) if key and key not in self.kept}
         fresh = self._compute(missing, image)
         self.misses += len(fresh)
-        self.hits += len(questions) - len(fresh)
+        self.hits += sum(key is not None for key in keys) - len(fresh)
         return [fresh.get(key) or self.kept[key] if key else None for key in keys]
 
     def _key(self, question: Question, image: ImageSettings) -> tuple[Any, ...] | None:

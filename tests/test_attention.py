@@ -1,0 +1,86 @@
+"""Every suffix sees the prefix and itself, nothing else."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_packing import FAMILIES
+
+from vqa.attention import NAME, tree_attention, tree_attention_on, tree_layout
+
+CPU = torch.device("cpu")
+
+
+def tree_mask(prefix: int, lengths: list[int]) -> torch.Tensor:
+    """(T, T), true where a row's token may look, written down from the definition."""
+    parts = torch.cat([torch.zeros(prefix), *(torch.full((n,), i + 1.0) for i, n in enumerate(lengths))])
+    own = (parts[:, None] == parts) | (parts == 0)
+    return own & torch.ones(len(parts), len(parts), dtype=torch.bool).tril()
+
+
+def test_suffixes_are_gathered_into_a_grid_and_scattered_back() -> None:
+    tree = tree_layout(3, [2, 4, 1], CPU)
+    assert tree.gather.tolist() == [[0, 1, 0, 0], [2, 3, 4, 5], [6, 0, 0, 0]]
+    assert tree.scatter.tolist() == [0, 1, 4, 5, 6, 7, 8]
+    assert (tree.prefix, tree.even) == (3, False)
+    tokens = torch.arange(7) * 10
+    assert torch.equal(tokens[tree.gather].flatten()[tree.scatter], tokens)
+
+
+def test_equal_suffixes_need_no_gathering() -> None:
+    tree = tree_layout(5, [3, 3], CPU)
+    assert tree.even
+    assert tree.gather.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert tree.scatter.tolist() == list(range(6))
+
+
+@pytest.mark.parametrize("lengths", [[2, 4, 1], [3, 3], [5]])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_result_is_that_of_one_masked_attention(lengths: list[int], groups: int) -> None:
+    prefix, heads, width = 3, 4, 8
+    generator = torch.Generator().manual_seed(0)
+
+    def random(rows: int) -> torch.Tensor:
+        return torch.randn(1, rows, prefix + sum(lengths), width, generator=generator)
+
+    query, key, value = random(heads), random(heads // groups), random(heads // groups)
+    layout = tree_layout(prefix, lengths, CPU)
+    found, weights = tree_attention(torch.nn.Module(), query, key, value, None, scaling=0.3, tree=layout)
+    expected = F.scaled_dot_product_attention(
+        query,
+        key.repeat_interleave(groups, dim=1),
+        value.repeat_interleave(groups, dim=1),
+        attn_mask=tree_mask(prefix, lengths),
+        scale=0.3,
+    )
+    assert weights is None
+    assert torch.allclose(found, expected.transpose(1, 2), atol=1e-6)
+
+
+def test_attention_without_a_layout_is_refused() -> None:
+    x = torch.zeros(1, 2, 4, 8)
+    with pytest.raises(ValueError, match=r"tree attention needs tree=TreeLayout\(...\) among the model's"):
+        tree_attention(torch.nn.Module(), x, x, x, None)
+
+
+class StopError(Exception):
+    """Stands for anything that goes wrong inside."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_former_attention_is_back_afterwards_even_after_an_error(family: str) -> None:
+    model = FAMILIES[family]()
+    language, vision = model.model.language_model.config, model.model.visual.config
+    before = (language._attn_implementation, vision._attn_implementation)
+
+    def inside(error: bool) -> None:
+        with tree_attention_on(model):
+            assert language._attn_implementation == NAME
+            assert vision._attn_implementation == before[1]
+            if error:
+                raise StopError
+
+    inside(error=False)
+    assert (language._attn_implementation, vision._attn_implementation) == before
+    with pytest.raises(StopError):
+        inside(error=True)
+    assert (language._attn_implementation, vision._attn_implementation) == before

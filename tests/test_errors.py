@@ -1,0 +1,18 @@
+"""A refused value is told by key, rule and value."""
+
+import pytest
+
+from vqa.errors import UserError, require
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(0, "lora.r must be >= 1, got 0"), ("eight", "lora.r must be >= 1, got 'eight'"), (None, "got None")],
+)
+def test_a_broken_rule_names_key_rule_and_value(value: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        require(False, "lora.r", ">= 1", value)
+
+
+def test_a_kept_rule_says_nothing() -> None:
+    require(True, "lora.r", ">= 1", 8)

@@ -1,0 +1,51 @@
+"""A bar for people at a terminal, silence for everybody else."""
+
+import pytest
+
+from vqa.progress_bar import shown_progress
+from vqa.reporting import progress
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rich takes standard error for a terminal that understands colours."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+
+
+def advance() -> None:
+    for done in (1, 2, 3):
+        progress("training", done, 3)
+    progress("held-out part", 16, 64)
+
+
+@pytest.mark.usefixtures("terminal")
+def test_a_terminal_shows_each_piece_of_work_and_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with shown_progress(enabled=True):
+        advance()
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    for text in ("training", "3/3", "held-out part", "16/64"):
+        assert text in shown.err
+
+
+@pytest.mark.usefixtures("terminal")
+def test_nothing_is_shown_after_the_block_or_when_it_is_not_wanted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with shown_progress(enabled=True):
+        pass
+    capsys.readouterr()
+    advance()
+    with shown_progress(enabled=False):
+        advance()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_file_or_pipe_gets_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    with shown_progress(enabled=True):
+        advance()
+    assert capsys.readouterr().err == ""
