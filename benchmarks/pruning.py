@@ -17,6 +17,7 @@ from typing import Any
 
 PRUNERS = ("none", "hyperband", "successive_halving", "median", "wilcoxon")
 FOLDS = 3
+QUESTIONS_PER_FOLD = 150  # conf/budget/trial.yaml: 450 in 3 folds
 
 
 def run(pruner: str, seed: int, trials: int, folder: Path) -> dict[str, Any]:
@@ -64,26 +65,28 @@ def _folds_run(trial: Any) -> float:
         return FOLDS
     last = max(trial.intermediate_values, default=0)
     by_question = len(trial.intermediate_values) > 3 * FOLDS  # wilcoxon reports after whole folds
-    return len(trial.intermediate_values) / 200 if by_question else last / 3
+    return len(trial.intermediate_values) / QUESTIONS_PER_FOLD if by_question else last / 3
 
 
 def main() -> None:
     """Parse the command line, run the studies in parallel, write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--pruners", nargs="+", default=PRUNERS)
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--machine", default="CPU")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    jobs = [(pruner, seed) for seed in range(arguments.seeds) for pruner in PRUNERS]
+    jobs = [(pruner, seed) for seed in range(arguments.seeds) for pruner in arguments.pruners]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.processes) as pool:
         rows = list(pool.map(lambda job: run(job[0], job[1], arguments.trials, Path(folder)), jobs))
     result = {
         "name": "pruning",
         "date": time.strftime("%Y-%m-%d"),
         "machine": arguments.machine,
-        "command": f"python -m benchmarks.pruning --seeds {arguments.seeds} --trials {arguments.trials}",
+        "command": f"python -m benchmarks.pruning --seeds {arguments.seeds} --trials {arguments.trials} "
+        f"--pruners {' '.join(arguments.pruners)}",
         "rows": rows,
     }
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -75,8 +75,7 @@ def test_the_best_epoch_is_kept_and_answers(
         encoder = Encoder(load_base(small), small.prompt, small.image)
         kept = score(encoder, model, split_questions(small)[0].valid, 64)
     assert nll(kept)[0] == pytest.approx(best, rel=1e-6)
-    assert (tmp_path / MANIFEST).exists()
-    assert not (tmp_path / CHECKPOINT).exists()
+    assert [(tmp_path / name).exists() for name in (MANIFEST, CHECKPOINT)] == [True, False]
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -84,8 +83,8 @@ def test_an_interrupted_final_run_ends_as_an_uninterrupted_one(
     small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    for folder in (whole, cut):
-        folder.mkdir()
+    whole.mkdir()
+    cut.mkdir()
     expected = run_final(small, whole)
     calls: list[str] = []
 
@@ -99,8 +98,7 @@ def test_an_interrupted_final_run_ends_as_an_uninterrupted_one(
         patch.setattr(final, "score", dies_at_the_last_evaluation)
         with pytest.raises(CutError):
             run_final(small, cut)
-    assert (cut / CHECKPOINT).exists()
-    assert not (cut / MANIFEST).exists()
+    assert [(cut / name).exists() for name in (MANIFEST, CHECKPOINT)] == [False, True]
     metrics = run_final(small, cut)
     for name in ("adapter/adapter_model.safetensors", "valid_predictions.csv", "test_predictions.csv"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes(), name

@@ -91,7 +91,7 @@ def _set_environment(settings: Settings) -> None:
 
 def _say(settings: Settings, folder: Path, metrics: dict[str, Any]) -> None:
     """Print the result and the next step."""
-    console = Console()
+    console = Console(soft_wrap=True)
     if "accuracy" in metrics:
         which = "held-out" if settings.stage == "final" else "test"
         console.print(
