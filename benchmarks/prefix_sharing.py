@@ -1,4 +1,4 @@
-"""Shared prefix against the plain padded batch: the same LoRA training step on the embedded model, on the CPU.
+"""Shared prefix against the padded batch: the same LoRA training step on the embedded model, on the CPU.
 
 python -m benchmarks.prefix_sharing --out FILE
 """

@@ -21,7 +21,7 @@ def advance() -> None:
 
 @pytest.mark.usefixtures("terminal")
 def test_a_terminal_shows_each_piece_of_work_and_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    with shown_progress(enabled=True):
+    with shown_progress():
         advance()
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -30,15 +30,11 @@ def test_a_terminal_shows_each_piece_of_work_and_how_far_it_is(capsys: pytest.Ca
 
 
 @pytest.mark.usefixtures("terminal")
-def test_nothing_is_shown_after_the_block_or_when_it_is_not_wanted(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    with shown_progress(enabled=True):
+def test_nothing_is_shown_after_the_block(capsys: pytest.CaptureFixture[str]) -> None:
+    with shown_progress():
         pass
     capsys.readouterr()
     advance()
-    with shown_progress(enabled=False):
-        advance()
     assert capsys.readouterr().err == ""
 
 
@@ -46,6 +42,6 @@ def test_a_file_or_pipe_gets_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("FORCE_COLOR", raising=False)
-    with shown_progress(enabled=True):
+    with shown_progress():
         advance()
     assert capsys.readouterr().err == ""

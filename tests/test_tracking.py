@@ -204,7 +204,8 @@ def test_an_unusable_store_is_refused_with_a_way_out(uri: str, reason: str) -> N
     assert "pw" not in str(caught.value)
 
 
-def test_a_read_only_store_is_refused(database: Path) -> None:
+def test_a_read_only_store_is_refused(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(database.parent)  # MLflow makes a folder named after this unusual address
     uri = f"sqlite:///file:{database}?mode=ro&uri=true"
     with pytest.raises(UserError, match=r"cannot be used: .*readonly database.*tracking=none"):
         open_tracker(TrackingSettings(True, uri, "made", None)).run("t", "trial")

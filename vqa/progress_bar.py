@@ -1,4 +1,4 @@
-"""A progress bar for single runs; in a sweep the live table shows progress instead."""
+"""A progress bar for long work; while trials run the live table shows progress instead."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +10,10 @@ from vqa.reporting import progress_to
 
 
 @contextmanager
-def shown_progress(enabled: bool) -> Iterator[None]:
+def shown_progress() -> Iterator[None]:
     """Show a bar for whatever reports progress inside the block; nothing when output is no terminal."""
     console = Console(stderr=True)
-    if not enabled or not console.is_terminal:
+    if not console.is_terminal:
         yield
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -25,7 +25,7 @@ def run_stage(cfg: DictConfig, folder: Path, alone: bool) -> float | None:
     Args:
         cfg: The composed configuration, without the `hydra` node.
         folder: The run's output folder.
-        alone: A single run in a terminal, not a job of a sweep: may take the study's winner, shows progress.
+        alone: A single run, not a job of a sweep: may take the study's winner.
 
     Returns:
         The score of a trial, None otherwise.
@@ -49,7 +49,7 @@ def run_stage(cfg: DictConfig, folder: Path, alone: bool) -> float | None:
         from vqa.trial import run_trial
 
         return run_trial(settings, folder)
-    with shown_progress(enabled=alone):
+    with shown_progress():
         metrics = _work(settings.stage)(settings, folder)
     _say(settings, folder, metrics)
     return None
