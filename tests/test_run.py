@@ -96,15 +96,77 @@ def test_a_mistake_on_the_command_line_ends_with_2_and_says_what(
     assert "Traceback" not in outcome.err
 
 
-def test_a_broken_row_is_named_with_file_row_and_column(command: Vqa, contest: Path) -> None:
-    rows = read(contest / "train.csv")
-    rows[5][7] = "e"
-    write(contest / "train.csv", rows)
+def cell(column: int, value: str) -> Callable[[Path], None]:
+    """Put a value into the fifth question's row, line 6 of train.csv."""
+
+    def damage(folder: Path) -> None:
+        rows = read(folder / "train.csv")
+        rows[5][column] = value
+        write(folder / "train.csv", rows)
+
+    return damage
+
+
+def header(names: list[str]) -> Callable[[Path], None]:
+    return lambda folder: write(folder / "train.csv", [names, *read(folder / "train.csv")[1:]])
+
+
+def content(data: bytes) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / "train.csv").write_bytes(data)
+
+    return damage
+
+
+def picture(data: bytes | None) -> Callable[[Path], None]:
+    """Break, or with None remove, the picture of lines 6 and 7."""
+
+    def damage(folder: Path) -> None:
+        (folder / "train/002.png").unlink()
+        if data is not None:
+            (folder / "train/002.png").write_bytes(data)
+
+    return damage
+
+
+DAMAGES = {
+    "unknown answer": (cell(7, "e"), ["row 6", "answer"]),
+    "no answer": (cell(7, ""), ["row 6", "answer"]),
+    "empty option": (cell(4, ""), ["row 6", "b"]),
+    "empty question": (cell(2, ""), ["row 6", "question"]),
+    "empty id": (cell(0, ""), ["row 6", "id"]),
+    "duplicate id": (cell(0, "train_0"), ["row 6", "id", "train_0"]),
+    "path above the root": (cell(1, "../secret.png"), ["row 6", "path"]),
+    "absolute path": (cell(1, "/etc/passwd"), ["row 6", "path"]),
+    "missing picture": (picture(None), ["row 6", "002.png"]),
+    "broken picture": (picture(b"no picture"), ["row 6", "002.png"]),
+    "empty picture": (picture(b""), ["row 6", "002.png"]),
+    "missing column": (header([*HEADER[:3], "A", *HEADER[4:]]), ["column", "a"]),
+    "empty file": (content(b""), ["train.csv"]),
+    "header only": (content(",".join(HEADER).encode()), ["train.csv"]),
+    "not UTF-8": (content("id,path,질문".encode("cp949")), ["UTF-8"]),
+}
+
+
+@pytest.mark.parametrize(("damage", "words"), DAMAGES.values(), ids=DAMAGES.keys())
+def test_damaged_data_end_with_2_and_name_file_and_place(
+    command: Vqa, contest: Path, damage: Callable[[Path], None], words: list[str]
+) -> None:
+    damage(contest)
     outcome = command(*csv_arguments(contest))
-    assert outcome.code == 2
-    assert "train.csv" in outcome.err
-    assert "row 6" in outcome.err
-    assert "answer" in outcome.err
+    assert outcome.code == 2, outcome.err
+    for word in ["train.csv", *words]:
+        assert word in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_a_sweep_goes_on_after_its_data_were_mended(command: Vqa, contest: Path) -> None:
+    small = ["budget=smoke", "hydra.sweeper.n_trials=1", "hydra.sweeper.final=false", "env.threads=1"]
+    arguments = ["-m", "+sweep=lora", *csv_arguments(contest), *small]
+    broken = [argument.replace("train.csv", "trian.csv") for argument in arguments]
+    assert "trian.csv" in command(*broken).err
+    outcome = command(*arguments)
+    assert outcome.code == 0, outcome.err
 
 
 def test_an_unwritable_output_folder_is_named(command: Vqa, tmp_path: Path) -> None:

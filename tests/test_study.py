@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from vqa.errors import UserError
 from vqa.search_space import SearchSpace
-from vqa.study import SharedStudy, Tally, open_storage, trial_folder, try_lock
+from vqa.study import SharedStudy, Tally, open_storage, trial_folder
 from vqa.sweep_settings import SweepSettings
 
 SPACE = SearchSpace({"lr": FloatDistribution(0.0, 1.0)}, ())
@@ -49,23 +49,6 @@ def open_study(folder: Path, enqueued: list[dict[str, Any]] | None = None, **cha
 def test_folders_come_from_the_number(tmp_path: Path) -> None:
     assert trial_folder(tmp_path, 7) == tmp_path / "trials/007"
     assert trial_folder(tmp_path, 1234) == tmp_path / "trials/1234"
-
-
-def test_a_lock_keeps_others_out_until_it_is_closed(tmp_path: Path) -> None:
-    lock = try_lock(tmp_path / "lock")
-    assert lock is not None
-    assert try_lock(tmp_path / "lock") is None
-    lock.close()
-    assert try_lock(tmp_path / "lock") is not None
-
-
-def test_the_kernel_drops_the_lock_of_a_dead_process(tmp_path: Path) -> None:
-    child = os.fork()
-    if child == 0:
-        try_lock(tmp_path / "lock")
-        os._exit(9)
-    os.waitpid(child, 0)
-    assert try_lock(tmp_path / "lock") is not None
 
 
 def test_two_workers_never_hold_the_same_trial_and_never_exceed_n_trials(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from conftest import Make
 from PIL import Image
 
+from vqa.errors import UserError
 from vqa.image import file_sha256, load_image
 from vqa.model import Base
 from vqa.question import Question
@@ -138,3 +139,14 @@ def test_features_are_those_the_model_makes_itself(
         )
     assert torch.allclose(found.pooled, own.pooler_output[0], atol=1e-5)
     assert len(found.deepstack) == len(base.model.config.vision_config.deepstack_visual_indexes) > 0
+
+
+@pytest.mark.parametrize("broken", ["bytes", "shape"])
+def test_a_picture_that_broke_since_the_data_were_read_is_named(
+    cache: VisionCache, picture: Picture, settings: Make, broken: str
+) -> None:
+    question = picture(2000, 4) if broken == "shape" else picture(64, 64)
+    if broken == "bytes" and question.image is not None:
+        question.image.write_bytes(b"gone")
+    with pytest.raises(UserError, match=rf"{question.id}.*mend it, or look with stage=doctor"):
+        cache.features([question], settings().image)

@@ -10,7 +10,6 @@ A study can be cut off at any instant and goes on as if nothing had happened. Th
   many draws this process has made before.
 """
 
-import fcntl
 import logging
 import warnings
 from collections import Counter
@@ -28,9 +27,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from vqa.errors import UserError
+from vqa.file_lock import is_locked, try_lock
 from vqa.sampling import SamplerFactory, build_pruner, draw, is_grid
 from vqa.search_space import SearchSpace
-from vqa.study_terms import read_terms, refuse_other_terms, study_terms, terms_text
+from vqa.study_terms import has_results, read_terms, refuse_other_terms, study_terms, terms_text
 from vqa.sweep_settings import SweepSettings
 from vqa.text_file import replace_text
 
@@ -43,25 +43,6 @@ SQLITE_WAIT_S = 60  # for another worker's write to end
 def trial_folder(study_folder: Path, number: int) -> Path:
     """Folder of trial `number`, for instance `trials/007`."""
     return study_folder / "trials" / f"{number:03d}"
-
-
-def try_lock(path: Path, wait: bool = False) -> IO[str] | None:
-    """Take an exclusive lock that lasts until the file is closed or the process ends.
-
-    Args:
-        path: Lock file; created when missing, never removed.
-        wait: Wait for the present holder.
-
-    Returns:
-        The open file; None when another holds the lock and `wait` is off.
-    """
-    file = path.open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
 
 
 def open_storage(url: str) -> BaseStorage:
@@ -149,11 +130,16 @@ class SharedStudy:
         self._samplers = SamplerFactory(settings.sampler, settings.seed, space)
         pruner = build_pruner(settings.pruner)
         terms = study_terms(settings, space)
-        if (before := read_terms(folder / "study.yaml")) is not None:
+        before = read_terms(folder / "study.yaml")
+        if before is not None and has_results(folder):
             refuse_other_terms(settings.study_name, before, terms)
         self.locks.mkdir(parents=True, exist_ok=True)
         with self.locked():
             self.study = self._load_or_create(pruner)
+            if self._is_blank() and self.study.user_attrs.get("terms", terms) != terms:
+                # nothing but a mistake so far, such as a misspelt file: the mended command may have the name
+                optuna.delete_study(study_name=settings.study_name, storage=self.study._storage)
+                self.study = self._load_or_create(pruner)
             self._settle(terms, [] if grid else enqueued)
 
     def _load_or_create(self, pruner: optuna.pruners.BasePruner) -> optuna.Study:
@@ -163,6 +149,15 @@ class SharedStudy:
             return optuna.load_study(study_name=name, storage=storage, pruner=pruner)
         direction = StudyDirection[self.settings.direction.upper()]
         return optuna.create_study(study_name=name, storage=storage, pruner=pruner, direction=direction)
+
+    def _is_blank(self) -> bool:
+        """Whether no trial has ended or reported anything, and none is being run."""
+        return not any(
+            trial.state.is_finished()
+            or trial.intermediate_values
+            or (trial.state == TrialState.RUNNING and is_locked(self.locks / str(trial.number)))
+            for trial in self.trials()
+        )
 
     def _settle(self, terms: dict[str, Any], enqueued: list[dict[str, Any]]) -> None:
         """Write what a new study lacks; each step is skipped when it was done before."""

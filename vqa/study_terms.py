@@ -60,6 +60,13 @@ def refuse_other_terms(study: str, before: Mapping[str, Any], now: Mapping[str, 
         )
 
 
+def has_results(study_folder: Path) -> bool:
+    """Whether a trial of the study has ended; before that its terms may still be mended."""
+    board = study_folder / "leaderboard.csv"
+    ended = (",COMPLETE,", ",PRUNED,", ",FAIL,")
+    return board.exists() and any(state in board.read_text(encoding="utf-8") for state in ended)
+
+
 def read_terms(path: Path) -> dict[str, Any] | None:
     """Read `study.yaml`; None when there is none."""
     if not path.exists():

@@ -13,10 +13,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vqa.board import Board
 from vqa.errors import UserError
+from vqa.file_lock import try_lock
 from vqa.interrupt import Interrupt
 from vqa.leaderboard import Standing, describe_scores, describe_ties
 from vqa.search_space import SearchSpace, overrides_of, read_enqueued, read_search_space
-from vqa.study import SharedStudy, try_lock
+from vqa.study import SharedStudy
 from vqa.sweep_settings import SweepSettings, read_settings
 from vqa.winner import winner_of
 from vqa.worker import HydraJobs, Worker

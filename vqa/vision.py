@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from vqa.errors import UserError
 from vqa.image import fit_image, load_image
 from vqa.question import Question
 from vqa.settings import ImageSettings
@@ -85,7 +86,7 @@ class VisionCache:
         """Features of each question's picture, None where there is none.
 
         Raises:
-            ImageError: A picture cannot be read.
+            UserError: A picture cannot be read or is far too long and thin.
         """
         keys = [self._key(q, image) for q in questions]
         missing = {key: q for key, q in zip(keys, questions, strict=True) if key and key not in self.kept}
@@ -130,8 +131,13 @@ class VisionCache:
     def _patches(self, question: Question, image: ImageSettings) -> tuple[torch.Tensor, torch.Tensor]:
         if question.image is None:
             raise ValueError(f"question {question.id} has no picture")
-        picture = fit_image(load_image(question.image), image.mode, image.size)
-        return self._processed(picture, image)
+        try:
+            picture = fit_image(load_image(question.image), image.mode, image.size)
+            return self._processed(picture, image)
+        except ValueError as error:  # ImageError, or sides that differ by more than the processor takes
+            raise UserError(
+                f"{question.image} (question {question.id}): {error}; mend it, or look with stage=doctor"
+            ) from error
 
     def _processed(self, picture: Image.Image, image: ImageSettings) -> tuple[torch.Tensor, torch.Tensor]:
         side = (self.processor.patch_size * self.processor.merge_size) ** 2  # pixels per visual token

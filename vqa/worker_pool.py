@@ -15,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vqa.errors import UserError
-from vqa.study import SharedStudy, try_lock
+from vqa.file_lock import try_lock
+from vqa.study import SharedStudy
 from vqa.text_file import replace_text
 
 log = logging.getLogger(__name__)
