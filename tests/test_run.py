@@ -1,6 +1,7 @@
 """What a user sees when something is wrong: exit code 2 and one message that says where and what to do."""
 
 import csv
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -175,6 +176,16 @@ def test_an_unwritable_output_folder_is_named(command: Vqa, tmp_path: Path) -> N
         outcome = command(f"env.output_root={tmp_path / 'file'}", *arguments)
         assert outcome.code == 2, outcome.err
         assert str(tmp_path / "file") in outcome.err
+
+
+def test_a_full_disk_is_named(command: Vqa, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/data/out")
+
+    monkeypatch.setattr("vqa.final.write_split", full)
+    outcome = command()
+    assert outcome.code == 2, outcome.err
+    assert "/data/out: No space left on device; mend it, or set VQA_OUTPUT" in outcome.err
 
 
 def test_a_truncated_model_is_named(command: Vqa, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """The entry point: `python -m vqa.run`. It only decides who does the work and how the process ends."""
 
+import errno
 import os
 import sys
-import traceback
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,7 +16,9 @@ from omegaconf.errors import OmegaConfBaseException
 from vqa.config import register_resolvers
 from vqa.errors import UserError
 
-USER_MISTAKE, BUG, INTERRUPTED = 2, 1, 130
+USER_MISTAKE, INTERRUPTED = 2, 130
+# a full or read-only disk, missing rights, a file in the way
+NOT_OURS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 
 
 @hydra.main(config_path="../conf", config_name="config")
@@ -35,7 +37,7 @@ def app(cfg: DictConfig) -> float | None:
 
 
 def main() -> None:
-    """Run, and leave with 0 (done), 2 (the user's mistake, one message), 130 (Ctrl-C) or 1 (a bug)."""
+    """Run, and leave with 0 (done), 2 (the user's mistake, one message) or 130 (Ctrl-C); 1 is a bug."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors on; this function words them
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     register_resolvers()
@@ -47,23 +49,16 @@ def main() -> None:
         print("vqa: stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except OSError as error:
-        if error.filename is None:
-            _report_bug()
-        _leave(
-            UserError(f"{error.filename}: {error.strerror}; mend it, or set VQA_OUTPUT=/a/writable/folder")
-        )
-    except Exception:  # noqa: BLE001  (the outermost frame: keep the traceback, fix the exit code)
-        _report_bug()
+        if error.errno not in NOT_OURS:
+            raise
+        where = error.filename or "writing results"
+        advice = "mend it, or set VQA_OUTPUT=/a/writable/folder; the same command goes on from here"
+        _leave(UserError(f"{where}: {error.strerror}; {advice}"))
 
 
 def _leave(error: Exception) -> NoReturn:
     print(f"vqa: {error}", file=sys.stderr)
     sys.exit(USER_MISTAKE)
-
-
-def _report_bug() -> NoReturn:
-    traceback.print_exc()
-    sys.exit(BUG)
 
 
 if __name__ == "__main__":
