@@ -26,7 +26,7 @@ def run_doctor(settings: Settings) -> None:
     Raises:
         UserError: Lists everything that is wrong.
     """
-    console = Console()
+    console = Console(soft_wrap=True)
     problems: list[str] = []
     for name, check in CHECKS.items():
         found = _findings(check, settings)

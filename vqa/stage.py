@@ -42,7 +42,9 @@ def run_stage(cfg: DictConfig, folder: Path, alone: bool) -> float | None:
         run_doctor(settings)
         return None
     if not begin(folder, cfg):
-        Console(stderr=True).print(f"nothing left to do: {folder} is complete; study=other starts another")
+        Console(stderr=True, soft_wrap=True).print(
+            f"nothing left to do: {folder} is complete; study=other starts another"
+        )
         return None
     use_threads(settings.env.threads)
     if settings.stage == "trial":
@@ -75,7 +77,9 @@ def _with_winner(cfg: DictConfig, settings: Settings) -> tuple[DictConfig, Setti
     given = list(HydraConfig.get().overrides.task)
     winner = read_winner(best)
     # not logged: the run's log must not change when the run turns out to be complete
-    Console(stderr=True).print(f"taking the study's winner from {best} (winner=none leaves it out)")
+    Console(stderr=True, soft_wrap=True).print(
+        f"taking the study's winner from {best} (winner=none leaves it out)"
+    )
     with_winner = compose(HydraConfig.get().job.config_name, overrides=[*winner, *given])
     return with_winner, read_settings(with_winner)
 
