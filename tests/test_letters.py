@@ -8,7 +8,7 @@ import torch
 from vqa.errors import UserError
 from vqa.letters import LetterTokens, letter_tokens, option_log_probabilities
 
-# single-token spellings in the Qwen vocabulary, ../shared facts: a-d 64-67, A-D 32-35, " a".. , " A"..
+# single-token spellings in the Qwen vocabulary: a-d 64-67, A-D 32-35, " a".. , " A"..
 QWEN = {
     **{letter: 64 + i for i, letter in enumerate("abcd")},
     **{letter: 32 + i for i, letter in enumerate("ABCD")},
