@@ -66,29 +66,29 @@ def test_no_answer_counts_as_wrong() -> None:
 
 
 def test_identical_predictions_are_no_different() -> None:
-    assert paired_p_value(many(0.5, 0.6, 0.7), many(0.5, 0.6, 0.7)) == 1.0
+    assert paired_p_value(per_question_nll(many(0.5, 0.6, 0.7)), per_question_nll(many(0.5, 0.6, 0.7))) == 1.0
 
 
 def test_a_constant_gap_is_certain() -> None:
-    assert paired_p_value(many(0.5, 0.5), many(0.25, 0.25)) == 0.0
+    assert paired_p_value(per_question_nll(many(0.5, 0.5)), per_question_nll(many(0.25, 0.25))) == 0.0
 
 
 def test_paired_test_matches_the_t_distribution_and_ignores_order() -> None:
     # differences ln 2 * (1, 2, 3): t = 2 / (1 / sqrt 3) = 3.4641 with 2 degrees of freedom, p = 0.0742
     a, b = many(0.8, 0.8, 0.8), many(0.4, 0.2, 0.1)
-    assert paired_p_value(a, b[::-1]) == pytest.approx(0.07418, abs=1e-5)
+    assert paired_p_value(per_question_nll(a), per_question_nll(b[::-1])) == pytest.approx(0.07418, abs=1e-5)
 
 
 def test_paired_test_sees_what_a_comparison_of_means_cannot() -> None:
     hard_and_easy = [0.02, 0.99, 0.05, 0.9, 0.3, 0.6]
     a, b = many(*hard_and_easy), many(*(p * (0.95 + 0.002 * i) for i, p in enumerate(hard_and_easy)))
-    assert paired_p_value(a, b) < 0.001
+    assert paired_p_value(per_question_nll(a), per_question_nll(b)) < 0.001
     assert nll(b)[0] - nll(a)[0] < 0.1 * nll(a)[1]
 
 
 def test_paired_test_needs_shared_questions() -> None:
     with pytest.raises(ValueError, match="at least 2 shared questions, got 1"):
-        paired_p_value([predict(0), predict(1)], [predict(1), predict(2)])
+        paired_p_value({"0": 0.5, "1": 0.5}, {"1": 0.5, "2": 0.5})
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,13 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from vqa.metrics import P_FLOOR, paired_p_value
 from vqa.search_space import override_value
 from vqa.study import trial_folder
 from vqa.text_file import replace_text
 
 COLUMNS = ("trial", "state", "folds", "nll", "nll_se", "accuracy", "accuracy_se", "seconds")
 TIE_LEVEL = 0.05  # trials whose difference has a p-value of at least this are a tie
-SMALLEST_P = 1e-12  # an answer that got no probability at all still has a finite NLL
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _read_scores(folder: Path, stamps: tuple[tuple[int, int], ...]) -> Scores:
         if row["fold"] not in finished or not row["gold"]:
             continue
         p = {letter: float(row[f"p_{letter}"]) for letter in "abcd"}
-        nll[row["id"]] = -math.log(max(p[row["gold"]], SMALLEST_P))
+        nll[row["id"]] = -math.log(max(p[row["gold"]], P_FLOOR))
         correct[row["id"]] = row["answer"] == row["gold"]
     seconds = sum(float(row["seconds"]) for row in folds) if folds else None
     return Scores(len(finished), seconds, nll, correct)
@@ -182,17 +182,9 @@ def is_tied(nll: Mapping[str, float], best: Mapping[str, float]) -> bool | None:
     Returns:
         True when p >= 0.05 or all differences are equal to zero; None with fewer than two common questions.
     """
-    ids = sorted(nll.keys() & best.keys())
-    if len(ids) < 2:
+    if len(nll.keys() & best.keys()) < 2:
         return None
-    differences = [nll[name] - best[name] for name in ids]
-    mean, error = statistics.fmean(differences), _standard_error(differences)
-    if not error:  # no spread: the test is not defined
-        return mean == 0
-    from scipy.special import stdtr  # scipy.stats.ttest_rel computes the same, but takes 1.4 s to import
-
-    p_value = 2 * stdtr(len(ids) - 1, -abs(mean / error))  # Student's t, both tails
-    return bool(p_value >= TIE_LEVEL)
+    return paired_p_value(nll, best) >= TIE_LEVEL
 
 
 def leaderboard_text(standings: Sequence[Standing], names: Sequence[str]) -> str:

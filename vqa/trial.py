@@ -119,9 +119,8 @@ def _run_fold(
         run.metrics(
             {"nll": so_far, "train_loss": moment.train_loss, "learning_rate": moment.learning_rate}, step
         )
-        if not (
-            last_fold and moment.last
-        ):  # the very last report would turn a fully paid trial into a pruned one
+        # the very last report would turn a fully paid trial into a pruned one
+        if not (last_fold and moment.last):
             reporting.report(so_far, step)
 
     with attached(encoder.base, settings.lora, settings.seed) as model:
