@@ -4,6 +4,7 @@ Run it as `python tests/toy_app/app.py -m +sweep=toy` in an empty folder.
 """
 
 import csv
+import io
 import json
 import logging
 import math
@@ -19,6 +20,7 @@ from omegaconf import DictConfig
 
 from vqa.errors import UserError
 from vqa.reporting import progress, report, report_questions
+from vqa.text_file import replace_text
 
 QUESTIONS_PER_FOLD = 6
 log = logging.getLogger(__name__)
@@ -34,24 +36,26 @@ def question_nll(cfg: DictConfig, question: int) -> float:
 def write_fold(folder: Path, fold: int, nll: list[float]) -> None:
     """Append a finished fold to the two files, questions first, as a real trial does."""
     fields = ["id", "answer", "p_a", "p_b", "p_c", "p_d", "margin", "gold", "fold"]
-    predictions = folder / "oof_predictions.csv"
-    is_new = not predictions.exists()
-    with predictions.open("a", newline="") as file:
-        table = csv.writer(file)
-        if is_new:
-            table.writerow(fields)
-        for index, value in enumerate(nll):
-            p = math.exp(-value)
-            rest = (1 - p) / 3
-            answer = "a" if p > rest else "b"
-            table.writerow([f"q{fold}_{index}", answer, p, rest, rest, rest, p - rest, "a", fold])
-    folds = folder / "folds.csv"
-    is_new = not folds.exists()
-    with folds.open("a", newline="") as file:
-        table = csv.writer(file)
-        if is_new:
-            table.writerow(["fold", "n_train", "n_valid", "nll", "accuracy", "seconds"])
-        table.writerow([fold, 12, len(nll), sum(nll) / len(nll), 1.0, 1.5])
+    rows: list[list[object]] = []
+    for index, value in enumerate(nll):
+        p = math.exp(-value)
+        rest = (1 - p) / 3
+        answer = "a" if p > rest else "b"
+        rows.append([f"q{fold}_{index}", answer, p, rest, rest, rest, p - rest, "a", fold])
+    extend(folder / "oof_predictions.csv", fields, rows, fold)
+    header = ["fold", "n_train", "n_valid", "nll", "accuracy", "seconds"]
+    extend(folder / "folds.csv", header, [[fold, 12, len(nll), sum(nll) / len(nll), 1.0, 1.5]], fold)
+
+
+def extend(path: Path, header: list[str], rows: list[list[object]], fold: int) -> None:
+    """Add a fold in one step, as the real trial does: a kill leaves no half file and no row twice."""
+    kept: list[list[str]] = []
+    if path.exists():
+        with path.open(newline="") as file:
+            kept = [list(row.values()) for row in csv.DictReader(file) if row["fold"] != str(fold)]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *kept, *rows])
+    replace_text(path, text.getvalue())
 
 
 def finished_folds(folder: Path) -> int:
