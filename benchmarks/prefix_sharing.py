@@ -40,7 +40,7 @@ def measure(prompt: str, threads: int) -> dict[str, Any]:
     with attached(base, settings.lora, seed=0) as model:
 
         def shared() -> torch.Tensor:
-            return letter_logits(base, model, packed)
+            return letter_logits(base, packed)
 
         def plain() -> torch.Tensor:
             logits: torch.Tensor = model(**padded, use_cache=False, logits_to_keep=1).logits[:, -1]

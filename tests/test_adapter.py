@@ -78,12 +78,12 @@ def test_a_saved_adapter_answers_the_same_here_and_in_plain_peft(
     base = encoder.base
     lora = settings().lora | {"init_lora_weights": False}  # an adapter that changes answers
     with attached(base, lora, seed=3) as model:
-        expected = [p.p for p in score(encoder, model, questions, 16)]
+        expected = [p.p for p in score(encoder, questions, 16)]
         save_adapter(model, tmp_path / "adapter", base)
     with loaded(base, tmp_path / "adapter") as model:
-        assert [p.p for p in score(encoder, model, questions, 16)] == expected
+        assert [p.p for p in score(encoder, questions, 16)] == expected
     plain = PeftModel.from_pretrained(base.model, str(tmp_path / "adapter"))
-    found = [p.p for p in score(encoder, plain, questions, 16)]
+    found = [p.p for p in score(encoder, questions, 16)]
     plain.unload()
     assert torch.allclose(torch.tensor(found), torch.tensor(expected), atol=1e-6)
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from test_packing import FAMILIES
 
-from vqa.attention import NAME, tree_attention, tree_attention_on, tree_layout
+from vqa.attention import NAME, LayerTree, attend, tree_attention, tree_attention_on, tree_layout
 
 CPU = torch.device("cpu")
 
@@ -44,7 +44,8 @@ def test_the_result_is_that_of_one_masked_attention(lengths: list[int], groups: 
 
     query, key, value = random(heads), random(heads // groups), random(heads // groups)
     layout = tree_layout(prefix, lengths, CPU)
-    found, weights = tree_attention(torch.nn.Module(), query, key, value, None, scaling=0.3, tree=layout)
+    tree = LayerTree(layout)
+    found, weights = tree_attention(torch.nn.Module(), query, key, value, None, scaling=0.3, tree=tree)
     expected = F.scaled_dot_product_attention(
         query,
         key.repeat_interleave(groups, dim=1),
@@ -56,9 +57,23 @@ def test_the_result_is_that_of_one_masked_attention(lengths: list[int], groups: 
     assert torch.allclose(found, expected.transpose(1, 2), atol=1e-6)
 
 
+@pytest.mark.parametrize("lengths", [[2, 4, 1], [3, 3]])
+def test_a_prefix_outside_the_row_is_seen_as_one_inside(lengths: list[int]) -> None:
+    prefix, heads, width = 5, 2, 8
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(prefix + sum(lengths), heads, width, generator=generator) for _ in range(3))
+    inside = attend(q, k, v, 0.3, LayerTree(tree_layout(prefix, lengths, CPU)))
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    head = LayerTree(tree_layout(prefix, [], CPU), seen=seen)
+    alone = attend(q[:prefix], k[:prefix], v[:prefix], 0.3, head)
+    rest = LayerTree(tree_layout(0, lengths, CPU, outside=prefix), outside=seen[0])
+    found = torch.cat([alone, attend(q[prefix:], k[prefix:], v[prefix:], 0.3, rest)])
+    assert torch.allclose(found, inside, atol=1e-6)
+
+
 def test_attention_without_a_layout_is_refused() -> None:
     x = torch.zeros(1, 2, 4, 8)
-    with pytest.raises(ValueError, match=r"tree attention needs tree=TreeLayout\(...\) among the model's"):
+    with pytest.raises(ValueError, match=r"tree attention needs tree=LayerTree\(...\) among the layer's"):
         tree_attention(torch.nn.Module(), x, x, x, None)
 
 

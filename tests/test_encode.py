@@ -71,8 +71,10 @@ def test_a_batch_is_the_prefix_and_the_suffixes_in_order(encoder: Encoder, quest
     part, orders = questions[:3], [(1, 0, 2, 3)] * 3
     batch, suffixes = encoder.batch(part, orders), encoder.suffixes(part, orders)
     prefix = encoder.prefix(part[0])
-    assert torch.equal(batch.input_ids[0, : len(prefix)], prefix)
-    assert batch.answers.tolist() == sorted(batch.answers.tolist())
-    for suffix, last in zip(suffixes, batch.answers.tolist(), strict=True):
-        assert torch.equal(batch.input_ids[0, last + 1 - len(suffix.ids) : last + 1], suffix.ids)
+    assert torch.equal(batch.row.ids[: len(prefix)], prefix)
+    assert batch.row.answers is not None
+    answers = batch.row.answers.tolist()
+    assert answers == sorted(answers)
+    for suffix, last in zip(suffixes, answers, strict=True):
+        assert torch.equal(batch.row.ids[last + 1 - len(suffix.ids) : last + 1], suffix.ids)
     assert batch.targets.tolist() == [suffix.target for suffix in suffixes]

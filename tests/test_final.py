@@ -71,9 +71,9 @@ def test_the_best_epoch_is_kept_and_answers(
     assert metrics["best_epoch"] == 1
     found = nll(read_predictions(tmp_path / "valid_predictions.csv"))[0]
     assert found == metrics["nll"] == pytest.approx(best, rel=1e-6)
-    with loaded(load_base(small), tmp_path / "adapter") as model:
+    with loaded(load_base(small), tmp_path / "adapter"):
         encoder = Encoder(load_base(small), small.prompt, small.image)
-        kept = score(encoder, model, split_questions(small)[0].valid, 64)
+        kept = score(encoder, split_questions(small)[0].valid, 64)
     assert nll(kept)[0] == pytest.approx(best, rel=1e-6)
     assert [(tmp_path / name).exists() for name in (MANIFEST, CHECKPOINT)] == [True, False]
 

@@ -13,6 +13,9 @@ from vqa.adapter import adapter_state, attached
 from vqa.encode import Encoder
 from vqa.errors import UserError
 from vqa.fit import DivergedError, Moment, fit
+from vqa.forward import letter_logits
+from vqa.model import Base
+from vqa.packing import PackedBatch
 from vqa.plan import Plan, plan_fit
 from vqa.question import Question
 
@@ -69,14 +72,14 @@ def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_result(
     train: Train, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = train(replace(plan, micro_batch_size=6))
-    original = Encoder.batch
 
-    def refuse_large(self: Encoder, questions: Any, orders: Any = None) -> Any:
-        if len(questions) > 6:
+    def refuse_large(base: Base, batch: PackedBatch, *rest: Any) -> torch.Tensor:
+        if len(batch.targets) > 6:
             raise torch.OutOfMemoryError("too large")
-        return original(self, questions, orders)
+        return letter_logits(base, batch, *rest)
 
-    monkeypatch.setattr(Encoder, "batch", refuse_large)
+    monkeypatch.setattr("vqa.fit.letter_logits", refuse_large)
+    monkeypatch.setattr("vqa.memory._held", {})
     assert same(small, train(replace(plan, micro_batch_size=12)))
 
 

@@ -12,7 +12,7 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-from vqa.attention import tree_attention_on
+from vqa.decoder import answer_logits
 from vqa.packing import Suffix, pack, pad, suffix_positions
 from vqa.vision import VisionFeatures
 
@@ -138,17 +138,8 @@ def test_packed_loss_and_gradients_equal_the_padded_batch(
     reference = gradients(model, reference_loss)
 
     packed = pack(prefix, suffixes, IMAGE, PAD, torch.device("cpu"))
-    with tree_attention_on(base):
-        out = model(
-            input_ids=packed.input_ids,
-            position_ids=packed.position_ids,
-            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool),
-            mm_encoder_outputs=packed.encoded,
-            logits_to_keep=packed.answers,
-            use_cache=False,
-            tree=packed.tree,
-        )
-    loss = torch.nn.functional.cross_entropy(out.logits[0], targets)
+    logits = answer_logits(base, packed.row)
+    loss = torch.nn.functional.cross_entropy(logits, targets)
     found = gradients(model, loss)
 
     assert loss.item() == pytest.approx(reference_loss.item(), rel=1e-5)

@@ -17,8 +17,8 @@ from vqa.scoring import answer, score
 def test_predictions_keep_the_order_and_do_not_depend_on_the_batch(
     encoder: Encoder, questions: list[Question]
 ) -> None:
-    one = score(encoder, encoder.base.model, questions, 1)
-    many = score(encoder, encoder.base.model, questions, 20)
+    one = score(encoder, questions, 1)
+    many = score(encoder, questions, 20)
     assert [p.id for p in one] == [p.id for p in many] == [q.id for q in questions]
     assert torch.allclose(torch.tensor([p.p for p in one]), torch.tensor([p.p for p in many]), atol=1e-5)
     assert [p.gold for p in one] == [q.answer for q in questions]
@@ -40,7 +40,7 @@ def test_packed_scores_are_those_of_the_plain_padded_forward(
         logits = base.model(**inputs, use_cache=False).logits[:, -1]
     letters = torch.tensor(base.letters.spellings)
     expected = torch.logsumexp(logits[:, letters], dim=1).softmax(1)
-    found = torch.tensor([p.p for p in score(encoder, base.model, part, 12)])
+    found = torch.tensor([p.p for p in score(encoder, part, 12)])
     assert torch.allclose(found, expected, atol=1e-5)
 
 
@@ -48,10 +48,10 @@ def test_a_question_without_its_picture_is_answered_and_keeps_its_flag(
     encoder: Encoder, questions: list[Question]
 ) -> None:
     blank = replace(questions[0], id="blank", image=None, image_sha256="", flag="image_missing")
-    found = score(encoder, encoder.base.model, [blank, *questions[:3]], 4)
+    found = score(encoder, [blank, *questions[:3]], 4)
     assert found[0].flag == "image_missing"
     assert found[0].answer in set("abcd")
-    alone = score(encoder, encoder.base.model, questions[:3], 4)
+    alone = score(encoder, questions[:3], 4)
     assert torch.allclose(
         torch.tensor([p.p for p in found[1:]]), torch.tensor([p.p for p in alone]), atol=1e-5
     )
@@ -62,9 +62,7 @@ def test_generated_answers_stand_beside_the_letter_probabilities(
 ) -> None:
     inference = settings("inference=generate", "inference.max_new_tokens=2").inference
     found = answer(encoder, encoder.base.model, questions[:8], 8, inference)
-    assert [p.answer for p in found] == [
-        p.answer for p in score(encoder, encoder.base.model, questions[:8], 8)
-    ]
+    assert [p.answer for p in found] == [p.answer for p in score(encoder, questions[:8], 8)]
 
 
 def silence(

@@ -38,8 +38,8 @@ def attached(base: Base, lora: dict[str, Any], seed: int) -> Iterator[Any]:
     torch.manual_seed(seed)
     config = build("lora", lora)
     try:
-        # float16 needs float32 adapters (loss scaling); otherwise fit() keeps float32 masters
-        model = get_peft_model(base.model, config, autocast_adapter_dtype=base.dtype == torch.float16)
+        # adapters in float32: a small update to a bfloat16 weight would be rounded away
+        model = get_peft_model(base.model, config, autocast_adapter_dtype=True)
     except ValueError as error:
         raise UserError(f"lora: {error}") from error
     try:
@@ -69,7 +69,7 @@ def loaded(base: Base, folder: Path) -> Iterator[Any]:
         )
     config = LoraConfig.from_pretrained(str(folder))
     try:
-        model = PeftModel.from_pretrained(base.model, str(folder), autocast_adapter_dtype=False)
+        model = PeftModel.from_pretrained(base.model, str(folder), autocast_adapter_dtype=True)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"adapter={folder} does not fit {base.path}: {str(error).splitlines()[0]}") from error
     try:

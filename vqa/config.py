@@ -92,19 +92,24 @@ def _check_values(s: Settings) -> None:
     for name in (
         "epochs",
         "batch_size",
-        "micro_batch_size",
         "eval_batch_size",
         "folds",
         "evaluations_per_fit",
     ):
         require(getattr(b, name) >= 1, f"budget.{name}", ">= 1", getattr(b, name))
-    for name in ("subsample", "test_limit"):
+    for name in ("subsample", "test_limit", "micro_batch_size"):
         require(
             getattr(b, name) is None or getattr(b, name) >= 1,
             f"budget.{name}",
             ">= 1 or null",
             getattr(b, name),
         )
+    require(
+        b.max_memory_gib is None or b.max_memory_gib > 0,
+        "budget.max_memory_gib",
+        "> 0 or null",
+        b.max_memory_gib,
+    )
     require(b.checkpoint_steps >= 1, "budget.checkpoint_steps", ">= 1", b.checkpoint_steps)
     require(0 < b.holdout_share <= 0.5, "budget.holdout_share", "in (0, 0.5]", b.holdout_share)
     require(b.max_grad_norm > 0, "budget.max_grad_norm", "> 0", b.max_grad_norm)

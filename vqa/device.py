@@ -1,6 +1,7 @@
 """The machine a run computes on: device, number type, threads, memory."""
 
 import gc
+import os
 import resource
 import sys
 
@@ -15,6 +16,8 @@ def choose_device(wanted: str) -> torch.device:
     Raises:
         UserError: cuda was asked for and is not there.
     """
+    # variable row lengths would leave holes that fixed segments cannot use again
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError(
             "env.device=cuda, but torch sees no GPU; use env.device=auto, or install a CUDA build of torch"
@@ -38,6 +41,18 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":
         return torch.bfloat16 if native else torch.float16
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy host memory to the device without waiting for what the device has still to do."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def limit_memory(gib: float | None, device: torch.device) -> None:
+    """Behave as a card with that much memory would; None: use what is there."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory / 2**30
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gib / total) if gib else 1.0, device)
 
 
 def release_memory() -> None:

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import torch
 
 from vqa.model import Base
-from vqa.packing import PackedBatch, Suffix, pack
+from vqa.packing import PackedBatch, Suffix, is_short, pack
 from vqa.prompt import render
 from vqa.question import LETTERS, Question
 from vqa.settings import ImageSettings, PromptSettings
 from vqa.vision import VisionFeatures
 
 AS_WRITTEN = (0, 1, 2, 3)
+MANY = 64  # questions of one scoring batch
 Order = Sequence[int]  # which choice stands at a, b, c, d
 
 
@@ -36,12 +37,22 @@ class Encoder:
         features = self.base.vision.features(questions, self.image)
         return [self._suffix(q, o, f) for q, o, f in zip(questions, orders, features, strict=True)]
 
-    def batch(self, questions: Sequence[Question], orders: Sequence[Order] | None = None) -> PackedBatch:
-        """A micro-batch on the base's device, ready for `letter_logits`."""
-        suffixes = self.suffixes(questions, orders)
+    def batch(
+        self, questions: Sequence[Question], orders: Sequence[Order] | None = None, outside: bool = False
+    ) -> PackedBatch:
+        """A micro-batch on the base's device, ready for `letter_logits`; `outside`: without the prefix."""
         base = self.base
         pad_token = base.tokenizer.pad_token_id
-        return pack(self.prefix(questions[0]), suffixes, base.image_token, pad_token, base.device)
+        prefix, suffixes = self.prefix(questions[0]), self.suffixes(questions, orders)
+        return pack(prefix, suffixes, base.image_token, pad_token, base.device, outside)
+
+    def shares_prefix(self, question: Question) -> bool:
+        """Whether the prefix is long enough, beside this question, to be computed once and kept."""
+        return not is_short(self.prefix(question), self.suffixes([question]) * MANY)
+
+    def look(self, questions: Sequence[Question]) -> None:
+        """Compute the vision features of all pictures that are not known yet, as far as there is room."""
+        self.base.vision.fill(questions, self.image)
 
     def text_length(self, question: Question) -> int:
         """Tokens of the suffix without its picture, for sorting questions of like length together."""

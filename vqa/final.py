@@ -57,7 +57,7 @@ def run_final(settings: Settings, folder: Path) -> dict[str, Any]:
         run.params(settings.plain)
         run.tags({"data_sha256": data_digest, "split_sha256": split.sha256})
         log.info("scoring the base model on %d held-out questions", len(split.valid))
-        base = score(encoder, encoder.base.model, split.valid, settings.budget.eval_batch_size, "base model")
+        base = score(encoder, split.valid, settings.budget.eval_batch_size, "base model")
         with attached(encoder.base, settings.lora, settings.seed) as model:
             rate, history = _train(settings, encoder, model, train, split, plan, folder, run)
             save_adapter(model, folder / "adapter", encoder.base)
@@ -144,7 +144,7 @@ def _train(
     best: dict[str, Any] = {"history": [], "nll": math.inf, "adapter": {}}  # saved with every checkpoint
 
     def evaluate(moment: Moment) -> None:
-        scores = summary(score(encoder, model, split.valid, settings.budget.eval_batch_size, "held-out part"))
+        scores = summary(score(encoder, split.valid, settings.budget.eval_batch_size, "held-out part"))
         row = {
             "evaluation": moment.index + 1,
             "step": moment.step,

@@ -8,7 +8,8 @@ checkpoint hooks would all have to be bent. accelerate does what it does well: l
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,12 @@ import torch
 
 from vqa.device import release_memory
 from vqa.encode import Encoder, Order
-from vqa.forward import answer_loss, letter_logits
+from vqa.forward import answer_loss, letter_logits, shared_prefix
 from vqa.library import build, refusals
+from vqa.memory import Ladder
+from vqa.packing import PackedBatch
 from vqa.plan import Plan, batches
+from vqa.prefetch import prefetched
 from vqa.question import Question
 from vqa.reporting import progress
 
@@ -87,36 +91,48 @@ def fit(
         DivergedError: The loss became NaN or infinite.
         UserError: The optimiser or the schedule refuses its values.
     """
-    trainer = _Trainer(encoder, model, plan, len(train))
+    encoder.look(train)
+    trainer = _Trainer(encoder, model, plan, train)
     extra = {} if extra is None else extra
     done = trainer.load(checkpoint, extra) if checkpoint and checkpoint.exists() else 0
     points = plan.evaluation_steps(len(train))
     total = plan.steps(len(train))
     seconds = 0.0
     model.train()
-    for step, (chosen, orders) in enumerate(batches(len(train), plan), start=1):
-        if step <= done:
-            continue
-        started = time.perf_counter()
-        trainer.step([train[i] for i in chosen], orders, step)
-        seconds += time.perf_counter() - started
+    started = time.perf_counter()
+    for step, batch in enumerate(trainer.batches(done), start=done + 1):
+        trainer.step(batch, step)
         progress("training", step, total)
         if step in points:
             model.eval()
-            on_evaluation(trainer.moment(points.index(step), step, last=step == total))
+            moment = trainer.moment(points.index(step), step, last=step == total)
+            seconds += time.perf_counter() - started
+            on_evaluation(moment)
             model.train()
             release_memory()
+            started = time.perf_counter()
         if checkpoint and (step in points or step % checkpoint_steps == 0):
             trainer.save(checkpoint, step, extra)
     model.eval()
     seen = len(train) * plan.epochs - min(done * plan.batch_size, len(train) * plan.epochs)
-    return FitRecord(seconds, seen / seconds if seconds else 0.0, trainer.micro_batch_size)
+    rung = trainer.ladder.rung
+    return FitRecord(seconds, seen / seconds if seconds else 0.0, rung.micro_batch_size)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The questions of one optimiser step, and the micro-batches they were cut into."""
+
+    questions: list[Question]
+    orders: list[Order]
+    size: int
+    parts: list[PackedBatch]
 
 
 class _Trainer:
-    """Optimiser, schedule and float32 master weights of one fit."""
+    """Optimiser and schedule of one fit."""
 
-    def __init__(self, encoder: Encoder, model: Any, plan: Plan, questions: int) -> None:
+    def __init__(self, encoder: Encoder, model: Any, plan: Plan, train: Sequence[Question]) -> None:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
 
@@ -126,90 +142,116 @@ class _Trainer:
             cpu=base.device.type == "cpu",
             mixed_precision="fp16" if base.dtype == torch.float16 else "no",
         )
-        self.encoder, self.model, self.plan = encoder, model, plan
-        self.micro_batch_size = plan.micro_batch_size
+        self.encoder, self.model, self.plan, self.train = encoder, model, plan, train
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        # bfloat16 keeps 8 bits: small updates to bfloat16 weights would be rounded away
-        self.masters = [
-            p if p.dtype in (torch.float32, torch.float16) else p.detach().float().requires_grad_()
-            for p in self.parameters
-        ]
-        node = plan.optimizer | {"lr": plan.lr}
         with refusals("optimizer"):
-            optimizer = build("optimizer", node)(self.masters)
+            optimizer = build("optimizer", plan.optimizer | {"lr": plan.lr})(self.parameters)
         self.optimizer = self.accelerator.prepare(optimizer)
-        total = plan.steps(questions)
+        total = plan.steps(len(train))
         warmup = round(plan.warmup_ratio * total)
         with refusals("scheduler.schedule"):
             self.scheduler = build("scheduler.schedule", plan.schedule)(
                 optimizer=self.optimizer.optimizer, num_warmup_steps=warmup, num_training_steps=total
             )
+        size = sum(p.numel() for p in self.parameters)
+        self.ladder = Ladder(
+            plan.micro_batch_size, (base.path, encoder.prompt.system, encoder.image.size, size)
+        )
+        self.outside = encoder.shares_prefix(train[0])
         self.losses: list[float] = []
+        self.unread: list[tuple[int, torch.Tensor, Any]] = []
         self.passes = 0
 
-    def step(self, questions: list[Question], orders: list[Order], step: int) -> None:
-        """One optimiser step over an effective batch, in micro-batches that fit."""
+    def batches(self, done: int) -> Iterable[_Batch]:
+        """The batches of all steps after the first `done`."""
+        steps = list(batches(len(self.train), self.plan))[done:]
+        jobs = (([self.train[i] for i in chosen], orders) for chosen, orders in steps)
+        return prefetched(lambda job: self.cut(*job), jobs, self.encoder.base.device)
+
+    def cut(self, questions: list[Question], orders: list[Order]) -> _Batch:
+        """Lay out one batch in micro-batches of the size that fits."""
+        size = self.ladder.rung.micro_batch_size
+        starts = range(0, len(questions), size)
+        outside = self.outside and len(starts) > 1
+        parts = [
+            self.encoder.batch(questions[start : start + size], orders[start : start + size], outside)
+            for start in starts
+        ]
+        return _Batch(questions, orders, size, parts)
+
+    def step(self, batch: _Batch, step: int) -> None:
+        """One optimiser step, in micro-batches that fit."""
+        self._read_losses(keep=1)
         while True:
+            if batch.size != self.ladder.rung.micro_batch_size:
+                batch = self.cut(batch.questions, batch.orders)
             try:
-                loss = self._accumulate(questions, orders)
+                loss = self._accumulate(batch)
                 break
             except torch.OutOfMemoryError:
-                if self.micro_batch_size == 1:
+                self.optimizer.zero_grad()
+                if not self.ladder.step_down():
                     raise
-                self.micro_batch_size = max(1, self.micro_batch_size // 2)
-                log.warning(
-                    "out of memory: micro-batches of %d from here, same result", self.micro_batch_size
-                )
-            self._clear_gradients()
-            release_memory()
-        if not math.isfinite(loss):
-            raise DivergedError(
-                f"loss is {loss} at step {step}; lower optimizer.lr or raise scheduler.warmup_ratio"
-            )
-        self.accelerator.clip_grad_norm_(self.masters, self.plan.max_grad_norm)
+        self.accelerator.clip_grad_norm_(self.parameters, self.plan.max_grad_norm)
         self.optimizer.step()
         self.scheduler.step()
-        with torch.no_grad():
-            for parameter, master in zip(self.parameters, self.masters, strict=True):
-                if parameter is not master:
-                    parameter.copy_(master)
-        self._clear_gradients()
-        self.losses.append(loss)
-        self.passes += len(questions)
+        self.optimizer.zero_grad()
+        self._note_loss(step, loss)
+        self.passes += len(batch.questions)
 
-    def _accumulate(self, questions: list[Question], orders: list[Order]) -> float:
-        total = torch.zeros((), device=self.encoder.base.device)
-        for start in range(0, len(questions), self.micro_batch_size):
-            part = slice(start, start + self.micro_batch_size)
-            batch = self.encoder.batch(questions[part], orders[part])
-            with self.accelerator.autocast():
-                logits = letter_logits(self.encoder.base, self.model, batch)
-            # divided by the effective batch, not the micro-batch: accumulation equals the big batch
-            loss = answer_loss(logits, batch.targets, self.encoder.base.letters) / len(questions)
-            self.accelerator.backward(loss)
-            total += loss.detach()
-            for parameter, master in zip(self.parameters, self.masters, strict=True):
-                if parameter is not master and parameter.grad is not None:
-                    gradient = parameter.grad.float()
-                    master.grad = gradient if master.grad is None else master.grad + gradient
-                    parameter.grad = None
-        return float(total)
+    def _accumulate(self, batch: _Batch) -> torch.Tensor:
+        base, recompute = self.encoder.base, self.ladder.rung.recompute
+        total = torch.zeros((), device=base.device)
+        shared = self.outside and len(batch.parts) > 1
+        ids = self.encoder.prefix(batch.questions[0])
+        prefix = shared_prefix(base, ids, recompute) if shared else nullcontext()
+        with self.accelerator.autocast(), prefix as known:
+            for part in batch.parts:
+                logits = letter_logits(base, part, known, recompute)
+                # divided by the effective batch, not the micro-batch: accumulation equals the big batch
+                loss = answer_loss(logits, part.targets, base.letters) / len(batch.questions)
+                self.accelerator.backward(loss)
+                total += loss.detach()
+        return total
 
-    def _clear_gradients(self) -> None:
-        for tensor in (*self.parameters, *self.masters):
-            tensor.grad = None
+    def _note_loss(self, step: int, loss: torch.Tensor) -> None:
+        """Have the loss copied to the host without waiting for it."""
+        if loss.is_cuda:
+            copy = torch.empty((), pin_memory=True)
+            copy.copy_(loss, non_blocking=True)
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            arrived.record()
+            self.unread.append((step, copy, arrived))
+        else:
+            self.unread.append((step, loss, None))
+        self._read_losses(keep=1 if loss.is_cuda else 0)
+
+    def _read_losses(self, keep: int) -> None:
+        """Read the losses of all but the last `keep` steps."""
+        while len(self.unread) > keep:
+            step, loss, arrived = self.unread.pop(0)
+            if arrived is not None:
+                arrived.synchronize()
+            value = float(loss)
+            if not math.isfinite(value):
+                raise DivergedError(
+                    f"loss is {value} at step {step}; lower optimizer.lr or raise scheduler.warmup_ratio"
+                )
+            self.losses.append(value)
 
     def moment(self, index: int, step: int, last: bool) -> Moment:
         """Where the fit stands; starts a new mean of the training loss."""
+        self._read_losses(keep=0)
         mean = float(np.mean(self.losses)) if self.losses else math.nan
         self.losses = []
         return Moment(index, step, self.passes, mean, self.scheduler.get_last_lr()[0], last)
 
     def save(self, path: Path, step: int, extra: dict[str, Any]) -> None:
         """Write everything the next step depends on; the file appears complete or not at all."""
+        self._read_losses(keep=0)
         state = {
             "step": step,
-            "masters": self.masters,
+            "parameters": self.parameters,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
@@ -227,8 +269,7 @@ class _Trainer:
         """Take up a saved state; returns the number of steps it has done."""
         state = torch.load(path, map_location=self.encoder.base.device, weights_only=True)
         with torch.no_grad():
-            for parameter, master, saved in zip(self.parameters, self.masters, state["masters"], strict=True):
-                master.copy_(saved)
+            for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
                 parameter.copy_(saved)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])

@@ -1,40 +1,75 @@
-"""The one way a packed batch goes through the model, for training and scoring alike."""
+"""The one way questions go through the model, for training and scoring alike."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
-from vqa.attention import tree_attention_on
+from vqa.attention import KeyValue
+from vqa.decoder import Recompute, answer_logits, prefix_key_values
 from vqa.letters import LetterTokens
 from vqa.model import Base
-from vqa.packing import PackedBatch
+from vqa.packing import PackedBatch, pack_prefix
 
 
-def letter_logits(base: Base, model: Any, batch: PackedBatch) -> torch.Tensor:
+def letter_logits(
+    base: Base,
+    batch: PackedBatch,
+    prefix: list[KeyValue] | None = None,
+    recompute: Recompute = "nothing",
+) -> torch.Tensor:
     """Logits at the answer position of every question, and nowhere else.
 
     Args:
-        base: The resident model.
-        model: The base's model itself, or the PEFT model around it.
+        base: The resident model, with or without an adapter on it.
         batch: A packed micro-batch.
+        prefix: The prefix's keys and values, when it is not in the batch's row.
+        recompute: What the backward computes again instead of keeping it.
 
     Returns:
         (B, V).
     """
-    # any 4D mask keeps transformers from building a causal one; tree attention ignores it
-    unused_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=base.device)
-    with tree_attention_on(base.model):
-        output = model(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            attention_mask=unused_mask,
-            mm_encoder_outputs=batch.encoded,
-            logits_to_keep=batch.answers,
-            use_cache=False,
-            tree=batch.tree,
-        )
-    return output.logits[0]  # type: ignore[no-any-return]
+    return answer_logits(base.model, batch.row, prefix, recompute)
+
+
+def known_prefix(base: Base, prefix: torch.Tensor) -> list[KeyValue]:
+    """Keys and values of the prefix, for scoring many batches with the same weights.
+
+    Args:
+        base: The resident model.
+        prefix: (P,) token ids.
+    """
+    with torch.no_grad():
+        return prefix_key_values(base.model, pack_prefix(prefix, base.device))
+
+
+@contextmanager
+def shared_prefix(base: Base, prefix: torch.Tensor, recompute: Recompute) -> Iterator[list[KeyValue]]:
+    """Keys and values of the prefix for the micro-batches of one optimiser step, computed once.
+
+    The micro-batches' gradients by these keys and values add up, in float32; when the block ends they go
+    through the prefix in one backward. That is exact: the sum over micro-batches moves inside a linear map.
+
+    Args:
+        base: The resident model.
+        prefix: (P,) token ids.
+        recompute: As for the micro-batches; the prefix keeps at least its layers' inputs.
+    """
+    lean: Recompute = "nothing" if recompute == "nothing" else "mlp"
+    row = pack_prefix(prefix, base.device)
+
+    def flat() -> tuple[torch.Tensor, ...]:
+        return tuple(x for pair in prefix_key_values(base.model, row, lean) for x in pair)
+
+    # computed again at the end: by then the micro-batches' memory is free
+    outputs: Any = checkpoint(flat, use_reentrant=False)
+    leaves = [x.detach().float().requires_grad_() for x in outputs]
+    used = [leaf.to(x.dtype) for leaf, x in zip(leaves, outputs, strict=True)]
+    yield list(zip(used[::2], used[1::2], strict=True))
+    torch.autograd.backward(outputs, [leaf.grad.to(x.dtype) for leaf, x in zip(leaves, outputs, strict=True)])
 
 
 def answer_loss(logits: torch.Tensor, targets: torch.Tensor, letters: LetterTokens) -> torch.Tensor:

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from vqa.device import choose_device, choose_dtype, release_memory
+from vqa.device import choose_device, choose_dtype, limit_memory, release_memory
 from vqa.errors import UserError
 from vqa.letters import LetterTokens, letter_tokens
 from vqa.library import build
+from vqa.pointwise import use_compiler
 from vqa.settings import Settings
 from vqa.vision import VisionCache
 
@@ -112,6 +113,8 @@ def load_base(settings: Settings) -> Base:
     """
     device = choose_device(settings.env.device)
     dtype = choose_dtype(settings.precision, device)
+    limit_memory(settings.budget.max_memory_gib, device)
+    use_compiler(settings.env.compile)
     key = (settings.model.path, settings.model.revision, settings.quantization.name, device, dtype)
     if key not in _resident:
         _resident.clear()

@@ -3,13 +3,16 @@
 Notation: P prefix tokens, B questions, S suffix tokens, T tokens of the whole row.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from vqa.attention import TreeLayout, tree_layout
-from vqa.vision import VisionFeatures, join_features
+from vqa.attention import tree_layout
+from vqa.decoder import Row
+from vqa.device import to_device
+from vqa.vision import VisionFeatures, encoder_outputs, join_features
 
 MAX_FILL = 1.15  # fill up and repeat while that adds at most 15 % tokens each
 
@@ -31,22 +34,14 @@ class Suffix:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """One row: the prefix once, then every suffix.
+    """Questions laid out as one row: the prefix once, unless it stands outside, then every suffix.
 
     Args:
-        input_ids: (1, T); T = P + suffixes, as laid out.
-        position_ids: (3, 1, T), temporal, height, width.
-        answers: (B,) place of each suffix's last token, whose logits predict the letter.
-        tree: Who sees whom.
-        encoded: The pictures of the batch as the model's `mm_encoder_outputs`; None without any.
-        targets: (B,).
+        row: What goes into the language model.
+        targets: (B,) index of each gold choice's letter, -1 when unknown.
     """
 
-    input_ids: torch.Tensor
-    position_ids: torch.Tensor
-    answers: torch.Tensor
-    tree: TreeLayout
-    encoded: dict[str, Any] | None
+    row: Row
     targets: torch.Tensor
 
 
@@ -86,13 +81,25 @@ def suffix_positions(
     return torch.cat([before, picture, after], dim=1) + start
 
 
+def is_short(prefix: torch.Tensor, suffixes: Sequence[Suffix]) -> bool:
+    """Whether repeating the prefix in every suffix costs less than sharing it."""
+    repeated = len(prefix) * (len(suffixes) - 1)
+    return repeated <= (MAX_FILL - 1) * sum(len(s.ids) for s in suffixes)
+
+
 def pack(
-    prefix: torch.Tensor, suffixes: list[Suffix], image_token: int, pad_token: int, device: torch.device
+    prefix: torch.Tensor,
+    suffixes: Sequence[Suffix],
+    image_token: int,
+    pad_token: int,
+    device: torch.device,
+    outside: bool = False,
 ) -> PackedBatch:
     """Lay out a micro-batch as one row.
 
-    Suffixes of nearly the same length are filled up to the longest, and a prefix of a few tokens is repeated
-    in every suffix: both cost less than gathering and joining in every layer. Neither changes the result.
+    Suffixes of nearly the same length are filled up where attention works on a padded grid (CPU), and
+    a prefix of a few tokens is repeated in every suffix: both cost less than gathering and joining in every
+    layer. Neither changes the result.
 
     Args:
         prefix: (P,) ids that all questions share.
@@ -100,35 +107,49 @@ def pack(
         image_token: Id of the placeholder.
         pad_token: Id to fill up with.
         device: Where the tensors go.
+        outside: The prefix was computed before: it is left out of the row, the positions go on after it.
     """
     rows = [s.ids for s in suffixes]
-    if len(prefix) * (len(rows) - 1) <= (MAX_FILL - 1) * sum(map(len, rows)):
-        rows, prefix = [torch.cat([prefix, ids]) for ids in rows], prefix[:0]
+    start = len(prefix)
+    if outside:
+        prefix = prefix[:0]
+    elif is_short(prefix, suffixes):
+        rows, prefix, start = [torch.cat([prefix, ids]) for ids in rows], prefix[:0], 0
     P = len(prefix)
     true_lengths = torch.tensor([len(ids) for ids in rows])
     S = int(true_lengths.max())
-    fill = len(rows) * S <= MAX_FILL * int(true_lengths.sum())
+    fill = device.type == "cpu" and len(rows) * S <= MAX_FILL * int(true_lengths.sum())
     lengths = [S] * len(rows) if fill else true_lengths.tolist()
     ids, positions = [prefix], [torch.arange(P).expand(3, -1)]
-    for row, suffix, length in zip(rows, suffixes, lengths, strict=True):
+    for text, suffix, length in zip(rows, suffixes, lengths, strict=True):
         grid = suffix.features.grid if suffix.features else None
-        missing = length - len(row)
-        ids.append(torch.nn.functional.pad(row, (0, missing), value=pad_token))
-        found = suffix_positions(row, image_token, grid, P)
-        positions.append(torch.nn.functional.pad(found, (0, missing), value=P))
+        missing = length - len(text)
+        ids.append(torch.nn.functional.pad(text, (0, missing), value=pad_token))
+        found = suffix_positions(text, image_token, grid, start)
+        positions.append(torch.nn.functional.pad(found, (0, missing), value=start))
     starts = P + torch.cumsum(torch.tensor(lengths), 0) - torch.tensor(lengths)
-    return PackedBatch(
-        input_ids=torch.cat(ids)[None].to(device),
-        position_ids=torch.cat(positions, dim=1)[:, None].to(device),
-        answers=(starts + true_lengths - 1).to(device),
-        tree=tree_layout(P, lengths, device),
-        encoded=join_features([s.features for s in suffixes if s.features], device),
-        targets=torch.tensor([s.target for s in suffixes], device=device),
+    whole = torch.cat(ids)
+    row = Row(
+        ids=to_device(whole, device),
+        positions=to_device(torch.cat(positions, dim=1), device),
+        layout=tree_layout(P, lengths, device, outside=start if outside else 0),
+        visual=to_device((whole == image_token).nonzero().flatten(), device),
+        features=join_features([s.features for s in suffixes if s.features], device),
+        answers=to_device(starts + true_lengths - 1, device),
     )
+    return PackedBatch(row, to_device(torch.tensor([s.target for s in suffixes]), device))
+
+
+def pack_prefix(prefix: torch.Tensor, device: torch.device) -> Row:
+    """The prefix alone as a row, for its keys and values."""
+    nothing = torch.empty(0, dtype=torch.long, device=device)
+    positions = torch.arange(len(prefix), device=device).expand(3, -1)
+    layout = tree_layout(len(prefix), [], device)
+    return Row(to_device(prefix, device), positions, layout, nothing, None, None)
 
 
 def pad(
-    prefix: torch.Tensor, suffixes: list[Suffix], image_token: int, pad_token: int, device: torch.device
+    prefix: torch.Tensor, suffixes: Sequence[Suffix], image_token: int, pad_token: int, device: torch.device
 ) -> dict[str, Any]:
     """Lay out the same micro-batch as plain left-padded rows, the model's ordinary inputs.
 
@@ -153,5 +174,5 @@ def pad(
     }
     if features:
         inputs["image_grid_thw"] = torch.tensor([f.grid_thw for f in features], device=device)
-        inputs["mm_encoder_outputs"] = join_features(features, device)
+        inputs["mm_encoder_outputs"] = encoder_outputs(features, device)
     return inputs

@@ -19,7 +19,7 @@ class Plan:
     Args:
         epochs: Passes over the questions.
         batch_size: Questions per optimiser step.
-        micro_batch_size: Questions on the device at once; does not change the result.
+        micro_batch_size: Questions on the device at once, at most; does not change the result.
         evaluations: How often `on_evaluation` is called, evenly spread, the last time at the end.
         max_grad_norm: Clipping.
         warmup_ratio: Share of all steps.
@@ -73,7 +73,7 @@ def plan_fit(settings: Settings, questions: int, pool: int = 0) -> Plan:
     return Plan(
         epochs=b.epochs,
         batch_size=b.batch_size,
-        micro_batch_size=min(b.micro_batch_size, b.batch_size),
+        micro_batch_size=min(b.micro_batch_size or b.batch_size, b.batch_size),
         evaluations=b.evaluations_per_fit,
         max_grad_norm=b.max_grad_norm,
         warmup_ratio=settings.scheduler.warmup_ratio,

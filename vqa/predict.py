@@ -70,7 +70,7 @@ def _run(settings: Settings, folder: Path, with_base: bool) -> dict[str, Any]:
             begun = time.perf_counter()
             predictions = answer(encoder, model, questions, size, settings.inference)
             seconds = time.perf_counter() - begun
-        base = score(encoder, encoder.base.model, questions, size, "base model") if with_base else []
+        base = score(encoder, questions, size, "base model") if with_base else []
         metrics = _metrics(predictions, base)
         metrics |= {
             "rows_per_s": len(questions) / seconds,

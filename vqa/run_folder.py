@@ -17,6 +17,7 @@ MAY_DIFFER = (
     "env",
     "winner",
     "budget.micro_batch_size",
+    "budget.max_memory_gib",
     "budget.eval_batch_size",
     "budget.checkpoint_steps",
     "image.cache_gib",

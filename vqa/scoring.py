@@ -6,12 +6,15 @@ from typing import Any
 
 import torch
 
+from vqa.device import release_memory
 from vqa.encode import Encoder
 from vqa.errors import UserError
-from vqa.forward import letter_logits
+from vqa.forward import known_prefix, letter_logits
 from vqa.generation import generate_answers
 from vqa.letters import option_log_probabilities
+from vqa.packing import PackedBatch
 from vqa.predictions import Prediction
+from vqa.prefetch import prefetched
 from vqa.question import LETTERS, Question
 from vqa.reporting import progress
 from vqa.settings import InferenceSettings
@@ -21,32 +24,47 @@ NO_ANSWER = "no_answer"
 
 
 def score(
-    encoder: Encoder, model: Any, questions: Sequence[Question], batch_size: int, what: str = "scoring"
+    encoder: Encoder, questions: Sequence[Question], batch_size: int, what: str = "scoring"
 ) -> list[Prediction]:
-    """Probabilities of a, b, c, d for every question.
+    """Probabilities of a, b, c, d for every question, from the base with whatever adapter is on it.
 
     Args:
         encoder: Makes batches.
-        model: The base's model, or the PEFT model around it.
         questions: In any order; like lengths are batched together.
-        batch_size: Questions per forward pass.
+        batch_size: Questions per forward pass; fewer where memory does not suffice.
         what: Text of the progress bar.
 
     Returns:
         One prediction per question, in the order given.
     """
+    base = encoder.base
+    encoder.look(questions)
     order = sorted(range(len(questions)), key=lambda i: encoder.text_length(questions[i]), reverse=True)
+    prefix = encoder.prefix(questions[0])
+    known = known_prefix(base, prefix) if encoder.shares_prefix(questions[order[-1]]) else None
+
+    def batch(chosen: list[int]) -> tuple[list[int], PackedBatch]:
+        return chosen, encoder.batch([questions[i] for i in chosen], outside=known is not None)
+
+    def logits(chosen: list[int], made: PackedBatch) -> torch.Tensor:
+        try:
+            with torch.no_grad():
+                return letter_logits(base, made, known)
+        except torch.OutOfMemoryError:
+            if len(chosen) == 1:
+                raise
+        release_memory()
+        half = len(chosen) // 2
+        return torch.cat([logits(*batch(chosen[:half])), logits(*batch(chosen[half:]))])
+
     found: dict[int, Prediction] = {}
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = encoder.batch([questions[i] for i in chosen])
-        with torch.no_grad():
-            logits = letter_logits(encoder.base, model, batch)
-        log_p, log_mass = option_log_probabilities(logits, encoder.base.letters)
+    chunks = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    for chosen, made in prefetched(batch, chunks, base.device):
+        log_p, log_mass = option_log_probabilities(logits(chosen, made), base.letters)
         rows = zip(chosen, log_p.double().softmax(1).tolist(), log_mass.exp().tolist(), strict=True)
         for i, p, mass in rows:
             found[i] = _prediction(questions[i], p, mass)
-        progress(what, start + len(chosen), len(order))
+        progress(what, len(found), len(order))
     return [found[i] for i in range(len(questions))]
 
 
@@ -62,7 +80,7 @@ def answer(
     Raises:
         UserError: Text without a letter, and inference.on_no_answer=error.
     """
-    predictions = score(encoder, model, questions, batch_size)
+    predictions = score(encoder, questions, batch_size)
     mass = sum(p.option_mass for p in predictions) / len(predictions)
     if mass < inference.min_option_mass:
         log.warning(

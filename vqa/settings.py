@@ -82,7 +82,8 @@ class BudgetSettings:
     folds: int
     epochs: int
     batch_size: int
-    micro_batch_size: int
+    micro_batch_size: int | None
+    max_memory_gib: float | None
     eval_batch_size: int
     evaluations_per_fit: int
     max_grad_norm: float
@@ -115,6 +116,7 @@ class EnvSettings:
     output_root: str
     offline: bool
     device: str
+    compile: bool
     threads: int | None
 
 

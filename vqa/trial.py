@@ -110,9 +110,7 @@ def _run_fold(
     def evaluate(moment: Moment) -> None:
         if reporting.reports_by() == "question" and not moment.last:
             return
-        predictions[:] = score(
-            encoder, model, fold.valid, settings.budget.eval_batch_size, f"fold {number + 1}"
-        )
+        predictions[:] = score(encoder, fold.valid, settings.budget.eval_batch_size, f"fold {number + 1}")
         mean, _ = nll(predictions)
         step = number * plan.evaluations + moment.index + 1
         so_far = _running_mean([*finished, FoldResult(number, 0, len(predictions), mean, 0.0, 0.0)])

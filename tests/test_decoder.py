@@ -1,0 +1,76 @@
+"""The loop over decoder layers: recomputing, prefixes outside the row and foreign layers change no result."""
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from test_packing import FAMILIES, IMAGE, LANGUAGE, PAD, VOCAB, gradients, make_suffixes
+
+from vqa.decoder import Recompute, answer_logits, prefix_key_values
+from vqa.packing import pack, pack_prefix, pad
+
+CPU = torch.device("cpu")
+SHAPES: list[tuple[int, int, int] | None] = [(2, 2, 5), (3, 2, 9), (2, 2, 4)]
+PREFIX = torch.randint(20, VOCAB, (13,), generator=torch.Generator().manual_seed(2))
+
+
+def adapted(family: str, **more: Any) -> Any:
+    torch.manual_seed(0)
+    base = FAMILIES[family]()
+    base.requires_grad_(False)
+    config = {"r": 4, "lora_alpha": 8, "target_modules": LANGUAGE, "init_lora_weights": False} | more
+    get_peft_model(base, LoraConfig(**config))
+    return base
+
+
+def close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 1e-5) -> bool:
+    return found.keys() == expected.keys() and all(
+        torch.linalg.norm(found[name] - expected[name]) <= tolerance * torch.linalg.norm(expected[name])
+        for name in expected
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("recompute", ["mlp", "layer"])
+def test_computing_twice_gives_the_same_gradients(family: str, recompute: Recompute) -> None:
+    model = adapted(family)
+    row = pack(PREFIX, make_suffixes(model, SHAPES), IMAGE, PAD, CPU).row
+    expected = gradients(model, answer_logits(model, row).square().sum())
+    found = gradients(model, answer_logits(model, row, None, recompute).square().sum())
+    assert close(found, expected, 1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prefix_computed_before_gives_the_same_logits(family: str) -> None:
+    model = adapted(family)
+    suffixes = make_suffixes(model, SHAPES)
+    with torch.no_grad():
+        expected = answer_logits(model, pack(PREFIX, suffixes, IMAGE, PAD, CPU).row)
+        known = prefix_key_values(model, pack_prefix(PREFIX, CPU))
+        row = pack(PREFIX, suffixes, IMAGE, PAD, CPU, outside=True).row
+        found = answer_logits(model, row, known)
+    assert len(row.ids) == sum(len(s.ids) for s in suffixes)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_with_other_adapters_are_called_as_they_are(family: str) -> None:
+    model = adapted(family, use_dora=True)
+    suffixes = make_suffixes(model, SHAPES)
+    plain = pad(PREFIX, suffixes, IMAGE, PAD, CPU)
+    expected = gradients(model, model(**plain, use_cache=False).logits[:, -1].square().sum())
+    row = pack(PREFIX, suffixes, IMAGE, PAD, CPU).row
+    assert close(gradients(model, answer_logits(model, row).square().sum()), expected)
+
+
+def test_a_tap_after_the_last_layer_is_added_before_the_answers_are_taken() -> None:
+    model = adapted("qwen3_vl")
+    suffixes = make_suffixes(model, SHAPES)
+    text = model.model.language_model
+    text.layers = text.layers[:2]  # as many layers as DeepStack taps
+    plain = pad(PREFIX, suffixes, IMAGE, PAD, CPU)
+    with torch.no_grad():
+        expected = model(**plain, use_cache=False).logits[:, -1]
+        found = answer_logits(model, pack(PREFIX, suffixes, IMAGE, PAD, CPU).row)
+    assert torch.allclose(found, expected, atol=1e-5)

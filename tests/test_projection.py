@@ -1,0 +1,99 @@
+"""Adapters computed by our arithmetic against PEFT's own layers, and which layers are left to PEFT."""
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from test_packing import LANGUAGE, tiny_qwen2_5, tiny_qwen3
+
+from vqa.projection import gated_mlp, norm_project, project_onto, read_projection
+
+T = 6
+
+
+def adapted(**more: Any) -> Any:
+    """A decoder layer of the tiny Qwen2.5-VL (its projections have biases) with random adapters."""
+    torch.manual_seed(0)
+    config = {"r": 4, "lora_alpha": 12, "target_modules": LANGUAGE, "init_lora_weights": False} | more
+    base = tiny_qwen2_5()
+    base.requires_grad_(False)
+    get_peft_model(base, LoraConfig(**config))
+    return base.model.language_model.layers[0]
+
+
+def projections(parent: Any, *names: str) -> list[Any]:
+    return [read_projection(getattr(parent, name)) for name in names]
+
+
+def same_gradients(layer: Any, x: torch.Tensor, ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    leaves = [x, *(p for p in layer.parameters() if p.requires_grad)]
+    grad = torch.randn(ours.shape, generator=torch.Generator().manual_seed(5))
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    found = torch.autograd.grad(ours, leaves, grad, allow_unused=True)
+    expected = torch.autograd.grad(theirs, leaves, grad, allow_unused=True)
+    for mine, wanted in zip(found, expected, strict=True):
+        assert (mine is None) == (wanted is None)
+        if mine is not None and wanted is not None:
+            assert torch.linalg.norm(mine - wanted) <= 1e-5 * torch.linalg.norm(wanted)
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return torch.randn(T, 48, generator=torch.Generator().manual_seed(1)).requires_grad_()
+
+
+def test_norm_and_projections_equal_pefts_layers(x: torch.Tensor) -> None:
+    layer = adapted()
+    attention = layer.self_attn
+    found = norm_project(x, layer.input_layernorm, projections(attention, "q_proj", "k_proj", "v_proj"))
+    normed = layer.input_layernorm(x)
+    theirs = [module(normed) for module in (attention.q_proj, attention.k_proj, attention.v_proj)]
+    same_gradients(layer, x, torch.cat(found, 1), torch.cat(theirs, 1))
+
+
+def test_only_some_projections_may_have_adapters(x: torch.Tensor) -> None:
+    layer = adapted(target_modules=r".*language_model.*\.(q_proj|v_proj)")
+    attention = layer.self_attn
+    found = norm_project(x, layer.input_layernorm, projections(attention, "q_proj", "k_proj", "v_proj"))
+    normed = layer.input_layernorm(x)
+    theirs = [module(normed) for module in (attention.q_proj, attention.k_proj, attention.v_proj)]
+    same_gradients(layer, x, torch.cat(found, 1), torch.cat(theirs, 1))
+
+
+def test_the_projection_onto_the_residual_equals_pefts_layer(x: torch.Tensor) -> None:
+    layer = adapted()
+    (projection,) = projections(layer.self_attn, "o_proj")
+    same_gradients(layer, x, project_onto(x * 2, x, projection), x * 2 + layer.self_attn.o_proj(x))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_mlp_equals_the_models(x: torch.Tensor, recompute: bool) -> None:
+    layer = adapted(use_rslora=True)
+    norm = layer.post_attention_layernorm
+    found = gated_mlp(x, norm, projections(layer.mlp, "gate_proj", "up_proj", "down_proj"), recompute)
+    same_gradients(layer, x, found, x + layer.mlp(norm(x)))
+
+
+def test_a_layer_without_adapter_is_read_as_it_is() -> None:
+    layer = tiny_qwen3().model.language_model.layers[0]
+    projection = read_projection(layer.mlp.up_proj)
+    assert projection is not None
+    assert (projection.layer, projection.a, projection.b) == (layer.mlp.up_proj, None, None)
+
+
+def test_rank_stabilised_scale_is_pefts() -> None:
+    projection = read_projection(adapted(use_rslora=True).self_attn.q_proj)
+    assert projection is not None
+    assert projection.scale == 12 / 4**0.5
+
+
+@pytest.mark.parametrize("more", [{"lora_dropout": 0.1}, {"use_dora": True}, {"lora_bias": True}], ids=str)
+def test_other_adapters_are_left_to_peft(more: dict[str, Any]) -> None:
+    assert read_projection(adapted(**more).self_attn.q_proj) is None
+
+
+def test_a_disabled_adapter_is_left_to_peft() -> None:
+    layer = adapted().self_attn.q_proj
+    layer.enable_adapters(False)
+    assert read_projection(layer) is None

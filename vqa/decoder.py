@@ -1,0 +1,144 @@
+"""The language model over a packed row: its own layers, run so that nothing is computed in vain.
+
+transformers' modules own the weights; the loop over them is here because a packed row differs in three ways:
+only the answers' rows go through the last MLP, the final norm and the vocabulary; the prefix may have been
+computed before and come in as keys and values; layers can be computed again in the backward to save memory.
+
+Notation: T tokens of the row, P prefix tokens, B questions, C hidden size, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from vqa.attention import KeyValue, LayerTree, TreeLayout, attend, tree_attention_on
+from vqa.projection import Projection, gated_mlp, norm_project, project_onto, read_projection, rotary
+from vqa.vision import JoinedFeatures
+
+Recompute = Literal["nothing", "mlp", "layer"]
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What goes into the language model.
+
+    Args:
+        ids: (T,).
+        positions: (3, T), temporal, height, width.
+        layout: Where prefix and suffixes lie.
+        visual: (N,) places of the visual tokens.
+        features: What the vision tower made of the pictures, in their order; None without any.
+        answers: (B,) place of each suffix's last token; None: only keys and values are wanted.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    layout: TreeLayout
+    visual: torch.Tensor
+    features: JoinedFeatures | None
+    answers: torch.Tensor | None
+
+
+def answer_logits(
+    model: Any, row: Row, prefix: list[KeyValue] | None = None, recompute: Recompute = "nothing"
+) -> torch.Tensor:
+    """Logits (B, V) at the answers of a row.
+
+    Args:
+        model: Qwen2.5-VL or Qwen3-VL, with or without adapters in its layers.
+        row: What is asked.
+        prefix: Keys and values of the prefix, one pair a layer, when it is not in the row.
+        recompute: What the backward computes again instead of keeping it.
+    """
+    hidden, _ = _run(model, row, prefix, recompute)
+    return model.lm_head(model.model.language_model.norm(hidden))  # type: ignore[no-any-return]
+
+
+def prefix_key_values(model: Any, row: Row, recompute: Recompute = "nothing") -> list[KeyValue]:
+    """Keys and values (P, H_kv, D) of every layer, for a row that is only the prefix."""
+    return _run(model, row, None, recompute)[1]
+
+
+def _run(
+    model: Any, row: Row, prefix: list[KeyValue] | None, recompute: Recompute
+) -> tuple[torch.Tensor, list[KeyValue]]:
+    text = model.model.language_model
+    with torch.no_grad():
+        hidden = text.embed_tokens(row.ids)
+        taps: tuple[torch.Tensor, ...] = ()
+        if row.features is not None:
+            hidden = hidden.index_copy(0, row.visual, row.features.pooled.to(hidden.dtype))
+            taps = row.features.deepstack
+        cos, sin = (x[0] for x in text.rotary_emb(hidden[None], row.positions[:, None]))
+    seen: list[KeyValue] | None = [] if row.answers is None else None
+    last = len(text.layers) - 1
+    with tree_attention_on(model):
+        for i, module in enumerate(text.layers):
+            tree = LayerTree(row.layout, prefix[i] if prefix else None, seen)
+            answers = row.answers if i == last and i >= len(taps) else None
+            layer = _Layer(module, cos, sin, tree, answers, recompute)
+            if i == last and seen is not None and layer.plain:
+                seen.append(layer.project(hidden)[1:])
+            elif recompute == "layer" and torch.is_grad_enabled():
+                # plain layers draw no random numbers
+                hidden = checkpoint(layer, hidden, use_reentrant=False, preserve_rng_state=not layer.plain)
+            else:
+                hidden = layer(hidden)
+            if i < len(taps):
+                hidden = hidden.index_add(0, row.visual, taps[i].to(hidden.dtype))
+    if row.answers is not None and last < len(taps):
+        hidden = hidden[row.answers]
+    return hidden, seen or []
+
+
+@dataclass
+class _Layer:
+    """One decoder layer: by our own arithmetic where its projections are plain, else called as it is."""
+
+    module: Any
+    cos: torch.Tensor
+    sin: torch.Tensor
+    tree: LayerTree
+    answers: torch.Tensor | None
+    recompute: Recompute
+
+    def __post_init__(self) -> None:
+        attention, mlp = self.module.self_attn, self.module.mlp
+        found = [read_projection(getattr(attention, name)) for name in ATTENTION]
+        found += [read_projection(getattr(mlp, name)) for name in MLP]
+        self.projections: list[Projection] = [p for p in found if p is not None]
+        silu = mlp.config.hidden_act == "silu" if hasattr(mlp, "config") else True
+        self.plain = len(self.projections) == len(found) and silu
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        if not self.plain:
+            whole: torch.Tensor = self.module(
+                hidden[None],
+                position_embeddings=(self.cos[None], self.sin[None]),
+                attention_mask=None,
+                tree=self.tree,
+            )[0]
+            return whole if self.answers is None else whole[self.answers]
+        query, key, value = self.project(hidden)
+        found = attend(query, key, value, self.module.self_attn.scaling, self.tree)
+        hidden = project_onto(hidden, found.flatten(1), self.projections[3])
+        if self.answers is not None:
+            hidden = hidden[self.answers]
+        return gated_mlp(
+            hidden, self.module.post_attention_layernorm, self.projections[4:], self.recompute == "mlp"
+        )
+
+    def project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries (T, H, D), keys and values (T, H_kv, D)."""
+        attention = self.module.self_attn
+        query, key, value = (
+            x.view(len(x), -1, attention.head_dim)
+            for x in norm_project(hidden, self.module.input_layernorm, self.projections[:3])
+        )
+        query = rotary(query, self.cos, self.sin, getattr(attention, "q_norm", None))
+        key = rotary(key, self.cos, self.sin, getattr(attention, "k_norm", None))
+        return query, key, value

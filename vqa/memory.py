@@ -1,0 +1,69 @@
+"""How a batch is cut so that it fits into the device's memory; never changes the result.
+
+Not guessed from a formula: a step that runs out of memory is done again one rung down, and the rung that held
+is where the process's next fit of the same shape begins.
+"""
+
+import logging
+from dataclasses import dataclass
+
+from vqa.decoder import Recompute
+from vqa.device import release_memory
+
+log = logging.getLogger(__name__)
+_held: dict[tuple[object, ...], int] = {}
+
+
+@dataclass(frozen=True)
+class Rung:
+    """Questions on the device at once, and what their backward computes again."""
+
+    micro_batch_size: int
+    recompute: Recompute
+
+
+def rungs(batch_size: int) -> list[Rung]:
+    """From the fastest to the leanest.
+
+    Args:
+        batch_size: Questions on the device at once, at most.
+    """
+    sizes = [batch_size]
+    while sizes[-1] > 1:
+        sizes.append((sizes[-1] + 1) // 2)
+    # measured (benchmarks/README.md): computing twice what a large micro-batch cannot keep is faster than
+    # small micro-batches, whose products do not fill the device
+    found = [Rung(batch_size, "nothing"), Rung(batch_size, "mlp")]
+    return found + [Rung(size, "layer") for size in sizes]
+
+
+class Ladder:
+    """The rung a fit stands on.
+
+    Args:
+        batch_size: Questions on the device at once, at most.
+        key: What the memory need depends on; fits with an equal key start where the last one stood.
+    """
+
+    def __init__(self, batch_size: int, key: tuple[object, ...]) -> None:
+        self.rungs = rungs(batch_size)
+        self.key = (batch_size, *key)
+
+    @property
+    def rung(self) -> Rung:
+        """Where it stands."""
+        return self.rungs[_held.get(self.key, 0)]
+
+    def step_down(self) -> bool:
+        """Go one rung down after running out of memory; False when there is none left."""
+        place = _held.get(self.key, 0) + 1
+        if place == len(self.rungs):
+            return False
+        _held[self.key] = place
+        release_memory()
+        log.warning(
+            "out of memory: micro-batches of %d%s from here, same result",
+            self.rung.micro_batch_size,
+            "" if self.rung.recompute == "nothing" else f", computing each {self.rung.recompute} twice",
+        )
+        return True
