@@ -118,6 +118,8 @@ def make_checkpoint(name: str, folder: Path, tokenizer: Path) -> None:
         "image_std": [0.5] * 3,
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    video = processor | {"video_processor_type": "Qwen3VLVideoProcessor"}
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(video))  # AutoProcessor asks for it
     del model
     torch.cuda.empty_cache()
 
@@ -136,13 +138,14 @@ def make_contest(folder: Path, train: int, test: int, seed: int = 0) -> None:
             picture.save(folder / part / f"{part}_{i:04d}.jpg", quality=90)
             options = [str(word) for word in rng.choice(words, 4, replace=False)]
             text = "이 사진에서 보이는 탈것은 무엇인가요?"
+            answer = "abcd"[min(range(4), key=lambda k: words.index(options[k]))]  # a rule that can be learnt
             table.append(
                 [
                     f"{part}_{i:04d}",
                     f"{part}/{part}_{i:04d}.jpg",
                     text,
                     *options,
-                    "abcd"[int(rng.integers(4))],
+                    answer,
                 ]
             )
         keep = len(header) if part == "train" else len(header) - 1
@@ -213,6 +216,9 @@ def main() -> None:
     parser.add_argument("--test-rows", type=int, default=160)
     parser.add_argument("--out", type=Path, help="JSON file for the rows")
     parser.add_argument("extra", nargs="*", help="more overrides")
+    parser.add_argument(
+        "--only-files", action="store_true", help="write checkpoints and contest, run nothing"
+    )
     arguments = parser.parse_args()
     contest = arguments.work / "contest"
     if not contest.exists():
@@ -223,6 +229,8 @@ def main() -> None:
         checkpoint = arguments.work / model
         if not checkpoint.exists():
             make_checkpoint(model, checkpoint, arguments.tokenizer)
+        if arguments.only_files:
+            continue
         rows.append(run(model, quantization, checkpoint, contest, arguments.work, arguments.extra))
         print(json.dumps(rows[-1]), flush=True)
         if arguments.out:

@@ -63,10 +63,9 @@ def test_a_prefix_outside_the_row_is_seen_as_one_inside(lengths: list[int]) -> N
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(prefix + sum(lengths), heads, width, generator=generator) for _ in range(3))
     inside = attend(q, k, v, 0.3, LayerTree(tree_layout(prefix, lengths, CPU)))
-    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    head = LayerTree(tree_layout(prefix, [], CPU), seen=seen)
+    head = LayerTree(tree_layout(prefix, [], CPU))
     alone = attend(q[:prefix], k[:prefix], v[:prefix], 0.3, head)
-    rest = LayerTree(tree_layout(0, lengths, CPU, outside=prefix), outside=seen[0])
+    rest = LayerTree(tree_layout(0, lengths, CPU, outside=prefix), outside=(k[:prefix], v[:prefix]))
     found = torch.cat([alone, attend(q[prefix:], k[prefix:], v[prefix:], 0.3, rest)])
     assert torch.allclose(found, inside, atol=1e-6)
 

@@ -66,7 +66,7 @@ def test_a_prefix_shared_by_micro_batches_gives_the_big_batchs_gradients() -> No
 
     expected = gradients(model, loss(slice(0, 3)))
     model.zero_grad()
-    with shared_prefix(base, prefix, "nothing") as known:
+    with shared_prefix(base, prefix) as known:
         for part in (slice(0, 2), slice(2, 3)):
             loss(part, known).backward()  # type: ignore[no-untyped-call]
     for name, parameter in model.named_parameters():

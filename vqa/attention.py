@@ -60,12 +60,12 @@ class LayerTree:
     Args:
         layout: Of the row.
         outside: Keys and values of a prefix that is not in the row.
-        seen: The layer's own keys and values are appended to it; None: nobody asks for them.
+        seen: The layer's own keys and values, put there by `tree_attention`.
     """
 
     layout: TreeLayout
     outside: KeyValue | None = None
-    seen: list[KeyValue] | None = None
+    seen: KeyValue | None = None
 
 
 def tree_layout(prefix: int, lengths: list[int], device: torch.device, outside: int = 0) -> TreeLayout:
@@ -111,8 +111,6 @@ def attend(
     Returns:
         (T, H, D).
     """
-    if tree.seen is not None:
-        tree.seen.append((key, value))
     outside = tree.outside or (None, None)
     if _has_flash(query):
         found: torch.Tensor = _FlashTree.apply(query, key, value, *outside, tree.layout, scaling)  # type: ignore[no-untyped-call]
@@ -327,8 +325,9 @@ def tree_attention(
     """
     if tree is None:
         raise ValueError("tree attention needs tree=LayerTree(...) among the layer's arguments")
-    rows = [x[0].transpose(0, 1) for x in (query, key, value)]
-    return attend(rows[0], rows[1], rows[2], scaling, tree)[None], None
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    tree.seen = (k, v)
+    return attend(q, k, v, scaling, tree)[None], None
 
 
 @contextmanager

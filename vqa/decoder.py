@@ -78,16 +78,20 @@ def _run(
     last = len(text.layers) - 1
     with tree_attention_on(model):
         for i, module in enumerate(text.layers):
-            tree = LayerTree(row.layout, prefix[i] if prefix else None, seen)
+            tree = LayerTree(row.layout, prefix[i] if prefix else None)
             answers = row.answers if i == last and i >= len(taps) else None
             layer = _Layer(module, cos, sin, tree, answers, recompute)
             if i == last and seen is not None and layer.plain:
                 seen.append(layer.project(hidden)[1:])
             elif recompute == "layer" and torch.is_grad_enabled():
                 # plain layers draw no random numbers
-                hidden = checkpoint(layer, hidden, use_reentrant=False, preserve_rng_state=not layer.plain)
+                hidden, key, value = checkpoint(
+                    layer, hidden, use_reentrant=False, preserve_rng_state=not layer.plain
+                )
             else:
-                hidden = layer(hidden)
+                hidden, key, value = layer(hidden)
+            if seen is not None and len(seen) == i:
+                seen.append((key, value))
             if i < len(taps):
                 hidden = hidden.index_add(0, row.visual, taps[i].to(hidden.dtype))
     if row.answers is not None and last < len(taps):
@@ -114,7 +118,8 @@ class _Layer:
         silu = mlp.config.hidden_act == "silu" if hasattr(mlp, "config") else True
         self.plain = len(self.projections) == len(found) and silu
 
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+    def __call__(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The layer's output (T, C), or only the answers' rows of it, and its keys and values."""
         if not self.plain:
             whole: torch.Tensor = self.module(
                 hidden[None],
@@ -122,15 +127,16 @@ class _Layer:
                 attention_mask=None,
                 tree=self.tree,
             )[0]
-            return whole if self.answers is None else whole[self.answers]
+            key, value = self.tree.seen or (whole, whole)
+            self.tree.seen = None  # not kept until the backward
+            return whole if self.answers is None else whole[self.answers], key, value
         query, key, value = self.project(hidden)
         found = attend(query, key, value, self.module.self_attn.scaling, self.tree)
         hidden = project_onto(hidden, found.flatten(1), self.projections[3])
         if self.answers is not None:
             hidden = hidden[self.answers]
-        return gated_mlp(
-            hidden, self.module.post_attention_layernorm, self.projections[4:], self.recompute == "mlp"
-        )
+        norm = self.module.post_attention_layernorm
+        return gated_mlp(hidden, norm, self.projections[4:], self.recompute == "mlp"), key, value
 
     def project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries (T, H, D), keys and values (T, H_kv, D)."""

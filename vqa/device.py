@@ -52,7 +52,12 @@ def limit_memory(gib: float | None, device: torch.device) -> None:
     """Behave as a card with that much memory would; None: use what is there."""
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory / 2**30
-        torch.cuda.set_per_process_memory_fraction(min(1.0, gib / total) if gib else 1.0, device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gib / total) if gib else 1.0)
+
+
+def memory_share(device: torch.device) -> float:
+    """The share of the device's memory that this process may use."""
+    return torch.cuda.get_per_process_memory_fraction() if device.type == "cuda" else 1.0
 
 
 def release_memory() -> None:

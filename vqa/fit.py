@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vqa.device import release_memory
+from vqa.device import memory_share, release_memory
 from vqa.encode import Encoder, Order
 from vqa.forward import answer_loss, letter_logits, shared_prefix
 from vqa.library import build, refusals
@@ -63,6 +63,7 @@ class FitRecord:
     seconds: float
     train_samples_per_s: float
     micro_batch_size: int
+    recompute: str
 
 
 def fit(
@@ -116,7 +117,8 @@ def fit(
     model.eval()
     seen = len(train) * plan.epochs - min(done * plan.batch_size, len(train) * plan.epochs)
     rung = trainer.ladder.rung
-    return FitRecord(seconds, seen / seconds if seconds else 0.0, rung.micro_batch_size)
+    rate = seen / seconds if seconds else 0.0
+    return FitRecord(seconds, rate, rung.micro_batch_size, rung.recompute)
 
 
 @dataclass(frozen=True)
@@ -154,9 +156,8 @@ class _Trainer:
                 optimizer=self.optimizer.optimizer, num_warmup_steps=warmup, num_training_steps=total
             )
         size = sum(p.numel() for p in self.parameters)
-        self.ladder = Ladder(
-            plan.micro_batch_size, (base.path, encoder.prompt.system, encoder.image.size, size)
-        )
+        shape = (base.path, encoder.prompt.system, encoder.image.size, size, memory_share(base.device))
+        self.ladder = Ladder(plan.micro_batch_size, shape)
         self.outside = encoder.shares_prefix(train[0])
         self.losses: list[float] = []
         self.unread: list[tuple[int, torch.Tensor, Any]] = []
@@ -190,6 +191,7 @@ class _Trainer:
                 break
             except torch.OutOfMemoryError:
                 self.optimizer.zero_grad()
+                self.encoder.base.vision.park()
                 if not self.ladder.step_down():
                     raise
         self.accelerator.clip_grad_norm_(self.parameters, self.plan.max_grad_norm)
@@ -204,7 +206,7 @@ class _Trainer:
         total = torch.zeros((), device=base.device)
         shared = self.outside and len(batch.parts) > 1
         ids = self.encoder.prefix(batch.questions[0])
-        prefix = shared_prefix(base, ids, recompute) if shared else nullcontext()
+        prefix = shared_prefix(base, ids) if shared else nullcontext()
         with self.accelerator.autocast(), prefix as known:
             for part in batch.parts:
                 logits = letter_logits(base, part, known, recompute)

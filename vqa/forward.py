@@ -2,11 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
 
 from vqa.attention import KeyValue
 from vqa.decoder import Recompute, answer_logits, prefix_key_values
@@ -47,7 +45,7 @@ def known_prefix(base: Base, prefix: torch.Tensor) -> list[KeyValue]:
 
 
 @contextmanager
-def shared_prefix(base: Base, prefix: torch.Tensor, recompute: Recompute) -> Iterator[list[KeyValue]]:
+def shared_prefix(base: Base, prefix: torch.Tensor) -> Iterator[list[KeyValue]]:
     """Keys and values of the prefix for the micro-batches of one optimiser step, computed once.
 
     The micro-batches' gradients by these keys and values add up, in float32; when the block ends they go
@@ -56,20 +54,15 @@ def shared_prefix(base: Base, prefix: torch.Tensor, recompute: Recompute) -> Ite
     Args:
         base: The resident model.
         prefix: (P,) token ids.
-        recompute: As for the micro-batches; the prefix keeps at least its layers' inputs.
     """
-    lean: Recompute = "nothing" if recompute == "nothing" else "mlp"
-    row = pack_prefix(prefix, base.device)
-
-    def flat() -> tuple[torch.Tensor, ...]:
-        return tuple(x for pair in prefix_key_values(base.model, row, lean) for x in pair)
-
-    # computed again at the end: by then the micro-batches' memory is free
-    outputs: Any = checkpoint(flat, use_reentrant=False)
+    # computed again at the end, layer by layer: the micro-batches need the memory until then
+    pairs = prefix_key_values(base.model, pack_prefix(prefix, base.device), "layer")
+    outputs = [x for pair in pairs for x in pair]
     leaves = [x.detach().float().requires_grad_() for x in outputs]
     used = [leaf.to(x.dtype) for leaf, x in zip(leaves, outputs, strict=True)]
     yield list(zip(used[::2], used[1::2], strict=True))
-    torch.autograd.backward(outputs, [leaf.grad.to(x.dtype) for leaf, x in zip(leaves, outputs, strict=True)])
+    grads = [leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for leaf in leaves]
+    torch.autograd.backward(outputs, [g.to(x.dtype) for g, x in zip(grads, outputs, strict=True)])
 
 
 def answer_loss(logits: torch.Tensor, targets: torch.Tensor, letters: LetterTokens) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from vqa.device import to_device
+from vqa.device import release_memory, to_device
 from vqa.errors import UserError
 from vqa.image import fit_image, load_image
 from vqa.question import Question
@@ -144,6 +144,11 @@ class VisionCache:
             if self.nbytes == before:  # full
                 return
 
+    def park(self) -> None:
+        """Keep the tower in host memory until a picture needs it; for when the GPU's memory is short."""
+        self.model.model.visual.to("cpu")
+        release_memory()
+
     def _key(self, question: Question, image: ImageSettings) -> Key | None:
         shape = (image.mode, image.size, image.min_visual_tokens, image.max_visual_tokens)
         return (question.image_sha256, *shape) if question.image else None
@@ -155,7 +160,8 @@ class VisionCache:
         self, missing: dict[Key, Question], patches: Sequence[Future[Patches]]
     ) -> dict[Key, VisionFeatures]:
         visual = self.model.model.visual
-        device = next(visual.parameters()).device
+        device = self.model.lm_head.weight.device
+        visual.to(device)  # where it is, unless it was parked
         found = [future.result() for future in patches]
         grids = torch.cat([grid for _, grid in found])
         pixels = to_device(torch.cat([values for values, _ in found]), device)

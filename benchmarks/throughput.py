@@ -1,0 +1,164 @@
+"""Questions per second of training and scoring at full size, through the product's own fit() and score().
+
+From image files: reading, vision tower, tokens, batches, optimiser. Speeds are those of a warm process
+(kernels compiled, features known); what the first look at a picture costs stands in a row of its own. A case
+is batch:GiB, the GPU memory the process may use.
+
+    python -m benchmarks.full_size --work FOLDER --tokenizer FOLDER --only-files
+    python -m benchmarks.throughput --work FOLDER --model qwen3_vl_8b --cases 16:76 32:76 16:24 --out FILE
+"""
+
+import argparse
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+
+from benchmarks.record import write_rows
+from vqa.adapter import attached
+from vqa.config import read_settings, register_resolvers
+from vqa.device import limit_memory, release_memory
+from vqa.encode import Encoder
+from vqa.fit import Moment, fit
+from vqa.model import load_base
+from vqa.plan import Plan, plan_fit
+from vqa.question import Question
+from vqa.questions import data_source
+from vqa.scoring import score
+from vqa.settings import Settings
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+def settings_for(model: str, quantization: str, work: Path, *more: str) -> Settings:
+    """The configuration of the workload: fewshot_ko (about 880 prefix tokens), 512 x 512, r 32."""
+    register_resolvers()
+    contest = work / "contest"
+    overrides = [
+        *("tracking=none", f"model={model}", f"model.path={work / model}", f"quantization={quantization}"),
+        *("prompt=fewshot_ko", "image=pad_512", "image.cache_gib=64", "lora.r=32", "lora.lora_alpha=32"),
+        *("data=csv", f"data.train_csv={contest / 'train.csv'}", f"data.image_root={contest}", *more),
+    ]
+    with initialize_config_dir(str(CONF)):
+        return read_settings(compose("config", overrides=overrides))
+
+
+@contextmanager
+def busy_share() -> Iterator[list[float]]:
+    """Share of the time in which the GPU had a kernel running, by its own counter, read every 50 ms."""
+    seen: list[float] = []
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.wait(0.05):
+            seen.append(torch.cuda.utilization() / 100)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        thread.join()
+
+
+def nothing(moment: Moment) -> None:
+    """No evaluation."""
+
+
+def peak_gib() -> float:
+    """Most memory tensors took since the last reset, GiB."""
+    return round(torch.cuda.max_memory_allocated() / 2**30, 1)
+
+
+def train_row(encoder: Encoder, settings: Settings, plan: Plan, case: str, rows: list[Question]) -> Any:
+    """Train on the rows twice, the first time to warm up; the figures of the second time."""
+    batch, gib = (int(part) for part in case.split(":"))
+    limit_memory(gib, encoder.base.device)
+    plan = replace(plan, epochs=1, batch_size=batch, micro_batch_size=batch, evaluations=1)
+    with attached(encoder.base, settings.lora, seed=0) as model:
+        began = time.perf_counter()
+        fit(encoder, model, rows[: 3 * batch], plan, nothing)
+        warm_up = time.perf_counter() - began
+        torch.cuda.reset_peak_memory_stats()
+        with busy_share() as busy:
+            record = fit(encoder, model, rows, plan, nothing)
+    release_memory()
+    return {
+        "mode": "train",
+        "batch": batch,
+        "limit_gib": gib,
+        "samples_s": round(record.train_samples_per_s, 2),
+        "peak_gib": peak_gib(),
+        "micro_batch": record.micro_batch_size,
+        "recompute": record.recompute,
+        "gpu_busy": round(sum(busy) / max(1, len(busy)), 3),
+        "n": len(rows),
+        "warm_up_s": round(warm_up, 1),
+    }
+
+
+def score_row(encoder: Encoder, settings: Settings, rows: list[Question], gib: int) -> Any:
+    """Score the rows twice with an adapter on; the figures of the second time."""
+    limit_memory(gib, encoder.base.device)
+    with attached(encoder.base, settings.lora, seed=0) as model:
+        model.eval()
+        score(encoder, rows, 64)
+        torch.cuda.reset_peak_memory_stats()
+        began = time.perf_counter()
+        with busy_share() as busy:
+            score(encoder, rows, 64)
+        seconds = time.perf_counter() - began
+    release_memory()
+    return {
+        "mode": "score",
+        "batch": 64,
+        "limit_gib": gib,
+        "samples_s": round(len(rows) / seconds, 1),
+        "peak_gib": peak_gib(),
+        "gpu_busy": round(sum(busy) / max(1, len(busy)), 3),
+        "n": len(rows),
+    }
+
+
+def main() -> None:
+    """Parse the command line, measure, write one row per case."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="folder that benchmarks.full_size filled")
+    parser.add_argument("--model", default="qwen3_vl_8b")
+    parser.add_argument("--quantization", default="none")
+    parser.add_argument("--cases", nargs="*", default=["16:76"], help="batch:GiB of training runs")
+    parser.add_argument("--score-gib", type=int, help="memory for scoring; left out: no scoring")
+    parser.add_argument("--rows", type=int, default=192)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    settings = settings_for(arguments.model, arguments.quantization, arguments.work)
+    rows = data_source(settings).train()
+    encoder = Encoder(load_base(settings), settings.prompt, settings.image)
+    began = time.perf_counter()
+    encoder.look(rows)
+    first_look = {"mode": "pictures", "samples_s": round(len(rows) / (time.perf_counter() - began), 1)}
+    found = [first_look | {"n": len(rows), "peak_gib": peak_gib()}]
+    plan = plan_fit(settings, len(rows))
+    for case in arguments.cases:
+        try:
+            found.append(train_row(encoder, settings, plan, case, rows[: arguments.rows]))
+        except torch.OutOfMemoryError as error:
+            found.append({"mode": "train", "batch": case, "out_of_memory": str(error).splitlines()[0]})
+            release_memory()
+        print(found[-1], flush=True)
+    if arguments.score_gib:
+        found.append(score_row(encoder, settings, rows, arguments.score_gib))
+    about = {"who": "vqa", "model": arguments.model, "base": arguments.quantization}
+    write_rows(arguments.out, "throughput", [about | row for row in found])
+    print(found[0], found[-1], flush=True)
+
+
+if __name__ == "__main__":
+    main()

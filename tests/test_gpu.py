@@ -1,0 +1,85 @@
+"""What only a GPU can show: fused kernels and FlashAttention against the portable formulas. Run by hand."""
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from test_packing import IMAGE, LANGUAGE, PAD, VOCAB, gradients, make_suffixes, tiny_qwen3
+
+from vqa import pointwise
+from vqa.attention import LayerTree, attend, tree_layout
+from vqa.decoder import answer_logits, prefix_key_values
+from vqa.packing import pack, pack_prefix
+
+pytestmark = pytest.mark.gpu
+CUDA = torch.device("cuda")
+CPU = torch.device("cpu")
+
+
+def off(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Relative distance, in the reference's own precision."""
+    expected = expected.double()
+    return float(torch.linalg.norm(found.to(expected) - expected) / torch.linalg.norm(expected))
+
+
+def randn(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16().float()
+
+
+@pytest.mark.parametrize(("prefix", "outside"), [(37, 0), (0, 37), (0, 0), (130, 0)])
+@pytest.mark.parametrize("lengths", [[45, 80, 33], [64, 64], [300]])
+def test_flash_attention_gives_the_portable_result(prefix: int, outside: int, lengths: list[int]) -> None:
+    T = prefix + sum(lengths)
+    shapes = [(T, 8, 128), (T, 2, 128), (T, 2, 128)] + [(outside, 2, 128)] * 2 * bool(outside)
+    grad = randn(T, 8, 128, seed=9)
+    results = []
+    for device, dtype in ((CPU, torch.float32), (CUDA, torch.bfloat16)):
+        leaves = [randn(*shape, seed=i).to(device, dtype).requires_grad_() for i, shape in enumerate(shapes)]
+        known = (leaves[3], leaves[4]) if outside else None
+        tree = LayerTree(tree_layout(prefix, lengths, device, outside), known)
+        found = attend(leaves[0], leaves[1], leaves[2], 0.088, tree)
+        grads = torch.autograd.grad(found, leaves, grad.to(device, dtype))
+        results.append([found.detach().cpu(), *(g.cpu() for g in grads)])
+    for expected, found in zip(*results, strict=True):
+        assert off(found, expected) < 1e-2  # bfloat16
+
+
+@pytest.mark.parametrize("rows", [5, 64, 129])
+def test_compiled_kernels_give_the_plain_result(rows: int) -> None:
+    x, weight, grad = (randn(rows, 256, seed=i).to(CUDA) for i in range(3))
+    cases: list[tuple[Any, tuple[Any, ...]]] = [
+        (pointwise.rms_norm, (x, weight[0], 1e-6)),
+        (pointwise.rms_norm_backward, (grad, x, weight[0], 1e-6, weight)),
+        (pointwise.swiglu, (x, weight)),
+        (pointwise.swiglu_backward, (grad, x, weight)),
+    ]
+    for function, arguments in cases:
+        fast, plain = function(*arguments), function.__wrapped__(*arguments)
+        pairs = zip(fast, plain, strict=True) if isinstance(fast, tuple) else [(fast, plain)]
+        assert all(off(one, other) < 1e-5 for one, other in pairs)
+
+
+@pytest.mark.parametrize("recompute", ["nothing", "mlp", "layer"])
+def test_a_bfloat16_step_on_the_gpu_follows_the_float32_step_on_the_cpu(recompute: Any) -> None:
+    results = []
+    prefix = torch.randint(20, VOCAB, (40,), generator=torch.Generator().manual_seed(2))
+    for device, dtype in ((CPU, torch.float32), (CUDA, torch.bfloat16)):
+        torch.manual_seed(0)
+        model = tiny_qwen3()
+        model.requires_grad_(False)
+        suffixes = make_suffixes(model, [(2, 2, 5), (3, 2, 9), (2, 2, 4)])
+        get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=LANGUAGE, init_lora_weights=False))
+        for parameter in model.parameters():
+            kind = torch.float32 if parameter.requires_grad else dtype
+            parameter.data = parameter.data.to(device, kind)
+        model.model.language_model.rotary_emb.to(device)
+        row = pack(prefix, suffixes, IMAGE, PAD, device).row
+        loss = answer_logits(model, row, None, recompute).float().square().mean()
+        results.append(torch.cat([g.flatten().cpu() for g in gradients(model, loss).values()]))
+        with torch.no_grad():
+            whole = answer_logits(model, row)
+            known = prefix_key_values(model, pack_prefix(prefix, device))
+            rest = answer_logits(model, pack(prefix, suffixes, IMAGE, PAD, device, outside=True).row, known)
+        assert off(rest, whole) < 1e-2
+    assert off(results[1], results[0]) < 0.05
