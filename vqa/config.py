@@ -12,10 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vqa.errors import UserError, require
+from vqa.language import LANGUAGES
 from vqa.library import TRUSTED, check_target
 from vqa.settings import ImageSettings, Settings
 
-STAGES = ("final", "trial", "predict", "evaluate", "doctor")
+STAGES = ("final", "trial", "predict", "evaluate", "doctor", "report", "merge", "serve")
 
 
 def register_resolvers() -> None:
@@ -82,6 +83,7 @@ def _check_values(s: Settings) -> None:
         ("stage", s.stage, STAGES),
         ("precision", s.precision, ("auto", "float32", "bfloat16", "float16")),
         ("winner", s.winner, ("auto", "none")),
+        ("lang", s.lang, LANGUAGES),
         ("image.mode", s.image.mode, ("native", "resize", "pad")),
         ("inference.readout", s.inference.readout, ("letters", "generate")),
         ("inference.on_no_answer", s.inference.on_no_answer, ("letters", "error")),

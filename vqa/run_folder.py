@@ -16,6 +16,7 @@ MAY_DIFFER = (
     "tracking",
     "env",
     "winner",
+    "lang",
     "budget.micro_batch_size",
     "budget.eval_batch_size",
     "budget.checkpoint_steps",

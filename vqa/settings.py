@@ -128,6 +128,7 @@ class Settings:
     precision: str
     adapter: str | None
     winner: str
+    lang: str
     model: ModelSettings
     quantization: QuantizationSettings
     lora: dict[str, Any]

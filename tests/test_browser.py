@@ -1,0 +1,104 @@
+"""Pages in a real browser: no error, no request outside, keyboard, languages, filters. Needs Chromium."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from written_study import write_study
+
+from vqa.report import write_report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.browser
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 trials and 4,000 answers."""
+    final = write_study(tmp_path_factory.mktemp("study"), trials=40, train_size=3000, test_size=1000)
+    return write_report(final, "en")
+
+
+def opened(browser: Any, address: str, viewport: dict[str, int], dark: bool = False) -> tuple[Any, list[str]]:
+    """A page, and the list that gets every error and every request to anywhere else."""
+    context = browser.new_context(viewport=viewport, color_scheme="dark" if dark else "light")
+    page, trouble = context.new_page(), list[str]()
+    page.on("console", lambda said: trouble.append(said.text) if said.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    own = address.split("/", 3)[:3] if address.startswith("http") else [address]
+    here = ("data:", "blob:", "/".join(own))
+    page.on("request", lambda sent: None if sent.url.startswith(here) else trouble.append(sent.url))
+    page.goto(address)
+    return page, trouble
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_the_report_opens_within_three_seconds_without_an_error(
+    browser: Any, report: Path, viewport: dict[str, int]
+) -> None:
+    begun = time.perf_counter()
+    page, trouble = opened(browser, report.as_uri(), viewport, dark=viewport == PHONE)
+    assert page.locator("#cards .card").count() == 24
+    assert time.perf_counter() - begun < 3
+    assert trouble == []
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0  # nothing sticks out
+
+
+def test_the_gallery_sorts_and_filters(browser: Any, report: Path) -> None:
+    page, _ = opened(browser, report.as_uri(), DESKTOP)
+    sure = [float(t.split()[0]) for t in page.locator("li.wrong span:last-child").all_inner_texts()]
+    assert sure == sorted(sure, reverse=True)
+    page.select_option("select[name=gold]", "b")
+    page.select_option("select[name=kind]", "shape")
+    footers = page.locator(".card footer").all_inner_texts()
+    assert footers
+    assert all("shape" in footer for footer in footers)
+    assert all(t.startswith("b") for t in page.locator("li.gold span:first-child").all_inner_texts())
+    page.fill("input[name=find]", "no such text")
+    assert page.inner_text("#count") == "nothing matches"
+
+
+def test_the_language_switch_changes_texts_charts_and_filters(browser: Any, report: Path) -> None:
+    page, trouble = opened(browser, report.as_uri(), DESKTOP)
+    page.click("#language")
+    assert page.inner_text("#search") == "순위표"
+    assert page.locator("option", has_text="오답").count() == 1
+    assert page.locator("svg text:visible", has_text="지금까지 최고").count() == 1
+    assert page.locator("svg text:visible", has_text="best so far").count() == 0
+    assert trouble == []
+
+
+def test_everything_can_be_reached_with_the_keyboard(browser: Any, report: Path) -> None:
+    page, _ = opened(browser, report.as_uri(), DESKTOP)
+    seen = set()
+    for _ in range(80):
+        page.keyboard.press("Tab")
+        seen.add(page.evaluate("document.activeElement.id || document.activeElement.name || ''"))
+    assert {
+        "language",
+        "theme",
+        "part",
+        "result",
+        "gold",
+        "answer",
+        "kind",
+        "sort",
+        "find",
+        "more",
+        "price",
+    } <= seen
