@@ -1,15 +1,22 @@
 """Pages in a real browser: no error, no request outside, keyboard, languages, filters. Needs Chromium."""
 
 import shutil
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from written_study import write_study
 
+from vqa.encode import Encoder
+from vqa.question import Question
 from vqa.report import write_report
+from vqa.scoring import score
+from vqa.serve import HOST, make_app
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.browser
@@ -102,3 +109,39 @@ def test_everything_can_be_reached_with_the_keyboard(browser: Any, report: Path)
         "more",
         "price",
     } <= seen
+
+
+def test_the_serve_page_gives_the_probabilities_of_the_command_line(
+    browser: Any, encoder: Encoder, questions: list[Question]
+) -> None:
+    question = questions[0]
+    expected = score(encoder, encoder.base.model, [question], 1)[0]
+    app = make_app(lambda q: score(encoder, encoder.base.model, [q], 1)[0], "en", "tiny")
+    with served(app) as address:
+        page, trouble = opened(browser, address, PHONE)
+        page.set_input_files("input[name=picture]", str(question.image))
+        page.fill("textarea", question.text)
+        for letter, option in zip("abcd", question.choices, strict=True):
+            page.fill(f"input[name={letter}]", option)
+        page.click("button[type=submit]")
+        page.wait_for_selector("#result li")
+        shown = [
+            float(p) for p in page.locator("#result li").evaluate_all("all => all.map(x => x.dataset.p)")
+        ]
+        assert shown == list(expected.p)
+        assert page.inner_text("#result li.gold span") == expected.answer
+        assert trouble == []
+        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+
+
+@contextmanager
+def served(app: Any) -> Iterator[str]:
+    """An application on a free port of this machine."""
+    server = uvicorn.Server(uvicorn.Config(app, host=HOST, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield f"http://{HOST}:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()

@@ -92,11 +92,11 @@ def _config(data: dict[str, object]) -> dict[str, object]:
         "study": "made",
         "stage": "final",
         "seed": 0,
-        "model": {"name": "tiny", "path": "asset:tiny", "revision": None},
+        "model": {"name": "tiny", "path": "asset:tiny", "revision": None, "license": "apache-2.0"},
         "quantization": {"name": "none"},
         "lora": {"r": 8, "lora_alpha": 32},
         "optimizer": {"lr": 0.001},
-        "image": {"mode": "native", "max_visual_tokens": 16},
+        "image": {"mode": "native", "size": None, "min_visual_tokens": 4, "max_visual_tokens": 16},
         "prompt": {"system": "Answer.", "user": "{question} <b>{a}</b>"},
         "data": data,
     }

@@ -138,6 +138,7 @@ def _check_values(s: Settings) -> None:
             f"{{{name}}}" in s.prompt.user, "prompt.user", f"a text that contains {{{name}}}", s.prompt.user
         )
     require(s.inference.max_new_tokens >= 1, "inference.max_new_tokens", ">= 1", s.inference.max_new_tokens)
+    require(1024 <= s.env.port < 2**16, "env.port", "in [1024, 65536)", s.env.port)
     require(s.env.threads is None or s.env.threads >= 1, "env.threads", ">= 1 or null", s.env.threads)
 
 

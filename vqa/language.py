@@ -27,7 +27,7 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "alarm": ("alarm", "경고"),
     "next": ("next: {what}", "다음: {what}"),
     "look": ("open {path} in a browser", "브라우저에서 {path} 열기"),
-    "hand in": ("hand in {path}", "{path} 제출"),
+    "serving": ("serving at {address} (Ctrl-C ends it)", "{address} 에서 실행 중 (Ctrl-C로 종료)"),
     "ok": ("ok   ", "정상"),
     "wrong": ("wrong", "오류"),
     "healthy": (

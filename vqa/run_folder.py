@@ -17,6 +17,7 @@ MAY_DIFFER = (
     "env",
     "winner",
     "lang",
+    "model.license",
     "budget.micro_batch_size",
     "budget.eval_batch_size",
     "budget.checkpoint_steps",

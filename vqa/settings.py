@@ -24,6 +24,7 @@ class ModelSettings:
     name: str
     path: str
     revision: str | None
+    license: str
     min_visual_tokens: int
     max_visual_tokens: int
     lr: float
@@ -116,6 +117,7 @@ class EnvSettings:
     offline: bool
     device: str
     threads: int | None
+    port: int
 
 
 @dataclass

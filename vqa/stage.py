@@ -59,9 +59,16 @@ def run_stage(cfg: DictConfig, folder: Path, alone: bool) -> float | None:
 
 def _work(stage: str) -> Callable[[Settings, Path], dict[str, Any]]:
     from vqa.final import run_final
+    from vqa.merge import run_merge
     from vqa.predict import run_evaluate, run_predict
 
-    return {"final": run_final, "predict": run_predict, "evaluate": run_evaluate}[stage]
+    stages: dict[str, Callable[[Settings, Path], dict[str, Any]]] = {
+        "final": run_final,
+        "predict": run_predict,
+        "evaluate": run_evaluate,
+        "merge": run_merge,
+    }
+    return stages[stage]
 
 
 def _doctor(settings: Settings, folder: Path) -> None:
@@ -76,19 +83,34 @@ def _report(settings: Settings, folder: Path) -> None:
     _look(settings, _record_report(settings, folder if (folder / MANIFEST).exists() else final))
 
 
+def _serve(settings: Settings, folder: Path) -> None:
+    from vqa.serve import HOST, run_serve
+
+    _print(settings, "serving", address=f"http://{HOST}:{settings.env.port}")
+    run_serve(settings, folder)
+
+
 # Stages that read what is there; they claim no folder and may be repeated.
-READERS: dict[str, Callable[[Settings, Path], None]] = {"doctor": _doctor, "report": _report}
+READERS: dict[str, Callable[[Settings, Path], None]] = {
+    "doctor": _doctor,
+    "report": _report,
+    "serve": _serve,
+}
 
 
 def _record_report(settings: Settings, run: Path) -> Path:
-    """Write a run's report, and keep a copy where the run is tracked."""
+    """Write a run's report and its adapter's card, and keep copies where the run is tracked."""
+    from vqa.hand_over import write_hand_over
     from vqa.report import write_report
     from vqa.tracking import open_tracker
 
+    card = write_hand_over(run) if (run / MANIFEST).exists() else None
     page = write_report(run, settings.lang)
     if (run / ".mlflow_run_id").exists():
         with open_tracker(settings.tracking).run("final", "final", run) as record:
             record.artifact(page)
+            if card:
+                record.artifact(card, "adapter")
     return page
 
 
@@ -141,7 +163,10 @@ def _say(settings: Settings, folder: Path, metrics: dict[str, Any]) -> None:
     if settings.stage == "final":
         _look(settings, _record_report(settings, folder))
     submission = folder / "submission.csv"
-    console.print(message(lang, "next", what=submission if submission.exists() else folder / "metrics.json"))
+    following = submission if submission.exists() else folder / "metrics.json"
+    if settings.stage == "merge":
+        following = metrics["model"]
+    console.print(message(lang, "next", what=following))
 
 
 def _look(settings: Settings, page: Path) -> None:
