@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vqa.environment import detected
 from vqa.errors import UserError, require
 from vqa.language import LANGUAGES
 from vqa.library import TRUSTED, check_target
@@ -20,8 +21,9 @@ STAGES = ("final", "trial", "predict", "evaluate", "doctor", "report", "merge", 
 
 
 def register_resolvers() -> None:
-    """Make `${times:x,y}` known to OmegaConf; derived numbers are computed, never configured twice."""
+    """Make `${times:x,y}` and `${detected_env:key}` known: what can be derived is never configured twice."""
     OmegaConf.register_resolver("times", lambda *factors: math.prod(factors), replace=True)
+    OmegaConf.register_resolver("detected_env", detected, replace=True)
 
 
 def read_settings(cfg: DictConfig) -> Settings:

@@ -8,8 +8,9 @@ from pathlib import Path
 from rich.console import Console
 
 from vqa.device import choose_device, choose_dtype
+from vqa.environment import cache_problem, drive_problem
 from vqa.errors import UserError
-from vqa.model import model_folder, read_model_config
+from vqa.model import read_model_config
 from vqa.questions import data_source
 from vqa.settings import Settings
 from vqa.tracking import open_tracker
@@ -54,28 +55,6 @@ def _model(settings: Settings) -> list[str]:
     return []
 
 
-def cache_problem(settings: Settings) -> str | None:
-    """Why the Hugging Face cache cannot be written; None when it can, or when no hub model is used."""
-    if Path(model_folder(settings.model.path)).is_dir() or settings.env.offline:
-        return None
-    default = Path.home() / ".cache" / "huggingface"
-    home = Path(settings.env.hf_home or os.environ.get("HF_HOME") or default).expanduser()
-    existing = next(p for p in (home, *home.parents) if p.exists())
-    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
-        return None
-    return (
-        f"the Hugging Face cache {home} cannot be written ({existing} belongs to {_owner(existing)}); "
-        f"run: sudo chown -R $USER {existing}   or: export HF_HOME=/a/writable/folder"
-    )
-
-
-def _owner(path: Path) -> str:
-    try:
-        return path.owner()
-    except KeyError:  # a mounted folder may belong to a user this machine does not know
-        return f"user {path.stat().st_uid}"
-
-
 def _cache(settings: Settings) -> list[str]:
     problem = cache_problem(settings)
     return [problem] if problem else []
@@ -91,6 +70,8 @@ def _device(settings: Settings) -> list[str]:
 
 
 def _output(settings: Settings) -> list[str]:
+    if problem := drive_problem(settings):
+        return [problem]
     root = Path(settings.env.output_root).absolute()
     existing = next(p for p in (root, *root.parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):

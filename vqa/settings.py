@@ -114,6 +114,7 @@ class EnvSettings:
     data_path: str | None
     hf_home: str | None
     output_root: str
+    copy_images_to: str | None
     offline: bool
     device: str
     threads: int | None

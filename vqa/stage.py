@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from vqa.config import read_settings
+from vqa.environment import prepare
 from vqa.language import message
 from vqa.question import CHANCE
 from vqa.run_folder import MANIFEST, begin
@@ -39,6 +40,7 @@ def run_stage(cfg: DictConfig, folder: Path, alone: bool) -> float | None:
     if settings.stage in READERS:
         READERS[settings.stage](settings, folder)
         return None
+    prepare(settings)
     if not begin(folder, cfg):
         _print(settings, "complete", folder=folder)
         return None
@@ -86,6 +88,7 @@ def _report(settings: Settings, folder: Path) -> None:
 def _serve(settings: Settings, folder: Path) -> None:
     from vqa.serve import HOST, run_serve
 
+    prepare(settings)
     _print(settings, "serving", address=f"http://{HOST}:{settings.env.port}")
     run_serve(settings, folder)
 
