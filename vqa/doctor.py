@@ -8,8 +8,10 @@ from pathlib import Path
 from rich.console import Console
 
 from vqa.device import choose_device, choose_dtype
+from vqa.doctor_page import write_doctor_page
 from vqa.environment import cache_problem, drive_problem
 from vqa.errors import UserError
+from vqa.language import message
 from vqa.model import read_model_config
 from vqa.questions import data_source
 from vqa.settings import Settings
@@ -22,21 +24,31 @@ GPU_ONLY = "bitsandbytes.optim."
 def run_doctor(settings: Settings) -> None:
     """Check configuration, data, model files, cache folder, device, disk and tracking.
 
-    Prints one line per check.
+    Prints one line per check, and writes a page about the data of a contest file.
 
     Raises:
         UserError: Lists everything that is wrong.
     """
-    console = Console(soft_wrap=True)
+    console, lang = Console(soft_wrap=True), settings.lang
     problems: list[str] = []
     for name, check in CHECKS.items():
         found = _findings(check, settings)
         problems += [f"{name}: {problem}" for problem in found]
-        console.print(f"{'[red]wrong[/]' if found else '[green]ok[/]   '} {name}")
+        word, colour = ("wrong", "red") if found else ("ok", "green")
+        console.print(f"[{colour}]{message(lang, word)}[/] {name}")
+    if page := _page(settings, problems):
+        console.print(message(lang, "look", path=page))
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise UserError(f"{len(problems)} thing(s) to mend:\n{listed}")
-    console.print("all good; next: python -m vqa.run -m +sweep=lora")
+    console.print(message(lang, "healthy"))
+
+
+def _page(settings: Settings, problems: list[str]) -> Path | None:
+    try:
+        return write_doctor_page(settings, problems)
+    except (UserError, OSError):  # data that cannot even be described stand among the problems already
+        return None
 
 
 def _findings(check: Callable[[Settings], list[str]], settings: Settings) -> list[str]:
