@@ -12,7 +12,7 @@ from PIL import Image
 
 from vqa import environment
 from vqa.config import read_settings
-from vqa.environment import cache_problem, copied_images, detect, drive_problem, prepare
+from vqa.environment import cache_problem, copied_images, detect, drive_problem, hub_problem, prepare
 from vqa.errors import UserError
 
 HUB = "model=qwen3_vl_2b"
@@ -134,9 +134,23 @@ def test_a_model_that_is_there_may_lie_in_a_cache_that_is_read_only(
 ) -> None:
     (tmp_path / "hub/models--Qwen--Qwen3-VL-2B-Instruct/snapshots/abc").mkdir(parents=True)
     unwritable(tmp_path)
-    prepare(settings(HUB, f"env.hf_home={tmp_path}"))
+    prepare(settings(HUB, f"env.hf_home={tmp_path}"))  # asks the hub nothing either
     with pytest.raises(UserError, match="cannot be written"):
         prepare(settings("model=qwen3_vl_4b", f"env.hf_home={tmp_path}"))
+
+
+def test_a_hub_that_cannot_be_reached_is_told_at_once(
+    settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens on the discard port
+    begun = time.perf_counter()
+    with pytest.raises(
+        UserError, match=r"model.path=Qwen/Qwen3-VL-2B-Instruct is not in the cache .*go online"
+    ):
+        prepare(settings(HUB, f"env.hf_home={tmp_path}"))
+    assert time.perf_counter() - begun < 5
+    assert hub_problem(settings(f"env.hf_home={tmp_path}")) is None  # asset:tiny needs no hub
+    assert hub_problem(settings(HUB, f"env.hf_home={tmp_path}", "env.offline=true")) is None
 
 
 def test_pictures_are_copied_once_and_only_what_changed_again(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from vqa.device import choose_device, choose_dtype
 from vqa.doctor_page import write_doctor_page
-from vqa.environment import cache_problem, drive_problem
+from vqa.environment import cache_problem, drive_problem, hub_problem
 from vqa.errors import UserError
 from vqa.language import message
 from vqa.model import read_model_config
@@ -63,6 +63,8 @@ def _data(settings: Settings) -> list[str]:
 
 
 def _model(settings: Settings) -> list[str]:
+    if problem := hub_problem(settings):
+        return [problem]
     read_model_config(settings)
     return []
 

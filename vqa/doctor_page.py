@@ -54,7 +54,7 @@ def write_doctor_page(settings: Settings, problems: Sequence[str]) -> Path | Non
         hinted=facts.hinted(everything),
         longest=facts.longest_is_right(labelled),
         floor=facts.text_floor(labelled, settings.seed),
-        sizes=_sizes(settings, everything),
+        sizes={} if any(p.startswith("model:") for p in problems) else _sizes(settings, everything),
         sheet=list(thumbnails(sheet, SHEET_BYTES).values()),
     )
     folder = Path(settings.env.output_root) / settings.study
@@ -97,6 +97,6 @@ def _sizes(settings: Settings, questions: Sequence[Question]) -> dict[str, Any]:
             revision=settings.model.revision,
             local_files_only=settings.env.offline,
         )
-    except (OSError, UserError):  # the check of the model says why
+    except (OSError, ValueError):  # no tokenizer beside the configuration; loading the model will say why
         return {}
     return facts.sizes(settings, questions, config, tokenizer)

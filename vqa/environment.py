@@ -7,6 +7,8 @@ import os
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -16,6 +18,7 @@ from vqa.settings import Settings
 log = logging.getLogger(__name__)
 ROOT = Path("/")
 COLAB_DRIVE = Path("/content/drive")
+HUB_TIMEOUT_S = 8
 SPARE_BYTES = 2 * 2**30  # left free beside copied pictures
 
 
@@ -45,12 +48,11 @@ def prepare(settings: Settings) -> None:
     """Check what this place must provide; bring the pictures to a fast disk where the profile asks for it.
 
     Raises:
-        UserError: Results would be lost, or the model cache cannot be written.
+        UserError: Results would be lost, or the model can be neither found nor fetched.
     """
-    if problem := drive_problem(settings):
-        raise UserError(problem)
-    if problem := cache_problem(settings):
-        raise UserError(problem)
+    for check in (drive_problem, cache_problem, hub_problem):
+        if problem := check(settings):
+            raise UserError(problem)
     source, target = settings.data.get("image_root"), settings.env.copy_images_to
     if source and target and Path(source).is_dir():
         settings.data["image_root"] = str(copied_images(Path(source), Path(target)))
@@ -70,15 +72,10 @@ def drive_problem(settings: Settings) -> str | None:
 
 
 def cache_problem(settings: Settings) -> str | None:
-    """Why the Hugging Face cache cannot be written; None when it can, or when no hub model is used."""
-    from vqa.model import model_folder
-
-    if Path(model_folder(settings.model.path)).is_dir() or settings.env.offline:
+    """Why the Hugging Face cache cannot be written; None when it can, or when nothing is to be downloaded."""
+    if not _download_ahead(settings):
         return None
-    default = Path.home() / ".cache" / "huggingface"
-    home = Path(settings.env.hf_home or os.environ.get("HF_HOME") or default).expanduser()
-    if any((home / "hub" / f"models--{settings.model.path.replace('/', '--')}").glob("snapshots/*")):
-        return None  # nothing to download
+    home = _cache(settings)
     existing = next(p for p in (home, *home.parents) if p.exists())
     if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
         return None
@@ -86,6 +83,37 @@ def cache_problem(settings: Settings) -> str | None:
         f"the Hugging Face cache {home} cannot be written ({existing} belongs to {_owner(existing)}); "
         f"run: sudo chown -R $USER {existing}   or: export HF_HOME=/a/writable/folder"
     )
+
+
+def hub_problem(settings: Settings) -> str | None:
+    """Why the model cannot be fetched; asked once, where the hub's library would try for half a minute."""
+    if not _download_ahead(settings):
+        return None
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        urlopen(hub, timeout=HUB_TIMEOUT_S).close()
+    except HTTPError:
+        return None  # it answers
+    except (URLError, TimeoutError) as error:
+        return (
+            f"model.path={settings.model.path} is not in the cache {_cache(settings)} and {hub} cannot "
+            f"be reached ({getattr(error, 'reason', error)}); go online once, or give model.path=/a/folder"
+        )
+    return None
+
+
+def _download_ahead(settings: Settings) -> bool:
+    from vqa.model import model_folder
+
+    if settings.env.offline or Path(model_folder(settings.model.path)).is_dir():
+        return False
+    kept = _cache(settings) / "hub" / f"models--{settings.model.path.replace('/', '--')}"
+    return not any(kept.glob("snapshots/*"))
+
+
+def _cache(settings: Settings) -> Path:
+    default = Path.home() / ".cache" / "huggingface"
+    return Path(settings.env.hf_home or os.environ.get("HF_HOME") or default).expanduser()
 
 
 def _owner(path: Path) -> str:
