@@ -10,8 +10,12 @@ from typing import Any
 
 import pytest
 import uvicorn
+from conftest import Compose
+from PIL import Image
 from written_study import write_study
 
+from vqa.config import read_settings
+from vqa.doctor_page import write_doctor_page
 from vqa.encode import Encoder
 from vqa.question import Question
 from vqa.report import write_report
@@ -132,6 +136,33 @@ def test_the_serve_page_gives_the_probabilities_of_the_command_line(
         assert page.inner_text("#result li.gold span") == expected.answer
         assert trouble == []
         assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_the_doctor_page_opens_without_an_error(
+    browser: Any, composed: Compose, tmp_path: Path, viewport: dict[str, int]
+) -> None:
+    rows = ["id,path,question,a,b,c,d,answer"]
+    for i in range(60):
+        Image.effect_noise((80 + i, 60), 50 + i).save(tmp_path / f"{i // 2}.png")
+        rows.append(f"q{i},{i // 2}.png,무슨 색인가요?,빨강,파랑,초록,노랑,{'abcd'[i % 4]}")
+    (tmp_path / "train.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    given = [
+        f"data.train_csv={tmp_path}/train.csv",
+        f"data.image_root={tmp_path}",
+        f"env.output_root={tmp_path}",
+    ]
+    written = write_doctor_page(
+        read_settings(composed("data=csv", "lang=ko", "tracking=none", *given)), ["x: y"]
+    )
+    assert written is not None
+    page, trouble = opened(browser, written.as_uri(), viewport, dark=viewport == PHONE)
+    assert page.inner_text("#leaks") == "중복과 누출"
+    page.click("#language")
+    assert page.inner_text("#leaks") == "Twins and leaks"
+    assert page.locator(".sheet img").count() == 30
+    assert trouble == []
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
 
 
 @contextmanager
