@@ -49,3 +49,14 @@ def test_the_report_is_rebuilt_without_the_data_named_again(
     assert (study / "report.html").read_text(encoding="utf-8") == before
     nothing = vqa(monkeypatch, capsys, "study=other", "stage=report", "tracking=none")
     assert (nothing.code, "nothing to report" in nothing.err) == (2, True)
+
+
+def test_a_report_that_is_missing_is_written_by_the_same_command(
+    finished: tuple[Path, Outcome], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, _ = finished
+    (study / "report.html").unlink()
+    assert vqa(monkeypatch, capsys, "study=s", "lang=ko", *SMALL).code == 0
+    written = (study / "report.html").stat().st_mtime_ns
+    assert vqa(monkeypatch, capsys, "study=s", "lang=ko", *SMALL).code == 0
+    assert (study / "report.html").stat().st_mtime_ns == written

@@ -82,9 +82,15 @@ def write_report(run: Path, language: str) -> Path:
         command=facts.command(run, False) if not has_study else _study_command(study),
         final_command=facts.command(run, False),
     )
-    path = (study if has_study or run.name == "final" else run) / REPORT
+    path = report_path(run)
     replace_text(path, page)
     return path
+
+
+def report_path(run: Path) -> Path:
+    """Where the report of a final run lies: in its study's folder, or beside its own files."""
+    of_study = (run.parent / "leaderboard.csv").exists() or run.name == "final"
+    return (run.parent if of_study else run) / REPORT
 
 
 def _predictions(folder: Path) -> dict[str, list[Prediction]]:

@@ -40,10 +40,11 @@ def run_stage(cfg: DictConfig, folder: Path, alone: bool) -> float | None:
     if settings.stage in READERS:
         READERS[settings.stage](settings, folder)
         return None
-    prepare(settings)
     if not begin(folder, cfg):
         _print(settings, "complete", folder=folder)
+        _add_missing_report(settings, folder)
         return None
+    prepare(settings)
     from vqa.device import use_threads
 
     use_threads(settings.env.threads)
@@ -115,6 +116,14 @@ def _record_report(settings: Settings, run: Path) -> Path:
             if card:
                 record.artifact(card, "adapter")
     return page
+
+
+def _add_missing_report(settings: Settings, folder: Path) -> None:
+    """Write the report of a complete run that was killed before its last lines."""
+    from vqa.report import report_path
+
+    if settings.stage == "final" and not report_path(folder).exists():
+        _look(settings, _record_report(settings, folder))
 
 
 def _with_winner(cfg: DictConfig, settings: Settings) -> tuple[DictConfig, Settings]:
