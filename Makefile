@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: test demo lint clean
+.PHONY: test demo browser lint clean
 
 test: $(STAMP)
 	$(BIN)/ruff check .
@@ -14,6 +14,10 @@ test: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/python -m vqa.run -m +sweep=lora
+
+browser: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[browser,serve]"
+	$(BIN)/python -m pytest -m browser
 
 lint: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -73,3 +73,14 @@ def environment(**more: str) -> dict[str, str]:
     drop = ("DATA_PATH", "HF_HOME", "VQA_OUTPUT", "MLFLOW_TRACKING_URI")
     kept = {name: value for name, value in os.environ.items() if name not in drop}
     return kept | {"OMP_NUM_THREADS": "1"} | more
+
+
+@pytest.fixture
+def unwritable(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """unwritable(folder) makes the folder look like somebody else's, also to root."""
+    access = os.access
+
+    def forbid(folder: Path) -> None:
+        monkeypatch.setattr(os, "access", lambda path, mode: access(path, mode) and Path(path) != folder)
+
+    return forbid

@@ -104,3 +104,35 @@ def test_a_checkpoint_stored_as_nf4_is_taken_as_it_is(settings: Make, stored_nf4
     assert quantized_names(load_base(settings(f"model.path={stored_nf4}", "quantization=nf4")))
     with pytest.raises(UserError, match=r"quantization=int8, but .* is stored as nf4; use quantization=none"):
         load_base(settings(f"model.path={stored_nf4}", "quantization=int8"))
+
+
+@pytest.mark.parametrize(
+    ("refusal", "advice"),
+    [
+        (
+            "You are trying to access a gated repo.",
+            r"accept its terms at https://huggingface.co/Qwen/Q, then",
+        ),
+        (
+            "401 Client Error: Unauthorized for url",
+            r"does not know the token: renew it, then: export HF_TOKEN=",
+        ),
+        ("403 Client Error: Forbidden", r"the token may not read this model"),
+        (
+            "Qwen/Q is not a local folder and is not a valid model identifier",
+            r"check the spelling; a private",
+        ),
+        ("We couldn't connect to the hub", r"offline\? put the model into HF_HOME first"),
+    ],
+)
+def test_a_refusal_of_the_hub_comes_with_what_helps(
+    settings: Make, monkeypatch: pytest.MonkeyPatch, refusal: str, advice: str
+) -> None:
+    import transformers
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(refusal)
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse)
+    with pytest.raises(UserError, match=rf"model.path=Qwen/Q cannot be loaded: .*{advice}"):
+        read_model_config(settings("model=qwen3_vl_2b", "model.path=Qwen/Q"))

@@ -59,8 +59,29 @@ def loaded(base: Base, folder: Path) -> Iterator[Any]:
     Raises:
         UserError: The folder holds no adapter, or one for another model.
     """
+    model = plain_adapter(base.model, folder, base.path)
+    try:
+        model.eval()
+        yield model
+    finally:
+        detach(model)
+
+
+def plain_adapter(model: Any, folder: Path, base_path: str) -> Any:
+    """Load a saved adapter with PEFT, and make sure that it fits: PEFT itself only warns.
+
+    Args:
+        model: The base model.
+        folder: The adapter's folder.
+        base_path: The base's name, for messages.
+
+    Returns:
+        The PEFT model.
+
+    Raises:
+        UserError: The folder holds no adapter, or one for another model.
+    """
     from peft import LoraConfig, PeftModel
-    from safetensors import safe_open
 
     if not (folder / "adapter_config.json").is_file():
         raise UserError(
@@ -69,22 +90,25 @@ def loaded(base: Base, folder: Path) -> Iterator[Any]:
         )
     config = LoraConfig.from_pretrained(str(folder))
     try:
-        model = PeftModel.from_pretrained(base.model, str(folder), autocast_adapter_dtype=True)
+        made = PeftModel.from_pretrained(model, str(folder))
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"adapter={folder} does not fit {base.path}: {str(error).splitlines()[0]}") from error
-    try:
-        with safe_open(folder / "adapter_model.safetensors", framework="pt") as stored:
-            saved = set(stored.keys())
-        wanted = set(adapter_state(model))
-        if saved != wanted:  # PEFT itself only warns
-            raise UserError(
-                f"adapter={folder} does not fit {base.path}: {len(wanted - saved)} weights are missing and "
-                f"{len(saved - wanted)} have no place (r={config.r}); give the model it was trained on"
-            )
-        model.eval()
-        yield model
-    finally:
-        detach(model)
+        raise UserError(f"adapter={folder} does not fit {base_path}: {str(error).splitlines()[0]}") from error
+    saved, wanted = stored_names(folder), set(adapter_state(made))
+    if saved != wanted:
+        detach(made)
+        raise UserError(
+            f"adapter={folder} does not fit {base_path}: {len(wanted - saved)} weights are missing and "
+            f"{len(saved - wanted)} have no place (r={config.r}); give the model it was trained on"
+        )
+    return made
+
+
+def stored_names(folder: Path) -> set[str]:
+    """Names of the weights in an adapter's file."""
+    from safetensors import safe_open
+
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as stored:
+        return set(stored.keys())
 
 
 def detach(model: Any) -> None:
@@ -112,13 +136,24 @@ def restore(model: Any, state: dict[str, torch.Tensor]) -> None:
 
 
 def save_adapter(model: Any, folder: Path, base: Base) -> None:
-    """Write the adapter in PEFT's layout, so that `PeftModel.from_pretrained` loads it as it is."""
+    """Write the adapter in PEFT's layout, so that `PeftModel.from_pretrained` loads it as it is.
+
+    The processor's settings go beside it. What was written is compared with the model.
+
+    Raises:
+        RuntimeError: The file lacks weights of the model, or holds others.
+    """
     model.peft_config["default"].base_model_name_or_path = base.path
     # embeddings are never trained; asking PEFT not to look spares it a call to the hub
     model.save_pretrained(str(folder), save_embedding_layers=False)
     card = folder / "README.md"
     if card.exists():  # PEFT's template says text-generation and leaves every section empty
         card.unlink()
+    base.vision.processor.save_pretrained(str(folder))
+    if differing := stored_names(folder) ^ set(adapter_state(model)):
+        raise RuntimeError(
+            f"{folder}: {len(differing)} weights differ from the model's: {sorted(differing)[0]}"
+        )
 
 
 def _check_targets(model: Any) -> None:

@@ -11,16 +11,19 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vqa.environment import detected
 from vqa.errors import UserError, require
+from vqa.language import LANGUAGES
 from vqa.library import TRUSTED, check_target
 from vqa.settings import ImageSettings, Settings
 
-STAGES = ("final", "trial", "predict", "evaluate", "doctor")
+STAGES = ("final", "trial", "predict", "evaluate", "doctor", "report", "merge", "serve")
 
 
 def register_resolvers() -> None:
-    """Make `${times:x,y}` known to OmegaConf; derived numbers are computed, never configured twice."""
+    """Make `${times:x,y}` and `${detected_env:key}` known: what can be derived is never configured twice."""
     OmegaConf.register_resolver("times", lambda *factors: math.prod(factors), replace=True)
+    OmegaConf.register_resolver("detected_env", detected, replace=True)
 
 
 def read_settings(cfg: DictConfig) -> Settings:
@@ -82,6 +85,7 @@ def _check_values(s: Settings) -> None:
         ("stage", s.stage, STAGES),
         ("precision", s.precision, ("auto", "float32", "bfloat16", "float16")),
         ("winner", s.winner, ("auto", "none")),
+        ("lang", s.lang, LANGUAGES),
         ("image.mode", s.image.mode, ("native", "resize", "pad")),
         ("inference.readout", s.inference.readout, ("letters", "generate")),
         ("inference.on_no_answer", s.inference.on_no_answer, ("letters", "error")),
@@ -141,6 +145,7 @@ def _check_values(s: Settings) -> None:
             f"{{{name}}}" in s.prompt.user, "prompt.user", f"a text that contains {{{name}}}", s.prompt.user
         )
     require(s.inference.max_new_tokens >= 1, "inference.max_new_tokens", ">= 1", s.inference.max_new_tokens)
+    require(1024 <= s.env.port < 2**16, "env.port", "in [1024, 65536)", s.env.port)
     require(s.env.threads is None or s.env.threads >= 1, "env.threads", ">= 1 or null", s.env.threads)
 
 

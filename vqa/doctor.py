@@ -8,8 +8,11 @@ from pathlib import Path
 from rich.console import Console
 
 from vqa.device import choose_device, choose_dtype
+from vqa.doctor_page import write_doctor_page
+from vqa.environment import cache_problem, drive_problem, hub_problem
 from vqa.errors import UserError
-from vqa.model import model_folder, read_model_config
+from vqa.language import message
+from vqa.model import read_model_config
 from vqa.questions import data_source
 from vqa.settings import Settings
 from vqa.tracking import open_tracker
@@ -21,21 +24,31 @@ GPU_ONLY = "bitsandbytes.optim."
 def run_doctor(settings: Settings) -> None:
     """Check configuration, data, model files, cache folder, device, disk and tracking.
 
-    Prints one line per check.
+    Prints one line per check, and writes a page about the data of a contest file.
 
     Raises:
         UserError: Lists everything that is wrong.
     """
-    console = Console(soft_wrap=True)
+    console, lang = Console(soft_wrap=True), settings.lang
     problems: list[str] = []
     for name, check in CHECKS.items():
         found = _findings(check, settings)
         problems += [f"{name}: {problem}" for problem in found]
-        console.print(f"{'[red]wrong[/]' if found else '[green]ok[/]   '} {name}")
+        word, colour = ("wrong", "red") if found else ("ok", "green")
+        console.print(f"[{colour}]{message(lang, word)}[/] {name}")
+    if page := _page(settings, problems):
+        console.print(message(lang, "look", path=page))
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise UserError(f"{len(problems)} thing(s) to mend:\n{listed}")
-    console.print("all good; next: python -m vqa.run -m +sweep=lora")
+    console.print(message(lang, "healthy"))
+
+
+def _page(settings: Settings, problems: list[str]) -> Path | None:
+    try:
+        return write_doctor_page(settings, problems)
+    except (UserError, OSError):  # data that cannot even be described stand among the problems already
+        return None
 
 
 def _findings(check: Callable[[Settings], list[str]], settings: Settings) -> list[str]:
@@ -50,30 +63,10 @@ def _data(settings: Settings) -> list[str]:
 
 
 def _model(settings: Settings) -> list[str]:
+    if problem := hub_problem(settings):
+        return [problem]
     read_model_config(settings)
     return []
-
-
-def cache_problem(settings: Settings) -> str | None:
-    """Why the Hugging Face cache cannot be written; None when it can, or when no hub model is used."""
-    if Path(model_folder(settings.model.path)).is_dir() or settings.env.offline:
-        return None
-    default = Path.home() / ".cache" / "huggingface"
-    home = Path(settings.env.hf_home or os.environ.get("HF_HOME") or default).expanduser()
-    existing = next(p for p in (home, *home.parents) if p.exists())
-    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
-        return None
-    return (
-        f"the Hugging Face cache {home} cannot be written ({existing} belongs to {_owner(existing)}); "
-        f"run: sudo chown -R $USER {existing}   or: export HF_HOME=/a/writable/folder"
-    )
-
-
-def _owner(path: Path) -> str:
-    try:
-        return path.owner()
-    except KeyError:  # a mounted folder may belong to a user this machine does not know
-        return f"user {path.stat().st_uid}"
 
 
 def _cache(settings: Settings) -> list[str]:
@@ -91,6 +84,8 @@ def _device(settings: Settings) -> list[str]:
 
 
 def _output(settings: Settings) -> list[str]:
+    if problem := drive_problem(settings):
+        return [problem]
     root = Path(settings.env.output_root).absolute()
     existing = next(p for p in (root, *root.parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):

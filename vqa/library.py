@@ -13,11 +13,11 @@ from vqa.errors import UserError, require
 # What `_target_` may name, per node. Anything else in a configuration file is refused, so that a shared
 # YAML file cannot run code of its own.
 TRUSTED: dict[str, tuple[str, ...]] = {
+    "data": ("vqa.*",),  # first: the others import torch before a mistake in data.* could be told
     "lora": ("peft.*",),
     "optimizer": ("torch.optim.*", "bitsandbytes.optim.*"),
     "scheduler.schedule": ("transformers.*",),
     "quantization.weights": ("transformers.*",),
-    "data": ("vqa.*",),
 }
 
 

@@ -96,11 +96,18 @@ def read_model_config(settings: Settings) -> Any:
     return config
 
 
+HINTS = {  # what the hub's refusals say -> what helps
+    "gated repo": "accept its terms at https://huggingface.co/{path}, then: export HF_TOKEN=your-token",
+    "401 Client Error": "the hub does not know the token: renew it, then: export HF_TOKEN=your-token",
+    "403 Client Error": "the token may not read this model: give it that right, or accept the model's terms",
+    "not a valid model identifier": "check the spelling; a private model needs: export HF_TOKEN=your-token",
+}
+
+
 def _cannot_load(path: str, error: Exception) -> str:
-    return (
-        f"model.path={path} cannot be loaded: {str(error).splitlines()[0]} "
-        "(offline? put the model into HF_HOME first, or give model.path=/a/folder)"
-    )
+    offline = "offline? put the model into HF_HOME first, or give model.path=/a/folder"
+    hint = next((hint.format(path=path) for words, hint in HINTS.items() if words in str(error)), offline)
+    return f"model.path={path} cannot be loaded: {str(error).splitlines()[0]} ({hint})"
 
 
 def load_base(settings: Settings) -> Base:

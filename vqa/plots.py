@@ -39,7 +39,13 @@ def new_figure(width_in: float = 6.4, height_in: float = 4.4, panels: int = 1) -
 
 
 def save_figure(figure: "Figure", path: Path) -> Path:
-    """Write a figure as PNG, making the folder; returns the path."""
+    """Write a figure, making the folder; returns the path.
+
+    The format is matplotlib's own setting: PNG, and SVG where a page asks for it (`vqa.page.drawn_for_page`).
+    """
+    from matplotlib import rcParams
+
+    path = path.with_suffix(f".{rcParams['savefig.format']}")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     return path

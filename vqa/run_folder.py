@@ -16,6 +16,8 @@ MAY_DIFFER = (
     "tracking",
     "env",
     "winner",
+    "lang",
+    "model.license",
     "budget.micro_batch_size",
     "budget.max_memory_gib",
     "budget.eval_batch_size",

@@ -24,6 +24,7 @@ class ModelSettings:
     name: str
     path: str
     revision: str | None
+    license: str
     min_visual_tokens: int
     max_visual_tokens: int
     lr: float
@@ -114,10 +115,12 @@ class EnvSettings:
     data_path: str | None
     hf_home: str | None
     output_root: str
+    copy_images_to: str | None
     offline: bool
     device: str
     compile: bool
     threads: int | None
+    port: int
 
 
 @dataclass
@@ -130,6 +133,7 @@ class Settings:
     precision: str
     adapter: str | None
     winner: str
+    lang: str
     model: ModelSettings
     quantization: QuantizationSettings
     lora: dict[str, Any]

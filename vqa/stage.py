@@ -7,16 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from rich.console import Console
 
 from vqa.config import read_settings
-from vqa.device import use_threads
-from vqa.doctor import run_doctor
-from vqa.progress_bar import shown_progress
+from vqa.environment import prepare
+from vqa.language import message
 from vqa.question import CHANCE
-from vqa.run_folder import begin
+from vqa.run_folder import MANIFEST, begin
 from vqa.settings import Settings
-from vqa.tracking import no_telemetry
 
 
 def run_stage(cfg: DictConfig, folder: Path, alone: bool) -> float | None:
@@ -33,24 +30,30 @@ def run_stage(cfg: DictConfig, folder: Path, alone: bool) -> float | None:
     Raises:
         UserError: Something is wrong with configuration, data, model or machine.
     """
-    no_telemetry()
     settings = read_settings(cfg)
+    from vqa.tracking import no_telemetry  # from here on there is work: a mistake above shows without waiting
+
+    no_telemetry()
     if alone and settings.stage == "final" and settings.winner == "auto":
         cfg, settings = _with_winner(cfg, settings)
     _set_environment(settings)
-    if settings.stage == "doctor":
-        run_doctor(settings)
+    if settings.stage in READERS:
+        READERS[settings.stage](settings, folder)
         return None
     if not begin(folder, cfg):
-        Console(stderr=True, soft_wrap=True).print(
-            f"nothing left to do: {folder} is complete; study=other starts another"
-        )
+        _print(settings, "complete", folder=folder)
+        _add_missing_report(settings, folder)
         return None
+    prepare(settings)
+    from vqa.device import use_threads
+
     use_threads(settings.env.threads)
     if settings.stage == "trial":
         from vqa.trial import run_trial
 
         return run_trial(settings, folder)
+    from vqa.progress_bar import shown_progress
+
     with shown_progress():
         metrics = _work(settings.stage)(settings, folder)
     _say(settings, folder, metrics)
@@ -59,9 +62,68 @@ def run_stage(cfg: DictConfig, folder: Path, alone: bool) -> float | None:
 
 def _work(stage: str) -> Callable[[Settings, Path], dict[str, Any]]:
     from vqa.final import run_final
+    from vqa.merge import run_merge
     from vqa.predict import run_evaluate, run_predict
 
-    return {"final": run_final, "predict": run_predict, "evaluate": run_evaluate}[stage]
+    stages: dict[str, Callable[[Settings, Path], dict[str, Any]]] = {
+        "final": run_final,
+        "predict": run_predict,
+        "evaluate": run_evaluate,
+        "merge": run_merge,
+    }
+    return stages[stage]
+
+
+def _doctor(settings: Settings, folder: Path) -> None:
+    from vqa.doctor import run_doctor
+
+    run_doctor(settings)
+
+
+def _report(settings: Settings, folder: Path) -> None:
+    """Rebuild the page of the study's final run, or of the run whose folder is given as hydra.run.dir."""
+    final = Path(settings.env.output_root) / settings.study / "final"
+    _look(settings, _record_report(settings, folder if (folder / MANIFEST).exists() else final))
+
+
+def _serve(settings: Settings, folder: Path) -> None:
+    from vqa.serve import HOST, run_serve
+
+    prepare(settings)
+    _print(settings, "serving", address=f"http://{HOST}:{settings.env.port}")
+    run_serve(settings, folder)
+
+
+# Stages that read what is there; they claim no folder and may be repeated.
+READERS: dict[str, Callable[[Settings, Path], None]] = {
+    "doctor": _doctor,
+    "report": _report,
+    "serve": _serve,
+}
+
+
+def _record_report(settings: Settings, run: Path) -> Path:
+    """Write a run's report and its adapter's card, and keep copies where the run is tracked."""
+    from vqa.hand_over import write_hand_over
+    from vqa.report import write_report
+    from vqa.tracking import open_tracker
+
+    card = write_hand_over(run) if (run / MANIFEST).exists() else None
+    page = write_report(run, settings.lang)
+    if (run / ".mlflow_run_id").exists():
+        with open_tracker(settings.tracking).run("final", "final", run) as record:
+            record.artifact(page)
+            if card:
+                record.artifact(card, "adapter")
+    return page
+
+
+def _add_missing_report(settings: Settings, folder: Path) -> None:
+    """Write the report of a complete run that was killed before its last lines."""
+    from vqa.report import report_path
+
+    if settings.stage == "final" and not report_path(folder).exists():
+        _look(settings, _record_report(settings, folder))
 
 
 def _with_winner(cfg: DictConfig, settings: Settings) -> tuple[DictConfig, Settings]:
@@ -77,9 +139,7 @@ def _with_winner(cfg: DictConfig, settings: Settings) -> tuple[DictConfig, Setti
     given = list(HydraConfig.get().overrides.task)
     winner = read_winner(best)
     # not logged: the run's log must not change when the run turns out to be complete
-    Console(stderr=True, soft_wrap=True).print(
-        f"taking the study's winner from {best} (winner=none leaves it out)"
-    )
+    _print(settings, "winner", path=best)
     with_winner = compose(HydraConfig.get().job.config_name, overrides=[*winner, *given])
     return with_winner, read_settings(with_winner)
 
@@ -93,22 +153,41 @@ def _set_environment(settings: Settings) -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
+def _print(settings: Settings, name: str, **values: object) -> None:
+    from rich.console import Console
+
+    Console(stderr=True, soft_wrap=True).print(message(settings.lang, name, **values))
+
+
 def _say(settings: Settings, folder: Path, metrics: dict[str, Any]) -> None:
     """Print the result and the next step."""
-    console = Console(soft_wrap=True)
+    from rich.console import Console
+
+    console, lang = Console(soft_wrap=True), settings.lang
     if "accuracy" in metrics:
-        which = "held-out" if settings.stage == "final" else "test"
-        console.print(
-            f"{which} {_accuracy(metrics)}, base model {metrics['base_accuracy']:.3f}, chance {CHANCE:.3f}"
-        )
+        which = "held-out" if settings.stage == "final" else "evaluated"
+        scores, base = _scores(lang, metrics), metrics["base_accuracy"]
+        console.print(message(lang, which, scores=scores, base=base, chance=CHANCE))
     if "test" in metrics:
-        console.print(f"test {_accuracy(metrics['test'])}")
+        console.print(message(lang, "test", scores=_scores(lang, metrics["test"])))
     for alarm in metrics.get("alarms", []):
-        console.print(f"[bold red]alarm[/]: {alarm}")
+        console.print(f"[bold red]{message(lang, 'alarm')}[/]: {alarm}")
+    if settings.stage == "final":
+        _look(settings, _record_report(settings, folder))
     submission = folder / "submission.csv"
-    console.print(f"next: {submission if submission.exists() else folder / 'metrics.json'}")
+    following = submission if submission.exists() else folder / "metrics.json"
+    if settings.stage == "merge":
+        following = metrics["model"]
+    console.print(message(lang, "next", what=following))
 
 
-def _accuracy(metrics: dict[str, Any]) -> str:
+def _look(settings: Settings, page: Path) -> None:
+    from rich.console import Console
+
+    Console(soft_wrap=True).print(message(settings.lang, "look", path=page))
+
+
+def _scores(lang: str, metrics: dict[str, Any]) -> str:
     low, high = metrics["accuracy_ci95"]
-    return f"accuracy {metrics['accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f}, n={metrics['n']})"
+    values = {"accuracy": metrics["accuracy"], "low": low, "high": high, "n": metrics["n"]}
+    return message(lang, "scores", **values)

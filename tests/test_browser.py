@@ -1,0 +1,179 @@
+"""Pages in a real browser: no error, no request outside, keyboard, languages, filters. Needs Chromium."""
+
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from conftest import Compose
+from PIL import Image
+from written_study import write_study
+
+from vqa.config import read_settings
+from vqa.doctor_page import write_doctor_page
+from vqa.encode import Encoder
+from vqa.question import Question
+from vqa.report import write_report
+from vqa.scoring import score
+from vqa.serve import HOST, make_app
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.browser
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    if CHROMIUM is None:
+        pytest.fail("these tests need a Chromium on the machine (Debian: apt-get install chromium)")
+    with sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 trials and 4,000 answers."""
+    final = write_study(tmp_path_factory.mktemp("study"), trials=40, train_size=3000, test_size=1000)
+    return write_report(final, "en")
+
+
+def opened(browser: Any, address: str, viewport: dict[str, int], dark: bool = False) -> tuple[Any, list[str]]:
+    """A page, and the list that gets every error and every request to anywhere else."""
+    context = browser.new_context(viewport=viewport, color_scheme="dark" if dark else "light")
+    page, trouble = context.new_page(), list[str]()
+    page.on("console", lambda said: trouble.append(said.text) if said.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    own = address.split("/", 3)[:3] if address.startswith("http") else [address]
+    here = ("data:", "blob:", "/".join(own))
+    page.on("request", lambda sent: None if sent.url.startswith(here) else trouble.append(sent.url))
+    page.goto(address)
+    return page, trouble
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_the_report_opens_within_three_seconds_without_an_error(
+    browser: Any, report: Path, viewport: dict[str, int]
+) -> None:
+    begun = time.perf_counter()
+    page, trouble = opened(browser, report.as_uri(), viewport, dark=viewport == PHONE)
+    assert page.locator("#cards .card").count() == 24
+    assert time.perf_counter() - begun < 3
+    assert trouble == []
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0  # nothing sticks out
+
+
+def test_the_gallery_sorts_and_filters(browser: Any, report: Path) -> None:
+    page, _ = opened(browser, report.as_uri(), DESKTOP)
+    sure = [float(t.split()[0]) for t in page.locator("li.wrong span:last-child").all_inner_texts()]
+    assert sure == sorted(sure, reverse=True)
+    page.select_option("select[name=gold]", "b")
+    page.select_option("select[name=kind]", "shape")
+    footers = page.locator(".card footer").all_inner_texts()
+    assert footers
+    assert all("shape" in footer for footer in footers)
+    assert all(t.startswith("b") for t in page.locator("li.gold span:first-child").all_inner_texts())
+    page.fill("input[name=find]", "no such text")
+    assert page.inner_text("#count") == "nothing matches"
+
+
+def test_the_language_switch_changes_texts_charts_and_filters(browser: Any, report: Path) -> None:
+    page, trouble = opened(browser, report.as_uri(), DESKTOP)
+    page.click("#language")
+    assert page.inner_text("#search") == "순위표"
+    assert page.locator("option", has_text="오답").count() == 1
+    assert page.locator("svg text:visible", has_text="지금까지 최고").count() == 1
+    assert page.locator("svg text:visible", has_text="best so far").count() == 0
+    assert trouble == []
+
+
+def test_everything_can_be_reached_with_the_keyboard(browser: Any, report: Path) -> None:
+    page, _ = opened(browser, report.as_uri(), DESKTOP)
+    seen = set()
+    for _ in range(80):
+        page.keyboard.press("Tab")
+        seen.add(page.evaluate("document.activeElement.id || document.activeElement.name || ''"))
+    assert {
+        "language",
+        "theme",
+        "part",
+        "result",
+        "gold",
+        "answer",
+        "kind",
+        "sort",
+        "find",
+        "more",
+        "price",
+    } <= seen
+
+
+def test_the_serve_page_gives_the_probabilities_of_the_command_line(
+    browser: Any, encoder: Encoder, questions: list[Question]
+) -> None:
+    question = questions[0]
+    expected = score(encoder, [question], 1)[0]
+    app = make_app(lambda q: score(encoder, [q], 1)[0], "en", "tiny")
+    with served(app) as address:
+        page, trouble = opened(browser, address, PHONE)
+        page.set_input_files("input[name=picture]", str(question.image))
+        page.fill("textarea", question.text)
+        for letter, option in zip("abcd", question.choices, strict=True):
+            page.fill(f"input[name={letter}]", option)
+        page.click("button[type=submit]")
+        page.wait_for_selector("#result li")
+        shown = [
+            float(p) for p in page.locator("#result li").evaluate_all("all => all.map(x => x.dataset.p)")
+        ]
+        assert shown == list(expected.p)
+        assert page.inner_text("#result li.gold span") == expected.answer
+        assert trouble == []
+        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_the_doctor_page_opens_without_an_error(
+    browser: Any, composed: Compose, tmp_path: Path, viewport: dict[str, int]
+) -> None:
+    rows = ["id,path,question,a,b,c,d,answer"]
+    for i in range(60):
+        Image.effect_noise((80 + i, 60), 50 + i).save(tmp_path / f"{i // 2}.png")
+        rows.append(f"q{i},{i // 2}.png,무슨 색인가요?,빨강,파랑,초록,노랑,{'abcd'[i % 4]}")
+    (tmp_path / "train.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    given = [
+        f"data.train_csv={tmp_path}/train.csv",
+        f"data.image_root={tmp_path}",
+        f"env.output_root={tmp_path}",
+    ]
+    written = write_doctor_page(
+        read_settings(composed("data=csv", "lang=ko", "tracking=none", *given)), ["x: y"]
+    )
+    assert written is not None
+    page, trouble = opened(browser, written.as_uri(), viewport, dark=viewport == PHONE)
+    assert page.inner_text("#leaks") == "중복과 누출"
+    page.click("#language")
+    assert page.inner_text("#leaks") == "Twins and leaks"
+    assert page.locator(".sheet img").count() == 30
+    assert trouble == []
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+
+
+@contextmanager
+def served(app: Any) -> Iterator[str]:
+    """An application on a free port of this machine."""
+    server = uvicorn.Server(uvicorn.Config(app, host=HOST, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield f"http://{HOST}:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()

@@ -1,0 +1,92 @@
+"use strict";
+(() => {
+  const PAGE = 24;
+  const { rows, pictures } = JSON.parse(document.getElementById("data").textContent);
+  const [PART, ID, KIND, GOLD, ANSWER, P, FLAG, TEXT, CHOICES, PICTURE] = Array(10).keys();
+  const words = {
+    en: { valid: "held out", oof: "out of fold", test: "test", all: "all", none: "none", of: (n, m) => `${n} of ${m} answers`, blank: "picture not in this file", nothing: "nothing matches", bill: (h, c) => `${h} h × price = ${c}`, gold: "right", answer: "answered" },
+    ko: { valid: "검증", oof: "교차검증", test: "테스트", all: "전체", none: "없음", of: (n, m) => `응답 ${m}개 중 ${n}개`, blank: "이 파일에 이미지 없음", nothing: "해당하는 문항이 없습니다", bill: (h, c) => `${h} 시간 × 가격 = ${c}`, gold: "정답", answer: "응답" },
+  };
+  const say = () => words[document.documentElement.lang === "ko" ? "ko" : "en"];
+  const form = document.getElementById("filters"), cards = document.getElementById("cards");
+  const count = document.getElementById("count"), more = document.getElementById("more");
+  const element = (tag, className, text) => {
+    const made = document.createElement(tag);
+    if (className) made.className = className;
+    if (text !== undefined) made.textContent = text;
+    return made;
+  };
+  const confidence = (row) => Math.max(...row[P]);
+  const distinct = (column) => [...new Set(rows.map((row) => row[column]).filter(Boolean))];
+
+  function fill(name, values, withAll, label) {
+    const select = form.elements[name], chosen = select.value;
+    select.replaceChildren();
+    if (withAll) select.append(new Option(say().all, ""));
+    for (const value of values) select.append(new Option(label ? label(value) : value, value));
+    if ([...select.options].some((option) => option.value === chosen)) select.value = chosen;
+    select.parentElement.hidden = values.length < (withAll ? 1 : 2);
+  }
+  function translate() {
+    fill("part", distinct(PART), false, (part) => say()[part] || part);
+    for (const [name, column] of [["gold", GOLD], ["answer", ANSWER], ["kind", KIND]]) fill(name, distinct(column).sort(), true);
+    for (const option of form.querySelectorAll("option[data-en]")) option.textContent = option.dataset[document.documentElement.lang === "ko" ? "ko" : "en"];
+    bill();
+    show();
+  }
+  let found = [], shown = 0;
+  function show() {
+    const want = Object.fromEntries(new FormData(form));
+    const needle = (want.find || "").toLowerCase();
+    const labelled = rows.some((row) => row[PART] === want.part && row[GOLD]);
+    found = rows.filter((row) =>
+      (!want.part || row[PART] === want.part) &&
+      (!want.result || !labelled || (row[ANSWER] === row[GOLD]) === (want.result === "right")) &&
+      (!want.gold || row[GOLD] === want.gold) && (!want.answer || row[ANSWER] === want.answer) && (!want.kind || row[KIND] === want.kind) &&
+      (!needle || `${row[ID]} ${row[TEXT]} ${row[CHOICES].join(" ")}`.toLowerCase().includes(needle)));
+    if (want.sort !== "0") found.sort((a, b) => Number(want.sort) * (confidence(a) - confidence(b)));
+    const total = rows.filter((row) => !want.part || row[PART] === want.part).length;
+    count.textContent = found.length ? say().of(found.length, total) : say().nothing;
+    cards.replaceChildren();
+    shown = 0;
+    grow();
+  }
+  function grow() {
+    cards.append(...found.slice(shown, shown + PAGE).map(card));
+    shown += PAGE;
+    more.hidden = shown >= found.length;
+  }
+  function card(row) {
+    const item = element("li", "card");
+    if (row[PICTURE] >= 0) {
+      const image = element("img");
+      image.src = pictures[row[PICTURE]];
+      image.alt = row[TEXT] || row[ID];
+      item.append(image);
+    } else item.append(element("div", "blank", say().blank));
+    const body = element("div", "body"), list = element("ul");
+    body.append(element("p", "", row[TEXT] || row[ID]));
+    row[P].forEach((p, index) => {
+      const letter = "abcd"[index];
+      const option = element("li", "option" + (letter === row[GOLD] ? " gold" : letter === row[ANSWER] && row[GOLD] ? " wrong" : ""));
+      option.style.setProperty("--p", `${100 * p}%`);
+      const mark = letter === row[GOLD] ? " ✓" : letter === row[ANSWER] ? (row[GOLD] ? " ✗" : " ←") : "";
+      option.append(element("span", "", letter + mark), element("span", "", row[CHOICES][index]), element("span", "", `${(100 * p).toFixed(1)} %`));
+      list.append(option);
+    });
+    body.append(list, element("footer", "", [row[ID], row[KIND], row[FLAG]].filter(Boolean).join(" · ")));
+    item.append(body);
+    return item;
+  }
+  const price = document.getElementById("price"), output = document.getElementById("bill");
+  function bill() {
+    const hours = Number(output.dataset.hours);
+    output.textContent = say().bill(hours.toFixed(2), (hours * Number(price.value || 0)).toFixed(2));
+  }
+  form.addEventListener("input", show);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  more.addEventListener("click", () => { const next = cards.children.length; grow(); const image = cards.children[next]; if (image) { image.tabIndex = -1; image.focus(); } });
+  price.addEventListener("input", bill);
+  document.addEventListener("language", translate);
+  translate();
+})();
