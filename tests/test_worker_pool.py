@@ -28,9 +28,9 @@ def finish(process: "subprocess.Popen[str]") -> tuple[int, str]:
 
 
 def test_each_worker_gets_its_gpu_or_one_thread() -> None:
-    on_gpus = [worker_environment(slot, ["4", "6"], 1.5)["CUDA_VISIBLE_DEVICES"] for slot in range(3)]
+    on_gpus = [worker_environment(slot, ["4", "6"], 1.5, False)["CUDA_VISIBLE_DEVICES"] for slot in range(3)]
     assert on_gpus == ["4", "6", "4"]
-    assert worker_environment(2, [], 1.5) == {SLOT: "2", DEADLINE: "1.5", "OMP_NUM_THREADS": "1"}
+    assert worker_environment(2, [], 1.5, False) == {SLOT: "2", DEADLINE: "1.5", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.parametrize(("named", "gpus"), [("", []), ("-1", []), ("0,3", ["0", "3"])])
@@ -44,7 +44,7 @@ def test_only_visible_gpus_are_shared_out(
 def test_a_copy_knows_its_slot_and_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(SLOT, raising=False)
     assert own_slot() is None
-    for name, value in worker_environment(1, [], float("inf")).items():
+    for name, value in worker_environment(1, [], float("inf"), False).items():
         monkeypatch.setenv(name, value)
     assert own_slot() == 1
     assert own_deadline() == float("inf")
