@@ -15,7 +15,7 @@ from vqa.errors import UserError, require
 from vqa.library import TRUSTED, check_target
 from vqa.settings import ImageSettings, Settings
 
-STAGES = ("final", "trial", "predict", "evaluate", "doctor")
+STAGES = ("final", "trial", "predict", "evaluate", "doctor", "status")
 
 
 def register_resolvers() -> None:

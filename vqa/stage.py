@@ -41,6 +41,11 @@ def run_stage(cfg: DictConfig, folder: Path, alone: bool) -> float | None:
     if settings.stage == "doctor":
         run_doctor(settings)
         return None
+    if settings.stage == "status":
+        from vqa.status import show_status  # optuna
+
+        show_status(Path(settings.env.output_root) / settings.study)
+        return None
     if not begin(folder, cfg):
         Console(stderr=True, soft_wrap=True).print(
             f"nothing left to do: {folder} is complete; study=other starts another"

@@ -17,15 +17,18 @@ from vqa.file_lock import try_lock
 from vqa.interrupt import Interrupt
 from vqa.leaderboard import Standing, describe_scores, describe_ties
 from vqa.search_space import SearchSpace, overrides_of, read_enqueued, read_search_space
+from vqa.status import write_address
 from vqa.study import SharedStudy
 from vqa.sweep_settings import SweepSettings, read_settings
 from vqa.winner import winner_of
 from vqa.worker import HydraJobs, Worker
 from vqa.worker_pool import WorkerPool, note_refusal, own_deadline, own_slot
+from vqa.worker_state import StateWriter, lock_free_slot, lock_slot
 
 log = logging.getLogger(__name__)
 
 CLOSED = "closed"  # user attribute of the study: what was done when its results were written last
+POLL_S = 1.0  # between looks at what other workers have left to do
 PARENT_RUN = "tracking_parent_run_id"
 
 
@@ -60,8 +63,10 @@ def run_sweep(
     if not (folder / "study.yaml").exists():
         refuse_unknown_keys(jobs, space, settings)
     with Interrupt() as interrupt:
-        shared = SharedStudy(settings, space, folder, enqueued)
         slot = own_slot()
+        shared = SharedStudy(settings, space, folder, enqueued, begun=slot is not None)
+        with shared.locked():
+            write_address(folder, settings, shared.n_trials, list(space.distributions))
         if slot is None:
             return Sweep(shared, jobs, interrupt).run()
         _run_as_copy(shared, jobs, slot, interrupt)
@@ -88,17 +93,35 @@ def refuse_unknown_keys(jobs: HydraJobs, space: SearchSpace, settings: SweepSett
 
 def _run_as_copy(shared: SharedStudy, jobs: HydraJobs, slot: int, interrupt: Interrupt) -> None:
     """Be one of several workers: trials only, no results, no final run."""
-    lock = try_lock(shared.locks / f"worker_{slot}")
+    lock = lock_slot(shared.locks, slot)
     if lock is None:
         log.info(f"worker {slot} is up already")
         return
-    jobs = replace(jobs, parent_run_id=shared.study.user_attrs.get(PARENT_RUN))
+    jobs = replace(jobs, parent_run_id=_parent_run(shared, jobs.config))
     with lock, Board(shared.settings.study_name, list(shared.space.distributions), shared.n_trials) as board:
         try:
-            Worker(shared, jobs, board, own_deadline(), interrupt).run()
+            Worker(shared, jobs, board, own_deadline(), interrupt, slot).run()
         except UserError as error:
             note_refusal(shared.folder, slot, error)
             raise
+
+
+def _parent_run(shared: SharedStudy, config: DictConfig) -> str | None:
+    """The study's tracking run; a worker that a cluster started before anybody else opens it."""
+    if not shared.settings.tracked:
+        return None
+    with shared.locked():
+        parent = shared.study.user_attrs.get(PARENT_RUN)
+        return parent or _open_parent_run(shared, config)
+
+
+def _open_parent_run(shared: SharedStudy, config: DictConfig) -> str | None:
+    from vqa.tracking import open_study  # imports mlflow
+
+    parent = open_study(config, shared.folder)
+    if parent is not None and shared.study.user_attrs.get(PARENT_RUN) != parent:
+        shared.study.set_user_attr(PARENT_RUN, parent)  # for workers in other processes
+    return parent
 
 
 class Sweep:
@@ -144,6 +167,7 @@ class Sweep:
                 f"{self.name} interrupted, {done} of {self.shared.n_trials} trials done; "
                 "the same command goes on from here."
             )
+            self._close_tracking("KILLED")
             raise
         self._close_tracking("COMPLETE" if complete else "KILLED")
         if complete:
@@ -154,10 +178,26 @@ class Sweep:
         if self.shared.tally().done >= self.shared.n_trials:
             worker.write_results()  # it may have been cut off just before
         elif self.settings.n_workers == 1:
-            worker.run()
+            slot, lock = lock_free_slot(self.shared.locks)
+            worker.state = StateWriter(self.shared.folder, slot)
+            with lock:
+                self._run_alone(worker)
         else:
             WorkerPool(self.shared, worker.deadline, worker.redraw).run()
-            worker.write_results()
+            with self.shared.locked():  # workers that somebody else started may be writing too
+                worker.write_results()
+
+    def _run_alone(self, worker: Worker) -> None:
+        """Work, then wait for workers that joined, and take over what they leave."""
+        worker.run()
+        while self._others_at_work() and time.time() < worker.deadline:
+            worker.redraw()
+            time.sleep(POLL_S)
+            worker.run()
+
+    def _others_at_work(self) -> bool:
+        tally = self.shared.tally()
+        return tally.running > 0 and tally.done < self.shared.n_trials and not self.shared.too_many_failures()
 
     def _check_complete(self, standings: list[Standing]) -> bool:
         """Say where the study stands; whether all trials are done."""
@@ -252,14 +292,10 @@ class Sweep:
 
     def _open_tracking(self) -> None:
         """Tell `vqa.tracking` of the study, before any worker starts."""
-        if not self.settings.tracked:
-            return
-        from vqa.tracking import open_study  # imports mlflow
-
-        parent = open_study(self.config, self.shared.folder)
-        if parent is not None and self.shared.study.user_attrs.get(PARENT_RUN) != parent:
-            self.shared.study.set_user_attr(PARENT_RUN, parent)  # for workers in other processes
-        self.jobs = replace(self.jobs, parent_run_id=parent)
+        if self.settings.tracked:
+            with self.shared.locked():
+                parent = _open_parent_run(self.shared, self.config)
+            self.jobs = replace(self.jobs, parent_run_id=parent)
 
     def _close_tracking(self, state: str) -> None:
         if self.settings.tracked:

@@ -17,10 +17,12 @@ from vqa.board import Board, describe_end, describe_start
 from vqa.errors import UserError
 from vqa.interrupt import Interrupt
 from vqa.leaderboard import Standing, rank, write_leaderboard
+from vqa.patience import GoneError
 from vqa.reporting import By, Pruned, progress_to, reporting_to
 from vqa.search_space import overrides_of
 from vqa.study import Claim, SharedStudy
 from vqa.winner import winner_of, winner_text, write_winner
+from vqa.worker_state import StateWriter, read_states
 
 log = logging.getLogger(__name__)
 
@@ -130,10 +132,17 @@ class Worker:
         board: Where events go.
         deadline: `time.time()` after which no trial starts.
         interrupt: Asked before each trial and at each report.
+        slot: Which worker this is.
     """
 
     def __init__(
-        self, shared: SharedStudy, jobs: HydraJobs, board: Board, deadline: float, interrupt: Interrupt
+        self,
+        shared: SharedStudy,
+        jobs: HydraJobs,
+        board: Board,
+        deadline: float,
+        interrupt: Interrupt,
+        slot: int = 0,
     ) -> None:
         self.shared = shared
         self.jobs = jobs
@@ -141,6 +150,7 @@ class Worker:
         self.deadline = deadline
         self.by: By = "question" if isinstance(shared.study.pruner, WilcoxonPruner) else "part"
         self.interrupt = interrupt
+        self.state = StateWriter(shared.folder, slot)
         loader = jobs.context.config_loader
         self._groups = {name: bool(loader.get_group_options(name)) for name in shared.space.distributions}
 
@@ -158,9 +168,11 @@ class Worker:
                 self.write_results()
             if claim is None:
                 return
+            self.state.begin(claim.trial.number)
             with claim.lock:
                 self._run_trial(claim)
-        self.write_results()
+        with self.shared.locked():
+            self.write_results()
 
     def standings(self) -> list[Standing]:
         """Rank the trials as they stand."""
@@ -175,16 +187,20 @@ class Worker:
             record = self.shared.settings.record
             text = winner_text(standings, record, lambda name: self._groups.get(name, False))
             write_winner(text, self.shared.folder)
-        self.board.show(standings)
+        self.board.show(standings, read_states(self.shared.folder))
 
     def redraw(self) -> None:
         """Bring the table up to date, when somebody watches."""
         if self.board.wants_update:
-            self.board.show(self.standings())
+            self.board.show(self.standings(), read_states(self.shared.folder))
 
     def _on_report(self) -> None:
         self.interrupt.check()
         self.redraw()
+
+    def _on_progress(self, text: str, done: int, total: int) -> None:
+        self.state.progress(text, done, total)
+        self.board.progress(text, done, total)
 
     def _run_trial(self, claim: Claim) -> None:
         trial = claim.trial
@@ -195,6 +211,8 @@ class Worker:
         else:
             try:
                 self._run_job(trial, overrides)
+            except GoneError:  # nothing more can be said to the storage
+                raise
             except (KeyboardInterrupt, UserError):
                 self.shared.forgive(trial)
                 raise
@@ -203,7 +221,7 @@ class Worker:
 
     def _run_job(self, trial: Trial, overrides: Sequence[str]) -> None:
         reporter = TrialReporter(trial, self.by, self._on_report)
-        with reporting_to(reporter), progress_to(self.board.progress):
+        with reporting_to(reporter), progress_to(self._on_progress):
             job = self.jobs.run(
                 f"trials/{trial.number:03d}", trial.number, [*self.shared.space.fixed, *overrides]
             )
