@@ -28,6 +28,7 @@ import optuna
 from omegaconf import OmegaConf
 
 from benchmarks.own_postgresql import OwnPostgresql
+from vqa.storage import open_storage
 
 TOY = Path(__file__).parents[1] / "tests" / "toy_app" / "app.py"
 APPS = {
@@ -35,6 +36,23 @@ APPS = {
     "vqa": ["-m", "vqa.run", "tracking=none", "budget=smoke", "budget.folds=3", "budget.subsample=150",
             "data.train_size=300", "data.test_size=20", "env.threads=1"],
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Attack:
+    """What is done to a study.
+
+    Args:
+        kills: Workers to kill.
+        spacing_s: Mean seconds between two kills.
+        restarts: Restarts of the database, evenly among the kills; PostgreSQL only.
+        seed: Of the random instants and workers.
+    """
+
+    kills: int
+    spacing_s: float
+    restarts: int
+    seed: int
 
 
 @dataclass
@@ -128,16 +146,17 @@ def _environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def attack(study: Study, kills: int, restarts: int, seed: int, server: OwnPostgresql | None) -> float:
+def attack(study: Study, plan: Attack, server: OwnPostgresql | None) -> float:
     """Run the sweep to its end under attack; one that is over too soon has been killed less often.
 
     Returns:
         Seconds it took, the final run included.
     """
-    chance = random.Random(seed)
+    chance = random.Random(plan.seed)
     began = time.time()
     sweep = study.start()
-    after = [round(kills * (index + 1) / (restarts + 1)) for index in range(restarts if server else 0)]
+    shares = range(1, (plan.restarts if server else 0) + 1)
+    after = [round(plan.kills * share / (plan.restarts + 1)) for share in shares]
     next_kill = 0.0
     while sweep.poll() is None:
         time.sleep(0.05)
@@ -149,17 +168,22 @@ def attack(study: Study, kills: int, restarts: int, seed: int, server: OwnPostgr
             server.stop("fast" if len(after) % 2 else "immediate")
             time.sleep(3)
             server.start()
-        if study.killed < kills and time.time() >= next_kill and study.strike(sweep.pid, chance):
-            next_kill = time.time() + chance.uniform(0.2, 5.0)
+        if study.killed < plan.kills and time.time() >= next_kill and study.strike(sweep.pid, chance):
+            next_kill = time.time() + chance.uniform(0, 2 * plan.spacing_s)
     if sweep.returncode != 0:
         raise RuntimeError(f"the sweep ended with {sweep.returncode}; see {study.folder / 'sweep.log'}")
     return time.time() - began
 
 
+def trials_of(study: Study) -> list[optuna.trial.FrozenTrial]:
+    """Every trial on record."""
+    storage = open_storage(study.storage or f"sqlite:///{study.place / 'study.db'}", 60)
+    return optuna.load_study(study_name=study.name, storage=storage).get_trials()
+
+
 def damage(study: Study) -> list[str]:
     """Everything that is not as it should be after the sweep; empty = nothing."""
-    storage = study.storage or f"sqlite:///{study.place / 'study.db'}"
-    trials = optuna.load_study(study_name=study.name, storage=storage).get_trials()
+    trials = trials_of(study)
     found = []
     states = Counter(trial.state.name for trial in trials)
     if states["COMPLETE"] + states["PRUNED"] != study.trials or len(trials) != study.trials:
@@ -206,14 +230,10 @@ def same_as_direct(study: Study) -> bool:
 
 def retries(study: Study) -> int:
     """How often a trial was taken up again."""
-    storage = study.storage or f"sqlite:///{study.place / 'study.db'}"
-    trials = optuna.load_study(study_name=study.name, storage=storage).get_trials()
-    return sum(trial.user_attrs.get("deaths", 0) for trial in trials)
+    return sum(trial.user_attrs.get("deaths", 0) for trial in trials_of(study))
 
 
-def measure(
-    kind: str, app: str, trials: int, workers: int, kills: int, restarts: int, seed: int, folder: Path
-) -> dict[str, Any]:
+def measure(kind: str, app: str, trials: int, workers: int, plan: Attack, folder: Path) -> dict[str, Any]:
     """One study on one kind of storage; the figures of a row.
 
     Args:
@@ -221,22 +241,18 @@ def measure(
         app: "toy" or "vqa".
         trials: Trials of the study.
         workers: Workers that share it.
-        kills: Workers to kill.
-        restarts: Restarts of the database; PostgreSQL only.
-        seed: Of the random instants.
-        folder: An empty folder.
+        plan: What is done to it.
+        folder: Where its working directory is made.
     """
     folder.mkdir(parents=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if kind == "postgresql":
         with OwnPostgresql() as server:
             study = Study(app, server.url, trials, workers, folder)
-            return _figures(study, kind, attack(study, kills, restarts, seed, server), restarts)
-    study = Study(
-        app, "journal:${hydra.sweep.dir}/study.log" if kind == "journal" else None, trials, workers, folder
-    )
-    seconds = attack(study, kills, 0, seed, None)
-    return _figures(study, kind, seconds, 0)
+            return _figures(study, kind, attack(study, plan, server), plan.restarts)
+    journal = f"journal:{folder.absolute() / 'study.log'}"
+    study = Study(app, journal if kind == "journal" else None, trials, workers, folder)
+    return _figures(study, kind, attack(study, plan, None), 0)
 
 
 def _figures(study: Study, kind: str, seconds: float, restarts: int) -> dict[str, Any]:
@@ -266,22 +282,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--spacing", type=float, default=10.0, help="mean seconds between two kills")
     parser.add_argument("--restarts", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--machine", default="CPU")
     parser.add_argument("--keep", type=Path, help="folder for the studies; default: a temporary one")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(arguments)
-    numbers = (given.trials, given.workers, given.kills, given.restarts, given.seed)
+    plan = Attack(given.kills, given.spacing, given.restarts, given.seed)
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.keep or Path(temporary)
-        rows = [measure(kind, given.app, *numbers, folder / kind) for kind in given.storages]
+        rows = [
+            measure(kind, given.app, given.trials, given.workers, plan, folder / kind)
+            for kind in given.storages
+        ]
     result = {
         "name": "chaos",
         "date": time.strftime("%Y-%m-%d"),
         "machine": given.machine,
         "command": f"python -m benchmarks.chaos --app {given.app} --storages {' '.join(given.storages)} "
-        f"--trials {given.trials} --workers {given.workers} --kills {given.kills} --seed {given.seed}",
+        f"--trials {given.trials} --workers {given.workers} --kills {given.kills} "
+        f"--spacing {given.spacing} --restarts {given.restarts} --seed {given.seed}",
         "rows": rows,
     }
     given.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -52,7 +52,8 @@ def show_status(folder: Path, console: Console | None = None) -> None:
     if not (folder / ADDRESS).exists():
         known = sorted(path.parent.name for path in folder.parent.glob(f"*/{ADDRESS}"))
         raise UserError(
-            f"study={folder.name}: there is no sweep in {folder}. Sweeps beside it: {', '.join(known) or 'none'}."
+            f"study={folder.name}: there is no sweep in {folder}. "
+            f"Sweeps beside it: {', '.join(known) or 'none'}."
         )
     address: dict[str, Any] = json.loads((folder / ADDRESS).read_text(encoding="utf-8"))
     url = address["storage"]
