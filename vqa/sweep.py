@@ -97,7 +97,7 @@ def _run_as_copy(shared: SharedStudy, jobs: HydraJobs, slot: int, interrupt: Int
     if lock is None:
         log.info(f"worker {slot} is up already")
         return
-    jobs = replace(jobs, parent_run_id=_parent_run(shared, jobs.config))
+    jobs = replace(jobs, parent_run_id=_parent_run(shared, jobs.config, anew=False))
     with lock, Board(shared.settings.study_name, list(shared.space.distributions), shared.n_trials) as board:
         try:
             Worker(shared, jobs, board, own_deadline(), interrupt, slot).run()
@@ -106,21 +106,18 @@ def _run_as_copy(shared: SharedStudy, jobs: HydraJobs, slot: int, interrupt: Int
             raise
 
 
-def _parent_run(shared: SharedStudy, config: DictConfig) -> str | None:
-    """The study's tracking run; a worker that a cluster started before anybody else opens it."""
+def _parent_run(shared: SharedStudy, config: DictConfig, anew: bool) -> str | None:
+    """Open the study's tracking run before any trial; without `anew`, only when nobody has done so."""
     if not shared.settings.tracked:
         return None
+    from vqa.study_record import open_study  # imports mlflow
+
     with shared.locked():
-        parent = shared.study.user_attrs.get(PARENT_RUN)
-        return parent or _open_parent_run(shared, config)
-
-
-def _open_parent_run(shared: SharedStudy, config: DictConfig) -> str | None:
-    from vqa.tracking import open_study  # imports mlflow
-
-    parent = open_study(config, shared.folder)
-    if parent is not None and shared.study.user_attrs.get(PARENT_RUN) != parent:
-        shared.study.set_user_attr(PARENT_RUN, parent)  # for workers in other processes
+        parent: str | None = shared.study.user_attrs.get(PARENT_RUN)
+        if parent is None or anew:
+            known, parent = parent, open_study(config, shared.folder)
+            if parent != known:
+                shared.study.set_user_attr(PARENT_RUN, parent)  # for workers in other processes
     return parent
 
 
@@ -151,7 +148,7 @@ class Sweep:
             )
             log.info(f"Results are in {self.shared.folder}; study=other starts another study.")
             return self._best_value()
-        self._open_tracking()
+        self.jobs = replace(self.jobs, parent_run_id=_parent_run(self.shared, self.config, anew=True))
         board = Board(self.settings.study_name, list(self.shared.space.distributions), self.shared.n_trials)
         deadline = time.time() + (self.settings.timeout_s or float("inf"))
         worker = Worker(self.shared, self.jobs, board, deadline, self.interrupt)
@@ -290,15 +287,8 @@ class Sweep:
             return None
         return float(min(values) if self.settings.direction == "minimize" else max(values))
 
-    def _open_tracking(self) -> None:
-        """Tell `vqa.tracking` of the study, before any worker starts."""
-        if self.settings.tracked:
-            with self.shared.locked():
-                parent = _open_parent_run(self.shared, self.config)
-            self.jobs = replace(self.jobs, parent_run_id=parent)
-
     def _close_tracking(self, state: str) -> None:
         if self.settings.tracked:
-            from vqa.tracking import close_study
+            from vqa.study_record import close_study
 
             close_study(self.config, self.shared.folder, state)
