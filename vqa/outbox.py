@@ -91,6 +91,7 @@ class Outbox:
             self.flush()
         self.lost.update(what for what, _ in self.waiting)
         self.waiting.clear()
+        self._pause_s = self._next_try = 0.0
         if self.lost:
             parts = ", ".join(f"{count} x {what}" for what, count in sorted(self.lost.items()))
             log.warning(f"{self.server} never got: {parts}. The files of the run are complete.")
