@@ -248,7 +248,7 @@ class Sweep:
             if self._final_exists(overrides):
                 return
             log.info(f"final run with trial {best.trial}: {' '.join(chosen)}")
-            result = self.jobs.run("final", best.trial, overrides).return_value
+            result = self.jobs.run("final", best.trial, overrides, []).return_value
         if isinstance(result, UserError):
             raise result
 

@@ -5,17 +5,19 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Real
 
 from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, open_dict, read_write
 from optuna.pruners import WilcoxonPruner
 from optuna.trial import Trial, TrialState
 
 from vqa.board import Board, describe_end, describe_start
 from vqa.errors import UserError
 from vqa.interrupt import Interrupt
+from vqa.job_configs import JobConfigs
 from vqa.leaderboard import Standing, rank, write_leaderboard
 from vqa.patience import GoneError
 from vqa.reporting import By, Pruned, progress_to, reporting_to
@@ -43,26 +45,32 @@ class HydraJobs:
     config: DictConfig
     parent_run_id: str | None = None
 
-    def run(self, subdir: str, number: int, overrides: Sequence[str]) -> JobReturn:
+    @cached_property
+    def configs(self) -> JobConfigs:
+        """Composes the jobs under the sweep's own configuration."""
+        return JobConfigs(self.context, self.config)
+
+    def run(self, subdir: str, number: int, fixed: Sequence[str], searched: Sequence[str]) -> JobReturn:
         """Compose and run one job.
 
         Args:
             subdir: Its folder within the study's folder.
             number: `hydra.job.num`.
-            overrides: The overrides of this job.
+            fixed: Overrides that it shares with other jobs.
+            searched: Overrides of its own, which win.
 
         Returns:
             What Hydra says of it; the value is a Pruned or a UserError when the job raised one, so that
             Hydra does not log these as failures.
         """
-        config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
-        with open_dict(config):
+        config = self.configs.compose(fixed, searched)
+        with read_write(config.hydra), open_dict(config.hydra):
             config.hydra.job.num = number
             config.hydra.job.id = f"{self.config.hydra.sweeper.study_name}_{number}"
             config.hydra.sweep.subdir = subdir
             config.hydra.output_subdir = ".hydra"  # part of the study folder's contract
-            if self.parent_run_id is not None:
-                config.tracking.parent_run_id = self.parent_run_id
+        if self.parent_run_id is not None:
+            config.tracking.parent_run_id = self.parent_run_id
         try:
             return run_job(
                 task_function=self._task,
@@ -222,9 +230,8 @@ class Worker:
     def _run_job(self, trial: Trial, overrides: Sequence[str]) -> None:
         reporter = TrialReporter(trial, self.by, self._on_report)
         with reporting_to(reporter), progress_to(self._on_progress):
-            job = self.jobs.run(
-                f"trials/{trial.number:03d}", trial.number, [*self.shared.space.fixed, *overrides]
-            )
+            subdir = f"trials/{trial.number:03d}"
+            job = self.jobs.run(subdir, trial.number, self.shared.space.fixed, overrides)
         if job.status is JobStatus.FAILED:
             error = job._return_value  # the property `return_value` would raise it
             self.shared.tell(trial, TrialState.FAIL, error=f"{type(error).__name__}: {error}")
