@@ -1,13 +1,13 @@
 """A job's configuration is the one that Hydra would compose, however it was come by."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path
+from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.types import HydraContext, RunMode
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from vqa.job_configs import JobConfigs
@@ -31,13 +31,14 @@ class CountingLoader:
 
 
 @pytest.fixture
-def sweep() -> tuple[JobConfigs, CountingLoader]:
+def sweep() -> Iterator[tuple[JobConfigs, CountingLoader]]:
     GlobalHydra.instance().clear()
-    hydra = Hydra.create_main_hydra2("app", create_config_search_path(str(CONF)))
-    loader = CountingLoader(hydra.config_loader)
-    config = loader.load_configuration("config", ["+sweep=toy"], RunMode.MULTIRUN)
-    context = HydraContext(config_loader=loader, callbacks=hydra.callbacks)  # type: ignore[arg-type]
-    return JobConfigs(context, config), loader
+    with initialize_config_dir(str(CONF), job_name="app"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        loader = CountingLoader(hydra.config_loader)
+        config = loader.load_configuration("config", ["+sweep=toy"], RunMode.MULTIRUN)
+        yield JobConfigs(loader, config), loader  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -66,12 +67,12 @@ def test_a_changed_value_gives_what_composing_anew_would(
 def test_another_choice_of_files_or_keys_is_composed(sweep: tuple[JobConfigs, CountingLoader]) -> None:
     jobs, loader = sweep
     for searched in (["lr=0.1"], ["lr=0.1", "lora.r=8"], ["image=native"], ["image=pad_512"], ["lr=0.2"]):
-        jobs.compose([], searched)
+        jobs.compose(["+sweep=toy"], searched)
     assert loader.composed == 4
 
 
 def test_a_list_is_composed_since_hydra_would_merge_it(sweep: tuple[JobConfigs, CountingLoader]) -> None:
     jobs, loader = sweep
     for names in ([1, 2], [3]):
-        assert jobs.compose([], [f"+lora.names={names}"]).lora.names == names
+        assert jobs.compose(["+sweep=toy"], [f"+lora.names={names}"]).lora.names == names
     assert loader.composed == 2

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from hydra.types import HydraContext
+from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from vqa.search_space import plain_value
@@ -14,12 +14,12 @@ class JobConfigs:
     """Composes the jobs of one sweep. Composing takes Hydra a tenth of a second, changing a value nothing.
 
     Args:
-        context: Hydra's own.
+        loader: Hydra's own.
         sweep: The configuration of the sweep itself.
     """
 
-    def __init__(self, context: HydraContext, sweep: DictConfig) -> None:
-        self.loader = context.config_loader
+    def __init__(self, loader: ConfigLoader, sweep: DictConfig) -> None:
+        self.loader = loader
         self.sweep = sweep
         self._composed: dict[tuple[str, ...], DictConfig] = {}
 

@@ -48,7 +48,7 @@ class HydraJobs:
     @cached_property
     def configs(self) -> JobConfigs:
         """Composes the jobs under the sweep's own configuration."""
-        return JobConfigs(self.context, self.config)
+        return JobConfigs(self.context.config_loader, self.config)
 
     def run(self, subdir: str, number: int, fixed: Sequence[str], searched: Sequence[str]) -> JobReturn:
         """Compose and run one job.
