@@ -35,6 +35,7 @@ def settings(**changed: Any) -> SweepSettings:
         "record": {},
         "max_failures": 1,
         "max_retries": 1,
+        "budget_minutes": None,
         "timeout_s": None,
         "seed": 0,
         "tracked": False,

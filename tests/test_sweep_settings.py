@@ -25,6 +25,7 @@ GOOD: dict[str, Any] = {
     "record": {},
     "max_failures": 2,
     "max_retries": 3,
+    "budget_minutes": None,
     "timeout_s": None,
     "seed": 0,
     "tracked": False,
@@ -55,6 +56,9 @@ def test_a_good_node_becomes_settings() -> None:
         ("final_overrides", [1], "a list of overrides"),
         ("max_failures", -1, "a whole number >= 0"),
         ("timeout_s", 0, "a number of seconds > 0 or null, got 0"),
+        ("budget_minutes", 0, "a number of minutes > 0 or null, got 0"),
+        ("storage_wait_s", -1, "a number of seconds > 0, got -1"),
+        ("worker_command", "", "a command or null"),
         ("seed", -1, "a whole number >= 0 or null"),
     ],
 )

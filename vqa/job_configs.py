@@ -3,9 +3,13 @@
 from collections.abc import Sequence
 
 from hydra.core.config_loader import ConfigLoader
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 
-from vqa.search_space import plain_value
+from vqa.errors import UserError
+from vqa.search_space import SearchSpace, overrides_of, plain_value
+from vqa.sweep_settings import SweepSettings
 
 Scalar = str | int | float | bool | None
 
@@ -48,3 +52,21 @@ class JobConfigs:
     def _is_plain(self, key: str) -> bool:
         """Whether an override gives a value and chooses no file."""
         return not self.loader.get_group_options(key.lstrip("+"))
+
+
+def refuse_unknown_keys(configs: JobConfigs, space: SearchSpace, settings: SweepSettings) -> None:
+    """Compose a job for every choice of the space, so that a typo shows before any model loads.
+
+    Raises:
+        UserError: A searched key or choice does not exist in the configuration.
+    """
+    attempts = [overrides_of(params) for params in space.samples()]
+    if settings.final:
+        attempts.append([*attempts[0], *overrides_of(settings.record), *settings.final_overrides])
+    for overrides in attempts:
+        try:
+            configs.loader.load_sweep_config(configs.sweep, [*space.fixed, *overrides])
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(
+                f"a job of this sweep cannot be composed ({' '.join(overrides)}): {error}"
+            ) from error

@@ -1,12 +1,12 @@
 """A whole sweep: open the study, let the workers finish it, write the results, make the final run."""
 
 import logging
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import HydraException
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -15,11 +15,14 @@ from vqa.board import Board
 from vqa.errors import UserError
 from vqa.file_lock import try_lock
 from vqa.interrupt import Interrupt
+from vqa.job_configs import refuse_unknown_keys
 from vqa.leaderboard import Standing, describe_scores, describe_ties
-from vqa.search_space import SearchSpace, overrides_of, read_enqueued, read_search_space
+from vqa.search_space import overrides_of, read_enqueued, read_search_space
+from vqa.speed import MEASURING, measure, planned, told_of
 from vqa.status import write_address
 from vqa.study import SharedStudy
-from vqa.sweep_settings import SweepSettings, read_settings
+from vqa.study_plan import warn_of_few_trials
+from vqa.sweep_settings import read_settings
 from vqa.winner import winner_of
 from vqa.worker import HydraJobs, Worker
 from vqa.worker_pool import WorkerPool, note_refusal, own_deadline, own_slot
@@ -57,11 +60,19 @@ def run_sweep(
         raise UserError("hydra.sweeper must be a mapping; choose hydra/sweeper=study.")
     settings = read_settings({str(key): value for key, value in node.items()})
     space = read_search_space(settings.params, arguments)
-    enqueued = read_enqueued(settings.enqueue, space)
     folder = Path(config.hydra.sweep.dir).absolute()
     jobs = HydraJobs(context, task_function, config)
     if not (folder / "study.yaml").exists():
-        refuse_unknown_keys(jobs, space, settings)
+        refuse_unknown_keys(jobs.configs, space, settings)
+    if MEASURING in os.environ:
+        measure(jobs, space)
+        return None
+    if (plan := planned(jobs, settings, arguments, folder)) is not None:
+        space = read_search_space(settings.params, [*arguments, *plan.overrides()])
+        settings = read_settings(told_of(plan, config))
+    enqueued = read_enqueued(settings.enqueue, space)
+    if own_slot() is None:
+        warn_of_few_trials(settings)
     with Interrupt() as interrupt:
         slot = own_slot()
         shared = SharedStudy(settings, space, folder, enqueued, begun=slot is not None)
@@ -71,24 +82,6 @@ def run_sweep(
             return Sweep(shared, jobs, interrupt).run()
         _run_as_copy(shared, jobs, slot, interrupt)
         return None
-
-
-def refuse_unknown_keys(jobs: HydraJobs, space: SearchSpace, settings: SweepSettings) -> None:
-    """Compose a job for every choice of the space, so that a typo shows before any model loads.
-
-    Raises:
-        UserError: A searched key or choice does not exist in the configuration.
-    """
-    attempts = [overrides_of(params) for params in space.samples()]
-    if settings.final:
-        attempts.append([*attempts[0], *overrides_of(settings.record), *settings.final_overrides])
-    for overrides in attempts:
-        try:
-            jobs.context.config_loader.load_sweep_config(jobs.config, [*space.fixed, *overrides])
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(
-                f"a job of this sweep cannot be composed ({' '.join(overrides)}): {error}"
-            ) from error
 
 
 def _run_as_copy(shared: SharedStudy, jobs: HydraJobs, slot: int, interrupt: Interrupt) -> None:

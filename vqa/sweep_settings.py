@@ -30,6 +30,8 @@ class SweepSettings:
         record: Further plain overrides for the final run and best.yaml: key -> value.
         max_failures: Trials that may fail before the sweep stops.
         max_retries: How often a trial, or a worker without progress, may be cut off and taken up again.
+        budget_minutes: Minutes for the trials: their number, folds and questions are planned to fit; null =
+            as configured.
         timeout_s: Seconds after which no new trial starts; null = no limit.
         seed: Seed of the sampler; null = another search each time.
         tracked: Whether `vqa.tracking` is told of the study.
@@ -51,6 +53,7 @@ class SweepSettings:
     record: dict[str, Any]
     max_failures: int
     max_retries: int
+    budget_minutes: float | None
     timeout_s: float | None
     seed: int | None
     tracked: bool
@@ -105,6 +108,7 @@ _RULES: dict[str, Rule] = {
     "record": _MAPPING,
     "max_failures": _whole_from(0),
     "max_retries": _whole_from(0),
+    "budget_minutes": _or_null(("a number of minutes > 0", _SECONDS[1])),
     "timeout_s": _or_null(_SECONDS),
     "seed": _or_null(_whole_from(0)),
     "tracked": _SWITCH,

@@ -18,7 +18,7 @@ from vqa.board import Board, describe_end, describe_start
 from vqa.errors import UserError
 from vqa.interrupt import Interrupt
 from vqa.job_configs import JobConfigs
-from vqa.leaderboard import Standing, rank, write_leaderboard
+from vqa.leaderboard import Standing, rank, standing_of, write_leaderboard
 from vqa.patience import GoneError
 from vqa.reporting import By, Pruned, progress_to, reporting_to
 from vqa.search_space import overrides_of
@@ -224,8 +224,7 @@ class Worker:
             except (KeyboardInterrupt, UserError):
                 self.shared.forgive(trial)
                 raise
-        [standing] = [standing for standing in self.standings() if standing.trial == trial.number]
-        self.board.event(describe_end(standing))
+        self.board.event(describe_end(standing_of(self.shared.trials()[trial.number], self.shared.folder)))
 
     def _run_job(self, trial: Trial, overrides: Sequence[str]) -> None:
         reporter = TrialReporter(trial, self.by, self._on_report)
