@@ -1,4 +1,4 @@
-"""Several workers on this machine: copies of the very command, one per GPU, watched by the first process.
+"""Several workers: copies of the very command, one per GPU, watched by the first process.
 
 Plain processes: a copy loads its own model once and pulls trials from the shared study, so there is no
 barrier, and one that dies is started again within a second. `worker_command` puts a launcher such as srun in
