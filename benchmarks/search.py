@@ -116,10 +116,11 @@ def nearest(points: list[Point], params: dict[str, Any]) -> Point:
 
 def option(group: str, name: str) -> dict[str, Any]:
     """A sampler's or pruner's own file in conf/, with the grid's number of reports per trial."""
-    node = OmegaConf.load(CONF / group / f"{name}.yaml")
-    if "max_resource" in node:
-        node["max_resource"] = FOLDS * REPORTS_PER_FOLD
-    return {str(key): value for key, value in OmegaConf.to_container(node).items()}  # type: ignore[union-attr]
+    loaded = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+    if not isinstance(loaded, dict):
+        raise TypeError(f"{name}.yaml must be a mapping, got {loaded!r}")
+    node = {str(key): value for key, value in loaded.items()}
+    return node | ({"max_resource": FOLDS * REPORTS_PER_FOLD} if "max_resource" in node else {})
 
 
 def replay(points: list[Point], sampler: str, pruner: str, seed: int) -> Iterator[tuple[int, Point, bool]]:

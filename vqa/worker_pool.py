@@ -87,7 +87,7 @@ class WorkerPool:
         self.folder = shared.folder / "workers"
         self.gpus = visible_gpus()
         self.up: dict[int, subprocess.Popen[bytes]] = {}
-        self.deaths: Counter[int] = Counter()  # by slot, since the last trial that was done
+        self.deaths: Counter[int] = Counter()  # by slot, since the last trial that ended well
 
     def run(self) -> None:
         """Start the workers, and start those again that die, until all is done or time is up.
@@ -98,12 +98,12 @@ class WorkerPool:
         self.folder.mkdir(exist_ok=True)
         for slot in range(self.shared.settings.n_workers):
             refusal_file(self.shared.folder, slot).unlink(missing_ok=True)
-        done = -1
+        well = 0
         try:
             while True:
                 tally = self.shared.tally()
-                if tally.done > done:
-                    done = tally.done
+                if tally.done - tally.failed > well:  # one that died too often is no progress
+                    well = tally.done - tally.failed
                     self.deaths.clear()
                 self._collect()
                 over = tally.done >= self.shared.n_trials or self.shared.too_many_failures()
