@@ -95,7 +95,7 @@ class Board:
             self.live.update(self.picture(), refresh=True)
 
     def picture(self) -> RenderableType:
-        """Give the table of trials, and under it what each worker is at and when all will be done."""
+        """Give the table of trials, and under it what each worker is at."""
         parts: list[RenderableType] = [self._table()]
         if self.workers:
             parts.append(self._worker_lines())
@@ -103,8 +103,6 @@ class Board:
             line = Table.grid(padding=(0, 1))
             line.add_row(*_progress_cells(*self._progress))
             parts.append(line)
-        if (left := self._time_left()) is not None:
-            parts.append(Text(f"about {left} left for the trials"))
         return Group(*parts)
 
     def _worker_lines(self) -> Table:
@@ -116,15 +114,16 @@ class Board:
             lines.add_row(where, at, *cells, f"{worker.memory_gib:.2f} GiB")
         return lines
 
-    def _time_left(self) -> str | None:
+    def _time_left(self) -> str:
         done = [s for s in self.standings if s.state in ("COMPLETE", "PRUNED", "FAIL")]
         seconds = [standing.seconds for standing in done if standing.seconds is not None]
         left = seconds_left(seconds, self.n_trials - len(done), len(self.workers))
-        return None if not left else describe_seconds(left)
+        return "" if not left else f", about {describe_seconds(left)} left"
 
     def _table(self) -> Table:
         done = sum(standing.state in ("COMPLETE", "PRUNED", "FAIL") for standing in self.standings)
-        table = Table(title=f"study {self.study}: {done} of {self.n_trials} trials", title_justify="left")
+        title = f"study {self.study}: {done} of {self.n_trials} trials{self._time_left()}"
+        table = Table(title=title, title_justify="left")
         for column in ("trial", "state", "folds", "NLL", "accuracy", *self.names, "s"):
             table.add_column(column, justify="left" if column == "state" else "right", no_wrap=True)
         # running ones always show; of the others the best

@@ -68,6 +68,7 @@ def close_study(config: DictConfig, study_folder: Path, state: str = "COMPLETE")
     if tracker is None:
         return
     run = tracker.run(study_folder.name, "study", study_folder)
+    tracker.settle()  # the pictures below are there only for as long as they are drawn
     record_study(run, study_folder)
     if state == "COMPLETE":
         tracker.end_cut_off(run)
