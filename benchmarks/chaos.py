@@ -8,7 +8,6 @@ run of the same configuration. On the embedded model, or with `--app toy` on tri
 """
 
 import argparse
-import csv
 import json
 import os
 import random
@@ -17,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +26,7 @@ import optuna
 from omegaconf import OmegaConf
 
 from benchmarks.own_postgresql import OwnPostgresql
+from benchmarks.study_damage import damage
 from vqa.storage import open_storage
 
 TOY = Path(__file__).parents[1] / "tests" / "toy_app" / "app.py"
@@ -181,39 +180,6 @@ def trials_of(study: Study) -> list[optuna.trial.FrozenTrial]:
     return optuna.load_study(study_name=study.name, storage=storage).get_trials()
 
 
-def damage(study: Study) -> list[str]:
-    """Everything that is not as it should be after the sweep; empty = nothing."""
-    trials = trials_of(study)
-    found = []
-    states = Counter(trial.state.name for trial in trials)
-    if states["COMPLETE"] + states["PRUNED"] != study.trials or len(trials) != study.trials:
-        found.append(f"trials: {dict(states)}, {study.trials} wanted")
-    board = _rows(study.place / "leaderboard.csv")
-    if sorted(int(row["trial"]) for row in board) != list(range(study.trials)):
-        found.append(f"leaderboard.csv has the trials {sorted(int(row['trial']) for row in board)}")
-    for trial in trials:
-        folder = study.place / "trials" / f"{trial.number:03d}"
-        if not (folder / ".hydra" / "config.yaml").exists():
-            found.append(f"{folder.name}: no configuration")
-        folds = [int(row["fold"]) for row in _rows(folder / "folds.csv")]
-        if folds != list(range(len(folds))) or (trial.state.name == "COMPLETE" and len(folds) != 3):
-            found.append(f"{folder.name}: folds {folds}")
-        answers = [row["id"] for row in _rows(folder / "oof_predictions.csv") if int(row["fold"]) in folds]
-        if len(set(answers)) != len(answers):
-            found.append(f"{folder.name}: a question was answered twice")
-        [row] = [row for row in board if int(row["trial"]) == trial.number] or [{}]
-        if trial.state.name == "COMPLETE" and abs(float(row.get("nll", "nan")) - (trial.value or 0)) > 1e-5:
-            found.append(f"{folder.name}: told {trial.value}, on file {row.get('nll')}")
-    return found
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def same_as_direct(study: Study) -> bool:
     """Whether the winner's final run left the very files of a direct run of the same configuration."""
     final = study.place / "final"
@@ -266,7 +232,7 @@ def _figures(study: Study, kind: str, seconds: float, restarts: int) -> dict[str
         "retries": retries(study),
         "seconds_lost_per_kill_median": round(median(study.kills), 2),
         "seconds_lost_per_kill_mean": round(fmean(study.kills), 2),
-        "damage": damage(study),
+        "damage": damage(study.place, trials_of(study), study.trials),
         "final_same_as_direct": same_as_direct(study),
         "seconds": round(seconds, 1),
     }
