@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from test_packing import FAMILIES
 
-from vqa.attention import NAME, LayerTree, attend, tree_attention, tree_attention_on, tree_layout
+from vqa.attention import NAME, LayerTree, attend, tree_attention, tree_attention_on
+from vqa.tree import tree_layout
 
 CPU = torch.device("cpu")
 
@@ -15,22 +16,6 @@ def tree_mask(prefix: int, lengths: list[int]) -> torch.Tensor:
     parts = torch.cat([torch.zeros(prefix), *(torch.full((n,), i + 1.0) for i, n in enumerate(lengths))])
     own = (parts[:, None] == parts) | (parts == 0)
     return own & torch.ones(len(parts), len(parts), dtype=torch.bool).tril()
-
-
-def test_suffixes_are_gathered_into_a_grid_and_scattered_back() -> None:
-    tree = tree_layout(3, [2, 4, 1], CPU)
-    assert tree.gather.tolist() == [[0, 1, 0, 0], [2, 3, 4, 5], [6, 0, 0, 0]]
-    assert tree.scatter.tolist() == [0, 1, 4, 5, 6, 7, 8]
-    assert (tree.prefix, tree.even) == (3, False)
-    tokens = torch.arange(7) * 10
-    assert torch.equal(tokens[tree.gather].flatten()[tree.scatter], tokens)
-
-
-def test_equal_suffixes_need_no_gathering() -> None:
-    tree = tree_layout(5, [3, 3], CPU)
-    assert tree.even
-    assert tree.gather.tolist() == [[0, 1, 2], [3, 4, 5]]
-    assert tree.scatter.tolist() == list(range(6))
 
 
 @pytest.mark.parametrize("lengths", [[2, 4, 1], [3, 3], [5]])

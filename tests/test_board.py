@@ -6,8 +6,9 @@ import logging
 import pytest
 from rich.console import Console
 
-from vqa.board import Board, describe_end, describe_start
+from vqa.board import Board, describe_end, describe_seconds, describe_start
 from vqa.leaderboard import Scores, Standing
+from vqa.worker_state import WorkerState
 
 NOTHING = Scores(0, None, {}, {})
 SCORES = Scores(3, 4.5, {"a": 0.25, "b": 0.5}, {"a": True, "b": True})
@@ -93,3 +94,26 @@ def test_events_in_words() -> None:
     )
     assert describe_end(pruned) == "trial 1 pruned at step 2: NLL 0.7500, 1.0 s"
     assert describe_end(failed) == "trial 2 failed: OSError: full"
+
+
+def test_every_worker_says_what_it_is_at_and_the_title_when_all_is_done() -> None:
+    board = Board("lora", ["lr"], 16, terminal()[0])
+    workers = [
+        WorkerState(0, "gpu1", 10, 6, "fold 2 of 3", 5, 20, 17.25),
+        WorkerState(3, "gpu2", 11, None, memory_gib=16.5),
+    ]
+    board.show(STANDINGS, workers)
+    picture = drawn(board)
+    # 12 trials are left for two workers; those that ended took 4.5, 4.5, 1 and 1 s
+    assert "study lora: 4 of 16 trials, about 16 s left" in picture
+    first, second = picture.splitlines()[-2:]
+    assert "worker 0 (gpu1) trial 6" in first
+    assert "fold 2 of 3" in first
+    assert first.rstrip().endswith("5/20 17.25 GiB")
+    assert "worker 3 (gpu2) between trials" in second
+    assert "16.50 GiB" in second
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(59.4, "59 s"), (600, "10 min"), (9000, "2.5 h")])
+def test_a_span_of_time_is_given_in_the_unit_that_suits_it(seconds: float, text: str) -> None:
+    assert describe_seconds(seconds) == text

@@ -8,9 +8,10 @@ from peft import LoraConfig, get_peft_model
 from test_packing import IMAGE, LANGUAGE, PAD, VOCAB, gradients, make_suffixes, tiny_qwen3
 
 from vqa import pointwise
-from vqa.attention import LayerTree, attend, tree_layout
+from vqa.attention import LayerTree, attend
 from vqa.decoder import answer_logits, prefix_key_values
 from vqa.packing import pack, pack_prefix
+from vqa.tree import tree_layout
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")

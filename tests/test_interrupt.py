@@ -24,6 +24,13 @@ def test_an_interrupt_that_python_dropped_is_raised_at_the_next_check() -> None:
             interrupt.check()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_preemption_is_heard_like_ctrl_c(number: signal.Signals) -> None:
+    with pytest.raises(KeyboardInterrupt), Interrupt():
+        os.kill(os.getpid(), number)
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
 def test_the_former_handler_is_back_afterwards() -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), Interrupt():

@@ -14,3 +14,8 @@ def test_equal_content_leaves_the_file_alone(tmp_path: Path) -> None:
     replace_text(path, "b\n")
     assert path.read_bytes() == b"b\n"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_can_be_for_its_owner_only(tmp_path: Path) -> None:
+    replace_text(tmp_path / "a.json", "{}\n", mode=0o600)
+    assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o600

@@ -3,28 +3,19 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
-from omegaconf import DictConfig, OmegaConf
 
 from vqa.errors import UserError
+from vqa.mlflow_store import open_store
 from vqa.record import Tracker
 from vqa.reporting import Pruned
 from vqa.settings import TrackingSettings
-from vqa.tracking import CUT_MARK, close_study, no_telemetry, open_study, open_tracker
-
-LEADERBOARD = """trial,state,folds,nll,nll_se,accuracy,accuracy_se,seconds,optimizer.lr,lora.r,tied_with_best
-2,COMPLETE,3,0.30,0.02,0.90,0.01,10.0,0.001,8,true
-0,COMPLETE,3,0.35,0.02,0.88,0.01,10.0,0.004,16,true
-3,COMPLETE,3,0.50,0.02,0.80,0.01,10.0,0.0005,8,false
-1,COMPLETE,3,0.60,0.02,0.78,0.01,10.0,0.01,16,false
-4,PRUNED,1,0.70,,0.70,,5.0,0.009,8,
-5,FAIL,0,,,,,1.0,0.02,16,
-"""
+from vqa.tracking import CUT_MARK, no_telemetry, open_tracker
 
 
 @pytest.fixture(scope="module")
@@ -189,28 +180,6 @@ def test_importing_and_switching_off_never_loads_mlflow() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize(
-    ("uri", "reason"),
-    [
-        ("sqlite:////dev/null/m.db", "File exists"),
-        ("http://me:pw@127.0.0.1:9", "Connection refused"),
-        ("postgresql://me:pw@127.0.0.1:9/x", "Connection refused"),
-        ("nonsense://x", "Model registry|tracking|unsupported|Could not"),
-    ],
-)
-def test_an_unusable_store_is_refused_with_a_way_out(uri: str, reason: str) -> None:
-    with pytest.raises(UserError, match=rf"(?s)cannot be used: .*({reason}).*tracking=none") as caught:
-        open_tracker(TrackingSettings(True, uri, "x", None)).run("t", "trial")
-    assert "pw" not in str(caught.value)
-
-
-def test_a_read_only_store_is_refused(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(database.parent)  # MLflow makes a folder named after this unusual address
-    uri = f"sqlite:///file:{database}?mode=ro&uri=true"
-    with pytest.raises(UserError, match=r"cannot be used: .*readonly database.*tracking=none"):
-        open_tracker(TrackingSettings(True, uri, "made", None)).run("t", "trial")
-
-
 def test_a_deleted_experiment_is_refused(database: Path) -> None:
     client = mlflow.MlflowClient(f"sqlite:///{database}?timeout=60")
     client.delete_experiment(client.create_experiment("gone"))
@@ -227,60 +196,6 @@ def test_telemetry_is_off_unless_the_user_switched_it_on(monkeypatch: pytest.Mon
     assert [os.environ[name] for name in names] == ["true", "false", "1"]
 
 
-def study_config(database: Path, enabled: bool = True) -> DictConfig:
-    tracking = {"enabled": enabled, "uri": f"sqlite:///{database}", "experiment": "${study}"}
-    return OmegaConf.create({"study": "demo", "tracking": tracking | {"parent_run_id": None}})
-
-
-def test_a_study_is_one_run_with_its_tables_plots_and_best_scores(database: Path, tmp_path: Path) -> None:
-    folder, config = tmp_path / "demo", study_config(database)
-    run_id = open_study(config, folder)
-    assert open_study(config, folder) == run_id
-    (folder / "leaderboard.csv").write_text(LEADERBOARD)
-    (folder / "best.yaml").write_text("lora: {r: 8}\n")
-    close_study(config, folder)
-    run = stored(database, run_id)
-    assert (run.info.run_name, run.info.status, run.data.tags["vqa.kind"]) == ("demo", "FINISHED", "study")
-    assert run.data.metrics["nll"] == pytest.approx(0.30)
-    assert run.data.metrics["best_trial"] == 2
-    assert (run.data.metrics["trials"], run.data.metrics["trials_pruned"]) == (6, 1)
-    artifacts = Path(run.info.artifact_uri)
-    assert {path.name for path in artifacts.iterdir()} == {"leaderboard.csv", "best.yaml", "plots"}
-    assert len(list((artifacts / "plots").iterdir())) == 4
-
-
-def test_a_finished_study_recorded_again_changes_no_study_file(database: Path, tmp_path: Path) -> None:
-    folder, config = tmp_path / "demo", study_config(database)
-    open_study(config, folder)
-    (folder / "leaderboard.csv").write_text(LEADERBOARD)
-    close_study(config, folder)
-    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*")}
-    open_study(config, folder)
-    close_study(config, folder)
-    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*")} == before
-
-
-@pytest.mark.parametrize(("state", "status"), [("COMPLETE", "KILLED"), ("KILLED", "RUNNING")])
-def test_killed_trials_do_not_say_running_for_ever(
-    database: Path, tmp_path: Path, state: str, status: str
-) -> None:
-    config, folder = study_config(database), tmp_path / "demo"
-    tracker = open_tracker(settings(database, "demo", open_study(config, folder)))
-    trial = tracker.run("trial", "trial").__enter__()  # and then kill -9
-    fold = tracker.run("fold", "fold", parent_run_id=trial.run_id).__enter__()
-    final = tracker.run("final", "final").__enter__()
-    close_study(config, folder, state)
-    assert [stored(database, run.run_id).info.status for run in (trial, fold)] == [status, status]
-    assert stored(database, final.run_id).info.status == "RUNNING"
-
-
-def test_an_untracked_study_leaves_no_trace(database: Path, tmp_path: Path) -> None:
-    config = study_config(database, enabled=False)
-    assert open_study(config, tmp_path) is None
-    close_study(config, tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.slow
 def test_parallel_workers_make_one_database_and_one_experiment(tmp_path: Path) -> None:
     code = (
@@ -295,3 +210,57 @@ def test_parallel_workers_make_one_database_and_one_experiment(tmp_path: Path) -
     found = client.get_experiment_by_name("race")
     assert found is not None
     assert len(client.search_runs([found.experiment_id])) == 3
+
+
+class Away:
+    """A client of a store that does not answer until `back` is set."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        self.back = False
+
+    def __getattr__(self, name: str) -> Any:
+        if not self.back:
+            raise mlflow.exceptions.MlflowException("API request failed with exception: connection refused")
+        return getattr(self.client, name)
+
+
+@pytest.fixture
+def away(database: Path) -> Iterator[Away]:
+    """The store of `database`, which answered once and then went away."""
+    store = open_store(f"sqlite:///{database}?timeout=60")
+    client = Away(store.client())
+    store._client = client
+    yield client
+    store._client = client.client
+    store.outbox._next_try = 0.0
+    store.outbox.settle(0)
+
+
+def test_a_store_that_goes_away_gets_its_records_when_it_is_back(
+    away: Away, tracker: Tracker, database: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "note.txt").write_text("n")
+    with tracker.run("trial 001", "trial", tmp_path) as run:  # made, used and ended while nobody answers
+        run.params({"lora": {"r": 8}})
+        run.metrics({"nll": 0.5}, step=1)
+        run.artifact(tmp_path / "note.txt")
+    assert run.run_id is None
+    assert caplog.text.count("does not answer") == 1
+    away.back = True
+    open_store(f"sqlite:///{database}?timeout=60").outbox.flush()
+    kept = stored(database, run.run_id)
+    assert (kept.data.params, kept.data.metrics) == ({"lora.r": "8"}, {"nll": 0.5})
+    assert (kept.info.status, kept.data.tags["state"]) == ("FINISHED", "COMPLETE")
+    assert (Path(kept.info.artifact_uri) / "note.txt").exists()
+    assert (tmp_path / ".mlflow_run_id").read_text().strip() == run.run_id
+
+
+def test_a_worker_that_starts_while_the_store_is_away_trains_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri = "http://127.0.0.1:9"
+    with open_tracker(TrackingSettings(True, uri, "x", parent_run_id="study")).run("t 001", "trial") as run:
+        run.metrics({"nll": 0.5})
+    open_store(uri).outbox.settle(0)
+    assert "never got: 1 x end of t 001, 1 x labels of t 001, 1 x metrics of t 001, 1 x t 001" in caplog.text

@@ -84,7 +84,7 @@ def test_a_pruning_that_was_decided_but_not_told_is_told_by_the_next_worker(
 def test_a_study_that_is_cut_off_at_random_instants_ends_like_an_uninterrupted_one(
     tmp_path: Path, pruner: str
 ) -> None:
-    settings = ("pause_s=0.01", "hydra.sweeper.max_retries=50", f"hydra/sweeper/pruner={pruner}")
+    settings = ("pause_s=0.06", "hydra.sweeper.max_retries=50", f"hydra/sweeper/pruner={pruner}")
     (tmp_path / "whole").mkdir()
     (tmp_path / "broken").mkdir()
     run_toy(tmp_path / "whole", *settings)

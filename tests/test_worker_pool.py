@@ -22,15 +22,24 @@ def start(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
     )
 
 
+def wait_for_starts(folder: Path, count: int, process: "subprocess.Popen[str]") -> None:
+    log = folder / "multirun/toy/trials/starts.txt"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and len(log.read_text().split()) >= count):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def finish(process: "subprocess.Popen[str]") -> tuple[int, str]:
     out, _ = process.communicate(timeout=120)
     return process.returncode, out
 
 
 def test_each_worker_gets_its_gpu_or_one_thread() -> None:
-    on_gpus = [worker_environment(slot, ["4", "6"], 1.5)["CUDA_VISIBLE_DEVICES"] for slot in range(3)]
+    on_gpus = [worker_environment(slot, ["4", "6"], 1.5, False)["CUDA_VISIBLE_DEVICES"] for slot in range(3)]
     assert on_gpus == ["4", "6", "4"]
-    assert worker_environment(2, [], 1.5) == {SLOT: "2", DEADLINE: "1.5", "OMP_NUM_THREADS": "1"}
+    assert worker_environment(2, [], 1.5, False) == {SLOT: "2", DEADLINE: "1.5", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.parametrize(("named", "gpus"), [("", []), ("-1", []), ("0,3", ["0", "3"])])
@@ -43,8 +52,10 @@ def test_only_visible_gpus_are_shared_out(
 
 def test_a_copy_knows_its_slot_and_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(SLOT, raising=False)
+    monkeypatch.delenv(DEADLINE, raising=False)
     assert own_slot() is None
-    for name, value in worker_environment(1, [], float("inf")).items():
+    assert own_deadline() == float("inf")  # a worker that a cluster starts has none
+    for name, value in worker_environment(1, [], float("inf"), False).items():
         monkeypatch.setenv(name, value)
     assert own_slot() == 1
     assert own_deadline() == float("inf")
@@ -91,9 +102,7 @@ def test_ctrl_c_ends_all_workers_and_loses_nothing(tmp_path: Path) -> None:
         "hydra.sweeper.final=false",
     )
     process = start(tmp_path, *settings)
-    log = tmp_path / "multirun/toy/trials/starts.txt"
-    while not (log.exists() and len(log.read_text().split()) >= 2):
-        time.sleep(0.05)
+    wait_for_starts(tmp_path, 2, process)
     process.send_signal(signal.SIGINT)
     code, out = finish(process)
     assert code not in (0, 2), out
@@ -104,3 +113,40 @@ def test_ctrl_c_ends_all_workers_and_loses_nothing(tmp_path: Path) -> None:
     ]
     assert finish(start(tmp_path, *settings))[0] == 0
     assert [trial.state.name for trial in trials_of(tmp_path)] == ["COMPLETE"] * 4
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_all_workers_at_once(tmp_path: Path) -> None:
+    settings = ("pause_s=30", "hydra/sweeper/pruner=none", "hydra.sweeper.final=false")
+    process = start(tmp_path, *settings)
+    wait_for_starts(tmp_path, 2, process)
+    children = subprocess.check_output(["pgrep", "-P", str(process.pid)], text=True).split()
+    for child in children:
+        os.kill(int(child), signal.SIGSTOP)  # they hear nothing
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    code, out = finish(process)
+    assert code not in (0, 2), out
+    assert "stopped at once" in out
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+
+
+@pytest.mark.slow
+def test_a_preempted_sweep_ends_its_workers_and_costs_no_retry(tmp_path: Path) -> None:
+    settings = (
+        *("pause_s=0.1", "hydra/sweeper/pruner=none", "hydra.sweeper.n_trials=3"),
+        *("hydra.sweeper.final=false", "hydra.sweeper.max_retries=0"),
+    )
+    process = start(tmp_path, *settings)
+    wait_for_starts(tmp_path, 2, process)
+    process.terminate()
+    _, out = finish(process)
+    assert "the same command goes on from here" in out
+    assert finish(start(tmp_path, *settings))[0] == 0
+    assert [trial.state.name for trial in trials_of(tmp_path)] == ["COMPLETE"] * 3
+
+
+def test_a_launcher_places_workers_by_itself() -> None:
+    assert worker_environment(1, ["0"], 1.5, elsewhere=True) == {SLOT: "1", DEADLINE: "1.5"}

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from vqa.leaderboard import Standing, describe_scores
 from vqa.search_space import override_value
+from vqa.worker_state import WorkerState, seconds_left
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class Board:
         self.console = console or Console()
         self.live: Live | None = None
         self.standings: Sequence[Standing] = ()
+        self.workers: Sequence[WorkerState] = ()
         self._progress: tuple[str, int, int] | None = None
         self._drawn_at = 0.0
 
@@ -70,13 +72,15 @@ class Board:
         if self.live is None:
             log.info(text)
 
-    def show(self, standings: Sequence[Standing]) -> None:
+    def show(self, standings: Sequence[Standing], workers: Sequence[WorkerState] = ()) -> None:
         """Draw the table anew.
 
         Args:
             standings: All trials in order, as `vqa.leaderboard.rank` gives them.
+            workers: Those that are alive.
         """
         self.standings = standings
+        self.workers = workers
         self._draw()
 
     def progress(self, text: str, done: int, total: int) -> None:
@@ -91,19 +95,35 @@ class Board:
             self.live.update(self.picture(), refresh=True)
 
     def picture(self) -> RenderableType:
-        """Give the table, with the line of progress under it."""
-        if self._progress is None:
-            return self._table()
-        text, done, total = self._progress
-        line = Table.grid(padding=(0, 1))
-        line.add_row(
-            Text(text), ProgressBar(total=max(total, 1), completed=done, width=30), f"{done}/{total}"
-        )
-        return Group(self._table(), line)
+        """Give the table of trials, and under it what each worker is at."""
+        parts: list[RenderableType] = [self._table()]
+        if self.workers:
+            parts.append(self._worker_lines())
+        elif self._progress is not None:
+            line = Table.grid(padding=(0, 1))
+            line.add_row(*_progress_cells(*self._progress))
+            parts.append(line)
+        return Group(*parts)
+
+    def _worker_lines(self) -> Table:
+        lines = Table.grid(padding=(0, 1))
+        for worker in self.workers:
+            at = "between trials" if worker.trial is None else f"trial {worker.trial}"
+            where = f"worker {worker.slot} ({worker.host})"
+            cells = _progress_cells(worker.text, worker.done, worker.total) if worker.total else ("", "", "")
+            lines.add_row(where, at, *cells, f"{worker.memory_gib:.2f} GiB")
+        return lines
+
+    def _time_left(self) -> str:
+        done = [s for s in self.standings if s.state in ("COMPLETE", "PRUNED", "FAIL")]
+        seconds = [standing.seconds for standing in done if standing.seconds is not None]
+        left = seconds_left(seconds, self.n_trials - len(done), len(self.workers))
+        return "" if not left else f", about {describe_seconds(left)} left"
 
     def _table(self) -> Table:
         done = sum(standing.state in ("COMPLETE", "PRUNED", "FAIL") for standing in self.standings)
-        table = Table(title=f"study {self.study}: {done} of {self.n_trials} trials", title_justify="left")
+        title = f"study {self.study}: {done} of {self.n_trials} trials{self._time_left()}"
+        table = Table(title=title, title_justify="left")
         for column in ("trial", "state", "folds", "NLL", "accuracy", *self.names, "s"):
             table.add_column(column, justify="left" if column == "state" else "right", no_wrap=True)
         # running ones always show; of the others the best
@@ -131,6 +151,18 @@ class Board:
             *(_short(standing.params.get(name)) for name in self.names),
             "" if standing.seconds is None else f"{standing.seconds:.1f}",
         ]
+
+
+def _progress_cells(text: str, done: int, total: int) -> tuple[RenderableType, ...]:
+    bar = ProgressBar(total=max(total, 1), completed=done, width=30)
+    return Text(text), bar, f"{done}/{total}"
+
+
+def describe_seconds(seconds: float) -> str:
+    """Give a span of time in the unit that suits it."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _with_error(value: float | None, error: float | None) -> str:

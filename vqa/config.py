@@ -17,7 +17,7 @@ from vqa.language import LANGUAGES
 from vqa.library import TRUSTED, check_target
 from vqa.settings import ImageSettings, Settings
 
-STAGES = ("final", "trial", "predict", "evaluate", "doctor", "report", "merge", "serve")
+STAGES = ("final", "trial", "predict", "evaluate", "doctor", "status", "report", "merge", "serve")
 
 
 def register_resolvers() -> None:

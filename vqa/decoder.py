@@ -13,8 +13,9 @@ from typing import Any, Literal
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from vqa.attention import KeyValue, LayerTree, TreeLayout, attend, tree_attention_on
+from vqa.attention import LayerTree, attend, tree_attention_on
 from vqa.projection import Projection, gated_mlp, norm_project, project_onto, read_projection, rotary
+from vqa.tree import KeyValue, TreeLayout
 from vqa.vision import JoinedFeatures
 
 Recompute = Literal["nothing", "mlp", "layer"]

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 
-from vqa.attention import KeyValue
 from vqa.decoder import Recompute, answer_logits, prefix_key_values
 from vqa.letters import LetterTokens
 from vqa.model import Base
 from vqa.packing import PackedBatch, pack_prefix
+from vqa.tree import KeyValue
 
 
 def letter_logits(

@@ -1,13 +1,16 @@
-"""Ctrl-C that cannot get lost."""
+"""Ctrl-C, and the signals by which a cluster takes a machine back, that cannot get lost."""
 
 import signal
 import threading
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, Self
+
+# Slurm, Kubernetes and the rest announce a preemption with TERM; submitit and `sbatch --signal` with USR2.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
 class Interrupt:
-    """Remembers Ctrl-C while it is entered, and raises KeyboardInterrupt as usual.
+    """Remembers Ctrl-C or a preemption while it is entered, and raises KeyboardInterrupt as usual.
 
     Python drops an exception that is raised inside a weak reference's callback or a destructor, and
     SQLAlchemy spends some of its time there: one Ctrl-C in about forty was without effect. `check` makes up
@@ -16,18 +19,18 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.came = False
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        self._in_charge = threading.current_thread() is threading.main_thread()
-        if self._in_charge:
-            self._before = signal.signal(signal.SIGINT, self._take)
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._take) for number in SIGNALS}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._in_charge:
-            signal.signal(signal.SIGINT, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         self.came = True
@@ -37,7 +40,7 @@ class Interrupt:
         """Raise the KeyboardInterrupt that came earlier, if one did.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C was pressed.
+            KeyboardInterrupt: Ctrl-C was pressed, or the machine is wanted back.
         """
         if self.came:
             raise KeyboardInterrupt

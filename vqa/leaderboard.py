@@ -132,7 +132,7 @@ def rank(trials: Sequence[FrozenTrial], study_folder: Path, direction: str) -> l
         study_folder: Where `trials/` lies.
         direction: "minimize" or "maximize".
     """
-    standings = [_standing(trial, study_folder) for trial in trials]
+    standings = [standing_of(trial, study_folder) for trial in trials]
     sign = 1.0 if direction == "minimize" else -1.0
     standings.sort(key=lambda standing: _rank_key(standing, sign))
     if not standings or standings[0].state != "COMPLETE":
@@ -155,7 +155,8 @@ def _rank_key(standing: Standing, sign: float) -> tuple[int, int, int, float, in
     return order, -standing.scores.folds, -reached, value, standing.trial
 
 
-def _standing(trial: FrozenTrial, study_folder: Path) -> Standing:
+def standing_of(trial: FrozenTrial, study_folder: Path) -> Standing:
+    """One trial by itself: not compared with any other."""
     scores = read_scores(trial_folder(study_folder, trial.number))
     seconds = scores.seconds
     if seconds is None and trial.state.is_finished() and trial.duration is not None:

@@ -86,6 +86,12 @@ def _report(settings: Settings, folder: Path) -> None:
     _look(settings, _record_report(settings, folder if (folder / MANIFEST).exists() else final))
 
 
+def _status(settings: Settings, folder: Path) -> None:
+    from vqa.status import show_status  # optuna
+
+    show_status(Path(settings.env.output_root) / settings.study)
+
+
 def _serve(settings: Settings, folder: Path) -> None:
     from vqa.serve import HOST, run_serve
 
@@ -99,6 +105,7 @@ READERS: dict[str, Callable[[Settings, Path], None]] = {
     "doctor": _doctor,
     "report": _report,
     "serve": _serve,
+    "status": _status,
 }
 
 

@@ -20,16 +20,13 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
-from vqa.errors import UserError
 from vqa.file_lock import is_locked, try_lock
 from vqa.sampling import SamplerFactory, build_pruner, draw, is_grid
 from vqa.search_space import SearchSpace
+from vqa.storage import open_storage
 from vqa.study_terms import has_results, read_terms, refuse_other_terms, study_terms, terms_text
 from vqa.sweep_settings import SweepSettings
 from vqa.text_file import replace_text
@@ -37,32 +34,11 @@ from vqa.text_file import replace_text
 log = logging.getLogger(__name__)
 
 RUNG_MARK = "completed_rung_"  # optuna.pruners._successive_halving notes a passed rung under this name
-SQLITE_WAIT_S = 60  # for another worker's write to end
 
 
 def trial_folder(study_folder: Path, number: int) -> Path:
     """Folder of trial `number`, for instance `trials/007`."""
     return study_folder / "trials" / f"{number:03d}"
-
-
-def open_storage(url: str) -> BaseStorage:
-    """Open the storage of `hydra.sweeper.storage`, creating its tables or file when missing.
-
-    Raises:
-        UserError: It cannot be reached, or its driver is not installed.
-    """
-    try:
-        if url.startswith("journal:"):
-            return JournalStorage(JournalFileBackend(url.removeprefix("journal:")))
-        if url.startswith("sqlite:"):
-            return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": SQLITE_WAIT_S}})
-        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
-    except (SQLAlchemyError, ImportError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"hydra.sweeper.storage {url!r} cannot be opened: {reason}. "
-            "Check the address, that the server runs, and that its driver (psycopg) is installed."
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -111,19 +87,26 @@ class SharedStudy:
         space: What is searched and what is fixed.
         folder: The study's folder, `hydra.sweep.dir`.
         enqueued: Parameters of the first trials.
+        begun: Whether another process has had the storage open, so that it is worth waiting for.
 
     Raises:
         UserError: Sampler, pruner or storage cannot be had, or the study was begun under other terms.
     """
 
     def __init__(
-        self, settings: SweepSettings, space: SearchSpace, folder: Path, enqueued: list[dict[str, Any]]
+        self,
+        settings: SweepSettings,
+        space: SearchSpace,
+        folder: Path,
+        enqueued: list[dict[str, Any]],
+        begun: bool = False,
     ) -> None:
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.settings = settings
         self.space = space
         self.folder = folder
+        self.begun = begun
         self.locks = folder / ".locks"
         grid = is_grid(settings.sampler)  # the grid sampler would go on with points it had before
         self.n_trials = min(settings.n_trials, space.size()) if grid else settings.n_trials
@@ -143,7 +126,7 @@ class SharedStudy:
             self._settle(terms, [] if grid else enqueued)
 
     def _load_or_create(self, pruner: optuna.pruners.BasePruner) -> optuna.Study:
-        storage = open_storage(self.settings.storage)
+        storage = open_storage(self.settings.storage, self.settings.storage_wait_s, self.begun)
         name = self.settings.study_name
         if name in optuna.get_all_study_names(storage):
             return optuna.load_study(study_name=name, storage=storage, pruner=pruner)
@@ -221,6 +204,9 @@ class SharedStudy:
         lock = self._wait_for(str(number))
         self.study.sampler = self._samplers.build(number)
         trial = self.study.ask()
+        if trial.number != number:  # the storage's answer got lost, and the trial was created once more
+            lock.close()
+            lock = self._wait_for(str(trial.number))
         draw(trial, self.space)
         return Claim(trial, lock, adopted=False)
 

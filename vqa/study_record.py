@@ -1,10 +1,14 @@
-"""What the run record of a whole study holds: its tables, its pictures and its best scores."""
+"""The run record of a whole study: opened before its trials, closed with its tables, pictures and scores."""
 
 import tempfile
 from pathlib import Path
 
+from omegaconf import DictConfig
+
 from vqa.record import Run
+from vqa.settings import TrackingSettings
 from vqa.study_plots import study_plots
+from vqa.tracking import MlflowTracker, open_tracker
 from vqa.trial_rows import read_trials, study_scores
 
 STUDY_FILES = ("study.yaml", "split.csv", "leaderboard.csv", "best.yaml", "final/metrics.json")
@@ -30,3 +34,49 @@ def record_study(run: Run, study_folder: Path) -> None:
     with tempfile.TemporaryDirectory() as drawn:
         for picture in study_plots(trials, Path(drawn)):
             run.artifact(picture, "plots")
+
+
+def open_study(config: DictConfig, study_folder: Path) -> str | None:
+    """Start the study's parent run, or go on with it; its id stays in `<study_folder>/.mlflow_run_id`.
+
+    Args:
+        config: A composed job configuration with the node `tracking`.
+        study_folder: The study's folder.
+
+    Returns:
+        The run's id for `tracking.parent_run_id` of the study's jobs; None when tracking is off.
+
+    Raises:
+        UserError: the store cannot be read or written.
+    """
+    tracker = _study_tracker(config)
+    return tracker.run(study_folder.name, "study", study_folder).run_id if tracker else None
+
+
+def close_study(config: DictConfig, study_folder: Path, state: str = "COMPLETE") -> None:
+    """Keep the study's tables, plots and best scores on its parent run and end it; changes no study file.
+
+    Args:
+        config: As for `open_study`.
+        study_folder: The study's folder, with `leaderboard.csv`.
+        state: COMPLETE, KILLED or FAILED.
+
+    Raises:
+        UserError: the store cannot be read or written, or the leaderboard cannot be read.
+    """
+    tracker = _study_tracker(config)
+    if tracker is None:
+        return
+    run = tracker.run(study_folder.name, "study", study_folder)
+    tracker.settle()  # the pictures below are there only for as long as they are drawn
+    record_study(run, study_folder)
+    if state == "COMPLETE":
+        tracker.end_cut_off(run)
+    run.end(state)
+    tracker.settle()
+
+
+def _study_tracker(config: DictConfig) -> MlflowTracker | None:
+    keys = {key: config.tracking[key] for key in ("enabled", "uri", "experiment")}
+    tracker = open_tracker(TrackingSettings(**keys, parent_run_id=None))
+    return tracker if isinstance(tracker, MlflowTracker) else None

@@ -1,12 +1,12 @@
 """A whole sweep: open the study, let the workers finish it, write the results, make the final run."""
 
 import logging
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import HydraException
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -15,17 +15,23 @@ from vqa.board import Board
 from vqa.errors import UserError
 from vqa.file_lock import try_lock
 from vqa.interrupt import Interrupt
+from vqa.job_configs import refuse_unknown_keys
 from vqa.leaderboard import Standing, describe_scores, describe_ties
-from vqa.search_space import SearchSpace, overrides_of, read_enqueued, read_search_space
+from vqa.search_space import overrides_of, read_enqueued, read_search_space
+from vqa.speed import MEASURING, measure, planned, told_of
+from vqa.status import write_address
 from vqa.study import SharedStudy
-from vqa.sweep_settings import SweepSettings, read_settings
+from vqa.study_plan import warn_of_few_trials
+from vqa.sweep_settings import read_settings
 from vqa.winner import winner_of
 from vqa.worker import HydraJobs, Worker
 from vqa.worker_pool import WorkerPool, note_refusal, own_deadline, own_slot
+from vqa.worker_state import StateWriter, lock_free_slot, lock_slot
 
 log = logging.getLogger(__name__)
 
 CLOSED = "closed"  # user attribute of the study: what was done when its results were written last
+POLL_S = 1.0  # between looks at what other workers have left to do
 PARENT_RUN = "tracking_parent_run_id"
 
 
@@ -54,51 +60,58 @@ def run_sweep(
         raise UserError("hydra.sweeper must be a mapping; choose hydra/sweeper=study.")
     settings = read_settings({str(key): value for key, value in node.items()})
     space = read_search_space(settings.params, arguments)
-    enqueued = read_enqueued(settings.enqueue, space)
     folder = Path(config.hydra.sweep.dir).absolute()
     jobs = HydraJobs(context, task_function, config)
     if not (folder / "study.yaml").exists():
-        refuse_unknown_keys(jobs, space, settings)
+        refuse_unknown_keys(jobs.configs, space, settings)
+    if MEASURING in os.environ:
+        measure(jobs, space)
+        return None
+    if (plan := planned(jobs, settings, arguments, folder)) is not None:
+        space = read_search_space(settings.params, [*arguments, *plan.overrides()])
+        settings = read_settings(told_of(plan, config))
+    enqueued = read_enqueued(settings.enqueue, space)
+    if own_slot() is None:
+        warn_of_few_trials(settings)
     with Interrupt() as interrupt:
-        shared = SharedStudy(settings, space, folder, enqueued)
         slot = own_slot()
+        shared = SharedStudy(settings, space, folder, enqueued, begun=slot is not None)
+        with shared.locked():
+            write_address(folder, settings, shared.n_trials, list(space.distributions))
         if slot is None:
             return Sweep(shared, jobs, interrupt).run()
         _run_as_copy(shared, jobs, slot, interrupt)
         return None
 
 
-def refuse_unknown_keys(jobs: HydraJobs, space: SearchSpace, settings: SweepSettings) -> None:
-    """Compose a job for every choice of the space, so that a typo shows before any model loads.
-
-    Raises:
-        UserError: A searched key or choice does not exist in the configuration.
-    """
-    attempts = [overrides_of(params) for params in space.samples()]
-    if settings.final:
-        attempts.append([*attempts[0], *overrides_of(settings.record), *settings.final_overrides])
-    for overrides in attempts:
-        try:
-            jobs.context.config_loader.load_sweep_config(jobs.config, [*space.fixed, *overrides])
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(
-                f"a job of this sweep cannot be composed ({' '.join(overrides)}): {error}"
-            ) from error
-
-
 def _run_as_copy(shared: SharedStudy, jobs: HydraJobs, slot: int, interrupt: Interrupt) -> None:
     """Be one of several workers: trials only, no results, no final run."""
-    lock = try_lock(shared.locks / f"worker_{slot}")
+    lock = lock_slot(shared.locks, slot)
     if lock is None:
         log.info(f"worker {slot} is up already")
         return
-    jobs = replace(jobs, parent_run_id=shared.study.user_attrs.get(PARENT_RUN))
+    jobs = replace(jobs, parent_run_id=_parent_run(shared, jobs.config, anew=False))
     with lock, Board(shared.settings.study_name, list(shared.space.distributions), shared.n_trials) as board:
         try:
-            Worker(shared, jobs, board, own_deadline(), interrupt).run()
+            Worker(shared, jobs, board, own_deadline(), interrupt, slot).run()
         except UserError as error:
             note_refusal(shared.folder, slot, error)
             raise
+
+
+def _parent_run(shared: SharedStudy, config: DictConfig, anew: bool) -> str | None:
+    """Open the study's tracking run before any trial; without `anew`, only when nobody has done so."""
+    if not shared.settings.tracked:
+        return None
+    from vqa.study_record import open_study  # imports mlflow
+
+    with shared.locked():
+        parent: str | None = shared.study.user_attrs.get(PARENT_RUN)
+        if parent is None or anew:
+            known, parent = parent, open_study(config, shared.folder)
+            if parent != known:
+                shared.study.set_user_attr(PARENT_RUN, parent)  # for workers in other processes
+    return parent
 
 
 class Sweep:
@@ -128,7 +141,7 @@ class Sweep:
             )
             log.info(f"Results are in {self.shared.folder}; study=other starts another study.")
             return self._best_value()
-        self._open_tracking()
+        self.jobs = replace(self.jobs, parent_run_id=_parent_run(self.shared, self.config, anew=True))
         board = Board(self.settings.study_name, list(self.shared.space.distributions), self.shared.n_trials)
         deadline = time.time() + (self.settings.timeout_s or float("inf"))
         worker = Worker(self.shared, self.jobs, board, deadline, self.interrupt)
@@ -144,6 +157,7 @@ class Sweep:
                 f"{self.name} interrupted, {done} of {self.shared.n_trials} trials done; "
                 "the same command goes on from here."
             )
+            self._close_tracking("KILLED")
             raise
         self._close_tracking("COMPLETE" if complete else "KILLED")
         if complete:
@@ -154,10 +168,26 @@ class Sweep:
         if self.shared.tally().done >= self.shared.n_trials:
             worker.write_results()  # it may have been cut off just before
         elif self.settings.n_workers == 1:
-            worker.run()
+            slot, lock = lock_free_slot(self.shared.locks)
+            worker.state = StateWriter(self.shared.folder, slot)
+            with lock:
+                self._run_alone(worker)
         else:
             WorkerPool(self.shared, worker.deadline, worker.redraw).run()
-            worker.write_results()
+            with self.shared.locked():  # workers that somebody else started may be writing too
+                worker.write_results()
+
+    def _run_alone(self, worker: Worker) -> None:
+        """Work, then wait for workers that joined, and take over what they leave."""
+        worker.run()
+        while self._others_at_work() and time.time() < worker.deadline:
+            worker.redraw()
+            time.sleep(POLL_S)
+            worker.run()
+
+    def _others_at_work(self) -> bool:
+        tally = self.shared.tally()
+        return tally.running > 0 and tally.done < self.shared.n_trials and not self.shared.too_many_failures()
 
     def _check_complete(self, standings: list[Standing]) -> bool:
         """Say where the study stands; whether all trials are done."""
@@ -211,7 +241,7 @@ class Sweep:
             if self._final_exists(overrides):
                 return
             log.info(f"final run with trial {best.trial}: {' '.join(chosen)}")
-            result = self.jobs.run("final", best.trial, overrides).return_value
+            result = self.jobs.run("final", best.trial, overrides, []).return_value
         if isinstance(result, UserError):
             raise result
 
@@ -250,19 +280,8 @@ class Sweep:
             return None
         return float(min(values) if self.settings.direction == "minimize" else max(values))
 
-    def _open_tracking(self) -> None:
-        """Tell `vqa.tracking` of the study, before any worker starts."""
-        if not self.settings.tracked:
-            return
-        from vqa.tracking import open_study  # imports mlflow
-
-        parent = open_study(self.config, self.shared.folder)
-        if parent is not None and self.shared.study.user_attrs.get(PARENT_RUN) != parent:
-            self.shared.study.set_user_attr(PARENT_RUN, parent)  # for workers in other processes
-        self.jobs = replace(self.jobs, parent_run_id=parent)
-
     def _close_tracking(self, state: str) -> None:
         if self.settings.tracked:
-            from vqa.tracking import close_study
+            from vqa.study_record import close_study
 
             close_study(self.config, self.shared.folder, state)

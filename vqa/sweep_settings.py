@@ -14,9 +14,12 @@ class SweepSettings:
     Args:
         study_name: Name of the study in its storage; Hyperband derives a trial's bracket from it.
         storage: `sqlite:///path`, `journal:path` or `postgresql+psycopg://...`.
+        storage_wait_s: Seconds to wait for a database that goes away while the sweep runs.
         direction: "minimize" or "maximize" the value that a job returns.
         n_trials: Trials that the study shall have in all, over all runs of the command.
-        n_workers: Processes on this machine; 1 = in this process.
+        n_workers: Worker processes; 1 = in this process.
+        worker_command: What to put in front of each worker's command, for instance
+            `srun --ntasks=1 --gpus=1`; null = workers are plain processes on this machine.
         sampler: `_target_: optuna.samplers.*` and its arguments.
         pruner: `_target_: optuna.pruners.*` and its arguments.
         params: Search space: key -> Hydra sweep syntax such as `tag(log, interval(1e-4, 1e-2))`;
@@ -27,6 +30,8 @@ class SweepSettings:
         record: Further plain overrides for the final run and best.yaml: key -> value.
         max_failures: Trials that may fail before the sweep stops.
         max_retries: How often a trial, or a worker without progress, may be cut off and taken up again.
+        budget_minutes: Minutes for the trials: their number, folds and questions are planned to fit; null =
+            as configured.
         timeout_s: Seconds after which no new trial starts; null = no limit.
         seed: Seed of the sampler; null = another search each time.
         tracked: Whether `vqa.tracking` is told of the study.
@@ -34,9 +39,11 @@ class SweepSettings:
 
     study_name: str
     storage: str
+    storage_wait_s: float
     direction: str
     n_trials: int
     n_workers: int
+    worker_command: str | None
     sampler: dict[str, Any]
     pruner: dict[str, Any]
     params: dict[str, Any]
@@ -46,6 +53,7 @@ class SweepSettings:
     record: dict[str, Any]
     max_failures: int
     max_retries: int
+    budget_minutes: float | None
     timeout_s: float | None
     seed: int | None
     tracked: bool
@@ -86,9 +94,11 @@ _RULES: dict[str, Rule] = {
         "sqlite:///path, journal:path or postgresql+psycopg://...",
         lambda v: isinstance(v, str) and v.startswith(("sqlite:///", "journal:", "postgresql")),
     ),
+    "storage_wait_s": _SECONDS,
     "direction": ("minimize or maximize", lambda v: v in ("minimize", "maximize")),
     "n_trials": _whole_from(1),
     "n_workers": _whole_from(1),
+    "worker_command": ("a command or null", lambda v: v is None or (isinstance(v, str) and v != "")),
     "sampler": _target_in("optuna.samplers"),
     "pruner": _target_in("optuna.pruners"),
     "params": _MAPPING,
@@ -98,6 +108,7 @@ _RULES: dict[str, Rule] = {
     "record": _MAPPING,
     "max_failures": _whole_from(0),
     "max_retries": _whole_from(0),
+    "budget_minutes": _or_null(("a number of minutes > 0", _SECONDS[1])),
     "timeout_s": _or_null(_SECONDS),
     "seed": _or_null(_whole_from(0)),
     "tracked": _SWITCH,

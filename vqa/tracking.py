@@ -1,26 +1,27 @@
-"""Records of runs in MLflow: study > trial > fold, and final under study. Only this module imports mlflow.
+"""Records of runs in MLflow: study > trial > fold, and final under study. Only this module
+and `vqa.mlflow_store` import mlflow.
 
-Every call names its run id: there is no global "active run" that parallel workers could mix up.
+Every call names its run id: there is no global "active run" that parallel workers could mix up. A store that
+cannot be used is refused at the start; one that goes away later gets its records when it is back
+(`vqa.outbox`), and no training waits for it.
 """
 
-import functools
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from omegaconf import DictConfig
-
 from vqa.errors import UserError
 from vqa.manifest import git_state, mask_secrets, package_versions
+from vqa.mlflow_store import SETTLE_S, Store, open_store, store_trouble
 from vqa.record import NullTracker, Tracker, flatten
 from vqa.reporting import Pruned
 from vqa.settings import TrackingSettings
-from vqa.store_address import artifact_location, client_uri, probe, store_lock
+from vqa.store_address import artifact_location, client_uri, store_lock
 
 RUN_ID_FILE = ".mlflow_run_id"  # in the run's folder: an interrupted run goes on under its own id
 PARAM_LIMIT = 6000  # MLflow's own limit on a parameter's length, in characters
@@ -35,13 +36,19 @@ class MlflowRun:
     """One MLflow run; as a context manager it ends the run with the block's outcome.
 
     Args:
-        client: An `mlflow.MlflowClient`.
-        run_id: The run's id.
+        store: Where it is kept.
+        name: The run's name.
+        run_id: The run's id; None = the store did not answer yet.
     """
 
-    def __init__(self, client: Any, run_id: str) -> None:
-        self._client = client
+    def __init__(self, store: Store, name: str, run_id: str | None = None) -> None:
+        self._store = store
+        self._name = name
         self.run_id: str | None = run_id
+
+    def _send(self, what: str, call: Callable[[Any], object]) -> None:
+        """Have `call` made with the store's client."""
+        self._store.outbox.send(f"{what} of {self._name}", lambda: call(self._store.client()))
 
     def __enter__(self) -> Self:
         return self
@@ -61,16 +68,19 @@ class MlflowRun:
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Record settings; of a continued run the first values stay, MLflow forbids changing them."""
+        self._send("settings", lambda client: self._params(client, values))
+
+    def _params(self, client: Any, values: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
 
-        known = self._client.get_run(self.run_id).data.params
+        known = client.get_run(self.run_id).data.params
         wanted = {key: _cut(text, PARAM_LIMIT) for key, text in flatten(mask_secrets(values)).items()}
         changed = sorted(key for key, text in wanted.items() if known.get(key, text) != text)
         if changed:
             logger.warning("MLflow keeps the first values of changed parameters: %s", ", ".join(changed))
         new = [Param(key, text) for key, text in wanted.items() if key not in known]
         for start in range(0, len(new), PARAMS_PER_CALL):
-            self._client.log_batch(self.run_id, params=new[start : start + PARAMS_PER_CALL])
+            client.log_batch(self.run_id, params=new[start : start + PARAMS_PER_CALL])
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Record numbers, all at the same step and time."""
@@ -78,7 +88,7 @@ class MlflowRun:
 
         now_ms = int(time.time() * 1000)
         entries = [Metric(name, float(value), now_ms, step or 0) for name, value in values.items()]
-        self._client.log_batch(self.run_id, metrics=entries)
+        self._send("metrics", lambda client: client.log_batch(self.run_id, metrics=entries))
 
     def tags(self, values: Mapping[str, object]) -> None:
         """Record labels, secrets masked."""
@@ -87,20 +97,22 @@ class MlflowRun:
         entries = [
             RunTag(name, _cut(str(mask_secrets(str(v), name)), TAG_LIMIT)) for name, v in values.items()
         ]
-        self._client.log_batch(self.run_id, tags=entries)
+        self._send("labels", lambda client: client.log_batch(self.run_id, tags=entries))
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Copy a file, or a folder under its own name."""
         if path.is_dir():
-            self._client.log_artifacts(self.run_id, str(path), "/".join(filter(None, (folder, path.name))))
+            inside = "/".join(filter(None, (folder, path.name)))
+            self._send(path.name, lambda client: client.log_artifacts(self.run_id, str(path), inside))
         else:
-            self._client.log_artifact(self.run_id, str(path), folder or None)
+            self._send(path.name, lambda client: client.log_artifact(self.run_id, str(path), folder or None))
 
     def end(self, state: str) -> None:
         """End the run as COMPLETE, PRUNED, KILLED or FAILED; pruning is a success."""
         self.tags({"state": state})
         status = state if state in ("KILLED", "FAILED") else "FINISHED"
-        self._client.set_terminated(self.run_id, status)
+        now_ms = int(time.time() * 1000)
+        self._send("end", lambda client: client.set_terminated(self.run_id, status, now_ms))
 
 
 class MlflowTracker:
@@ -116,7 +128,6 @@ class MlflowTracker:
         self._uri = uri
         self._experiment = experiment
         self._parent_run_id = parent_run_id
-        self._client: Any = None
         self._experiment_id = ""
 
     def prepare(self) -> None:
@@ -125,10 +136,13 @@ class MlflowTracker:
         Raises:
             UserError: the store cannot be used, or the experiment was deleted in it.
         """
-        if self._client is not None:
+        with store_trouble(self._uri):
+            self._find_experiment(open_store(client_uri(self._uri)).client())
+
+    def _find_experiment(self, client: Any) -> None:
+        if self._experiment_id:
             return
-        with _store_trouble(self._uri), store_lock(self._uri):
-            client = _connect(client_uri(self._uri))
+        with store_lock(self._uri):
             found = client.get_experiment_by_name(self._experiment)
             if found is None:
                 self._experiment_id = client.create_experiment(
@@ -141,23 +155,44 @@ class MlflowTracker:
                 )
             else:
                 self._experiment_id = found.experiment_id
-            self._client = client
 
     def run(
         self, name: str, kind: str, folder: Path | None = None, parent_run_id: str | None = None
     ) -> MlflowRun:
         """Start or continue a run, see `Tracker.run`."""
-        self.prepare()
-        with _store_trouble(self._uri), store_lock(self._uri) if folder else nullcontext():
-            run_id = self._continue_run(folder) if folder else None
+        with store_trouble(self._uri):
+            store = open_store(client_uri(self._uri))
+        if not store.connected and self._parent_run_id is None:
+            self.prepare()  # the first to use the store: without an answer now there is no use in going on
+        run = MlflowRun(store, name)
+        started_ms = int(time.time() * 1000)
+
+        def open_run() -> None:
+            run.run_id = self._open(store, name, kind, folder, parent_run_id, started_ms)
+
+        with store_trouble(self._uri):
+            store.outbox.send(name, open_run)
+        return run
+
+    def _open(
+        self, store: Store, name: str, kind: str, folder: Path | None, parent: str | None, started_ms: int
+    ) -> str:
+        """Continue the run that `folder` remembers, or create one; returns its id."""
+        client = store.client()
+        self._find_experiment(client)
+        with store_lock(self._uri) if folder else nullcontext():
+            run_id = self._continue_run(client, folder) if folder else None
             if run_id is None:
-                run_id = self._create_run(name, kind, parent_run_id or self._parent_run_id)
+                tags = _first_tags(kind, parent or self._parent_run_id)
+                created = client.create_run(self._experiment_id, started_ms, tags, run_name=name)
+                run_id = str(created.info.run_id)
                 if folder:
                     folder.mkdir(parents=True, exist_ok=True)
                     (folder / RUN_ID_FILE).write_text(run_id + "\n", encoding="utf-8")
-        return MlflowRun(self._client, run_id)
+        return run_id
 
-    def _continue_run(self, folder: Path) -> str | None:
+    @staticmethod
+    def _continue_run(client: Any, folder: Path) -> str | None:
         from mlflow.exceptions import MlflowException
 
         remembered = folder / RUN_ID_FILE
@@ -165,37 +200,48 @@ class MlflowTracker:
         if not run_id:
             return None
         try:
-            run = self._client.get_run(run_id)
+            run = client.get_run(run_id)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return None  # another store than last time
             raise
         if run.info.lifecycle_stage == "deleted":
             return None
-        self._client.update_run(run_id, status="RUNNING")
-        self._client.set_tag(run_id, "state", "RUNNING")
+        client.update_run(run_id, status="RUNNING")
+        client.set_tag(run_id, "state", "RUNNING")
         if "error" in run.data.tags:
-            self._client.delete_tag(run_id, "error")
+            client.delete_tag(run_id, "error")
         return run_id
 
-    def _create_run(self, name: str, kind: str, parent_run_id: str | None) -> str:
-        tags = {"vqa.kind": kind, "state": "RUNNING", "mlflow.source.name": "vqa"}
-        if parent_run_id:
-            tags["mlflow.parentRunId"] = parent_run_id
-        git = git_state()
-        if git:
-            tags |= {"mlflow.source.git.commit": git["commit"], "git.dirty": str(git["dirty"])}
-        if kind in ("study", "final"):
-            tags |= {f"version.{package}": version for package, version in package_versions().items()}
-        return str(self._client.create_run(self._experiment_id, run_name=name, tags=tags).info.run_id)
-
-    def end_cut_off(self, run_id: str) -> None:
+    def end_cut_off(self, run: MlflowRun) -> None:
         """End the trials and folds below a run that still say RUNNING: their processes were killed."""
+        store = open_store(client_uri(self._uri))
+        store.outbox.send("ends of killed trials", lambda: self._end_below(store, str(run.run_id)))
+
+    def _end_below(self, store: Store, run_id: str) -> None:
+        client = store.client()
         below = f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'"
-        for child in self._client.search_runs([self._experiment_id], below):
+        for child in client.search_runs([self._experiment_id], below):
             if child.data.tags["vqa.kind"] in ("trial", "fold"):
-                self.end_cut_off(child.info.run_id)
-                MlflowRun(self._client, child.info.run_id).end("KILLED")
+                self._end_below(store, child.info.run_id)
+                client.set_tag(child.info.run_id, "state", "KILLED")
+                client.set_terminated(child.info.run_id, "KILLED")
+
+    def settle(self) -> None:
+        """Send what waits for a store that is away, for a while; then say what is lost."""
+        open_store(client_uri(self._uri)).outbox.settle(SETTLE_S)
+
+
+def _first_tags(kind: str, parent_run_id: str | None) -> dict[str, str]:
+    tags = {"vqa.kind": kind, "state": "RUNNING", "mlflow.source.name": "vqa"}
+    if parent_run_id:
+        tags["mlflow.parentRunId"] = parent_run_id
+    git = git_state()
+    if git:
+        tags |= {"mlflow.source.git.commit": git["commit"], "git.dirty": str(git["dirty"])}
+    if kind in ("study", "final"):
+        tags |= {f"version.{package}": version for package, version in package_versions().items()}
+    return tags
 
 
 def no_telemetry() -> None:
@@ -215,82 +261,6 @@ def open_tracker(settings: TrackingSettings) -> Tracker:
     no_telemetry()
     uri = os.environ.get("MLFLOW_TRACKING_URI") or settings.uri
     return MlflowTracker(uri, settings.experiment, settings.parent_run_id)
-
-
-def open_study(config: DictConfig, study_folder: Path) -> str | None:
-    """Start the study's parent run, or go on with it; its id stays in `<study_folder>/.mlflow_run_id`.
-
-    Args:
-        config: A composed job configuration with the node `tracking`.
-        study_folder: The study's folder.
-
-    Returns:
-        The run's id for `tracking.parent_run_id` of the study's jobs; None when tracking is off.
-
-    Raises:
-        UserError: the store cannot be read or written.
-    """
-    tracker = _study_tracker(config)
-    return tracker.run(study_folder.name, "study", study_folder).run_id if tracker else None
-
-
-def close_study(config: DictConfig, study_folder: Path, state: str = "COMPLETE") -> None:
-    """Keep the study's tables, plots and best scores on its parent run and end it; changes no study file.
-
-    Args:
-        config: As for `open_study`.
-        study_folder: The study's folder, with `leaderboard.csv`.
-        state: COMPLETE, KILLED or FAILED.
-
-    Raises:
-        UserError: the store cannot be read or written, or the leaderboard cannot be read.
-    """
-    tracker = _study_tracker(config)
-    if tracker is None:
-        return
-    from vqa.study_record import record_study
-
-    run = tracker.run(study_folder.name, "study", study_folder)
-    record_study(run, study_folder)
-    if state == "COMPLETE" and run.run_id is not None:
-        tracker.end_cut_off(run.run_id)
-    run.end(state)
-
-
-def _study_tracker(config: DictConfig) -> MlflowTracker | None:
-    keys = {key: config.tracking[key] for key in ("enabled", "uri", "experiment")}
-    tracker = open_tracker(TrackingSettings(**keys, parent_run_id=None))
-    return tracker if isinstance(tracker, MlflowTracker) else None
-
-
-@functools.cache
-def _connect(uri: str) -> Any:
-    """Return the process's one client of a store: every fold of every trial asks for it."""
-    import mlflow
-
-    probe(uri)
-    # a page of INFO lines while the database is made, and of every error that is raised to us anyway
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    return mlflow.MlflowClient(uri)
-
-
-@contextmanager
-def _store_trouble(uri: str) -> Iterator[None]:
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        root: BaseException = error
-        while root.__cause__ is not None:  # MLflow wraps one line of the driver's in a page of SQL
-            root = root.__cause__
-        reason = mask_secrets(str(root).strip().partition("\n")[0] or repr(root))
-        raise UserError(
-            f"tracking.uri {mask_secrets(uri)}: the MLflow store cannot be used: {reason}; mend it, point "
-            "MLFLOW_TRACKING_URI or tracking.uri at another store, or go without: tracking=none"
-        ) from error
 
 
 def _cut(text: str, limit: int) -> str:

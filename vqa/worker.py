@@ -5,22 +5,26 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Real
 
 from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, open_dict, read_write
 from optuna.pruners import WilcoxonPruner
 from optuna.trial import Trial, TrialState
 
 from vqa.board import Board, describe_end, describe_start
 from vqa.errors import UserError
 from vqa.interrupt import Interrupt
-from vqa.leaderboard import Standing, rank, write_leaderboard
+from vqa.job_configs import JobConfigs
+from vqa.leaderboard import Standing, rank, standing_of, write_leaderboard
+from vqa.patience import GoneError
 from vqa.reporting import By, Pruned, progress_to, reporting_to
 from vqa.search_space import overrides_of
 from vqa.study import Claim, SharedStudy
 from vqa.winner import winner_of, winner_text, write_winner
+from vqa.worker_state import StateWriter, read_states
 
 log = logging.getLogger(__name__)
 
@@ -41,26 +45,32 @@ class HydraJobs:
     config: DictConfig
     parent_run_id: str | None = None
 
-    def run(self, subdir: str, number: int, overrides: Sequence[str]) -> JobReturn:
+    @cached_property
+    def configs(self) -> JobConfigs:
+        """Composes the jobs under the sweep's own configuration."""
+        return JobConfigs(self.context.config_loader, self.config)
+
+    def run(self, subdir: str, number: int, fixed: Sequence[str], searched: Sequence[str]) -> JobReturn:
         """Compose and run one job.
 
         Args:
             subdir: Its folder within the study's folder.
             number: `hydra.job.num`.
-            overrides: The overrides of this job.
+            fixed: Overrides that it shares with other jobs.
+            searched: Overrides of its own, which win.
 
         Returns:
             What Hydra says of it; the value is a Pruned or a UserError when the job raised one, so that
             Hydra does not log these as failures.
         """
-        config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
-        with open_dict(config):
+        config = self.configs.compose(fixed, searched)
+        with read_write(config.hydra), open_dict(config.hydra):
             config.hydra.job.num = number
             config.hydra.job.id = f"{self.config.hydra.sweeper.study_name}_{number}"
             config.hydra.sweep.subdir = subdir
             config.hydra.output_subdir = ".hydra"  # part of the study folder's contract
-            if self.parent_run_id is not None:
-                config.tracking.parent_run_id = self.parent_run_id
+        if self.parent_run_id is not None:
+            config.tracking.parent_run_id = self.parent_run_id
         try:
             return run_job(
                 task_function=self._task,
@@ -130,10 +140,17 @@ class Worker:
         board: Where events go.
         deadline: `time.time()` after which no trial starts.
         interrupt: Asked before each trial and at each report.
+        slot: Which worker this is.
     """
 
     def __init__(
-        self, shared: SharedStudy, jobs: HydraJobs, board: Board, deadline: float, interrupt: Interrupt
+        self,
+        shared: SharedStudy,
+        jobs: HydraJobs,
+        board: Board,
+        deadline: float,
+        interrupt: Interrupt,
+        slot: int = 0,
     ) -> None:
         self.shared = shared
         self.jobs = jobs
@@ -141,6 +158,7 @@ class Worker:
         self.deadline = deadline
         self.by: By = "question" if isinstance(shared.study.pruner, WilcoxonPruner) else "part"
         self.interrupt = interrupt
+        self.state = StateWriter(shared.folder, slot)
         loader = jobs.context.config_loader
         self._groups = {name: bool(loader.get_group_options(name)) for name in shared.space.distributions}
 
@@ -158,9 +176,11 @@ class Worker:
                 self.write_results()
             if claim is None:
                 return
+            self.state.begin(claim.trial.number)
             with claim.lock:
                 self._run_trial(claim)
-        self.write_results()
+        with self.shared.locked():
+            self.write_results()
 
     def standings(self) -> list[Standing]:
         """Rank the trials as they stand."""
@@ -175,16 +195,20 @@ class Worker:
             record = self.shared.settings.record
             text = winner_text(standings, record, lambda name: self._groups.get(name, False))
             write_winner(text, self.shared.folder)
-        self.board.show(standings)
+        self.board.show(standings, read_states(self.shared.folder))
 
     def redraw(self) -> None:
         """Bring the table up to date, when somebody watches."""
         if self.board.wants_update:
-            self.board.show(self.standings())
+            self.board.show(self.standings(), read_states(self.shared.folder))
 
     def _on_report(self) -> None:
         self.interrupt.check()
         self.redraw()
+
+    def _on_progress(self, text: str, done: int, total: int) -> None:
+        self.state.progress(text, done, total)
+        self.board.progress(text, done, total)
 
     def _run_trial(self, claim: Claim) -> None:
         trial = claim.trial
@@ -195,18 +219,18 @@ class Worker:
         else:
             try:
                 self._run_job(trial, overrides)
+            except GoneError:  # nothing more can be said to the storage
+                raise
             except (KeyboardInterrupt, UserError):
                 self.shared.forgive(trial)
                 raise
-        [standing] = [standing for standing in self.standings() if standing.trial == trial.number]
-        self.board.event(describe_end(standing))
+        self.board.event(describe_end(standing_of(self.shared.trials()[trial.number], self.shared.folder)))
 
     def _run_job(self, trial: Trial, overrides: Sequence[str]) -> None:
         reporter = TrialReporter(trial, self.by, self._on_report)
-        with reporting_to(reporter), progress_to(self.board.progress):
-            job = self.jobs.run(
-                f"trials/{trial.number:03d}", trial.number, [*self.shared.space.fixed, *overrides]
-            )
+        with reporting_to(reporter), progress_to(self._on_progress):
+            subdir = f"trials/{trial.number:03d}"
+            job = self.jobs.run(subdir, trial.number, self.shared.space.fixed, overrides)
         if job.status is JobStatus.FAILED:
             error = job._return_value  # the property `return_value` would raise it
             self.shared.tell(trial, TrialState.FAIL, error=f"{type(error).__name__}: {error}")

@@ -1,12 +1,13 @@
-"""Several workers on this machine: copies of the very command, one per GPU, watched by the first process.
+"""Several workers: copies of the very command, one per GPU, watched by the first process.
 
-Plain processes, no launcher: a copy loads its own model once and pulls trials from the shared study, so there
-is no barrier, and one that dies is started again within a second.
+Plain processes: a copy loads its own model once and pulls trials from the shared study, so there is no
+barrier, and one that dies is started again within a second. `worker_command` puts a launcher such as srun in
+front of the copies, which then run wherever it places them.
 """
 
 import logging
 import os
-import signal
+import shlex
 import subprocess
 import sys
 import time
@@ -15,13 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vqa.errors import UserError
-from vqa.file_lock import try_lock
+from vqa.file_lock import is_locked
 from vqa.study import SharedStudy
 from vqa.text_file import replace_text
 
 log = logging.getLogger(__name__)
 
-SLOT = "VQA_WORKER"  # set in a copy's environment: its slot
+SLOT = "VQA_WORKER"  # in a worker's environment: its slot, a whole number of its own
 DEADLINE = "VQA_DEADLINE"
 POLL_S = 0.5
 
@@ -33,8 +34,8 @@ def own_slot() -> int | None:
 
 
 def own_deadline() -> float:
-    """When the whole sweep has to stop, in a worker process (`time.time()`)."""
-    return float(os.environ[DEADLINE])
+    """When the whole sweep has to stop, in a worker process (`time.time()`); started by hand: never."""
+    return float(os.environ.get(DEADLINE, "inf"))
 
 
 def refusal_file(study_folder: Path, slot: int) -> Path:
@@ -51,9 +52,18 @@ def visible_gpus() -> list[str]:
     return [str(index) for index in range(count)]
 
 
-def worker_environment(slot: int, gpus: list[str], deadline: float) -> dict[str, str]:
-    """Give what a copy's environment has beyond this one's: one GPU, or one CPU thread."""
+def worker_environment(slot: int, gpus: list[str], deadline: float, elsewhere: bool) -> dict[str, str]:
+    """Give what a copy's environment has beyond this one's: one GPU, or one CPU thread.
+
+    Args:
+        slot: Which worker.
+        gpus: This machine's.
+        deadline: `time.time()` after which no trial starts.
+        elsewhere: Whether another program, which knows its own machines, places the worker.
+    """
     extra = {SLOT: str(slot), DEADLINE: repr(deadline)}
+    if elsewhere:
+        return extra
     if gpus:
         extra["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
     else:
@@ -77,7 +87,7 @@ class WorkerPool:
         self.folder = shared.folder / "workers"
         self.gpus = visible_gpus()
         self.up: dict[int, subprocess.Popen[bytes]] = {}
-        self.deaths: Counter[int] = Counter()  # by slot, since the last trial that was done
+        self.deaths: Counter[int] = Counter()  # by slot, since the last trial that ended well
 
     def run(self) -> None:
         """Start the workers, and start those again that die, until all is done or time is up.
@@ -88,12 +98,12 @@ class WorkerPool:
         self.folder.mkdir(exist_ok=True)
         for slot in range(self.shared.settings.n_workers):
             refusal_file(self.shared.folder, slot).unlink(missing_ok=True)
-        done = -1
+        well = 0
         try:
             while True:
                 tally = self.shared.tally()
-                if tally.done > done:
-                    done = tally.done
+                if tally.done - tally.failed > well:  # one that died too often is no progress
+                    well = tally.done - tally.failed
                     self.deaths.clear()
                 self._collect()
                 over = tally.done >= self.shared.n_trials or self.shared.too_many_failures()
@@ -140,17 +150,14 @@ class WorkerPool:
 
     def _is_taken(self, slot: int) -> bool:
         """Whether a worker of an earlier run is still at it."""
-        lock = try_lock(self.shared.locks / f"worker_{slot}")
-        if lock is None:
-            return True
-        lock.close()
-        return False
+        return is_locked(self.shared.locks / f"worker_{slot}")
 
     def _start(self, slot: int) -> "subprocess.Popen[bytes]":
-        environment = os.environ | worker_environment(slot, self.gpus, self.deadline)
+        launcher = shlex.split(self.shared.settings.worker_command or "")
+        environment = os.environ | worker_environment(slot, self.gpus, self.deadline, bool(launcher))
         with (self.folder / f"{slot}.log").open("ab") as out:
             return subprocess.Popen(  # its own group: Ctrl-C in the terminal reaches it once, through `_stop`
-                [sys.executable, *sys.orig_argv[1:]],
+                [*launcher, sys.executable, *sys.orig_argv[1:]],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -160,10 +167,17 @@ class WorkerPool:
 
     def _stop(self) -> None:
         for process in self.up.values():
-            process.send_signal(signal.SIGINT)
-        for process in self.up.values():
-            process.wait()
-        self.up.clear()
+            process.terminate()  # srun passes TERM on to the worker, but not INT
+        try:
+            for process in self.up.values():
+                process.wait()
+        except KeyboardInterrupt:
+            log.warning("stopped at once; what the workers were at goes on with the next run")
+            for process in self.up.values():
+                process.kill()
+            raise
+        finally:
+            self.up.clear()
 
 
 def note_refusal(study_folder: Path, slot: int, error: UserError) -> None:
