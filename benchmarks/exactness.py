@@ -2,9 +2,11 @@
 
 Three training runs on the same rows: plain twice (whole batches, and halves accumulated: their difference is
 bfloat16's own noise) and ours. Then the rows are scored with the trained adapter, plain and ours. Plain means
-transformers' forward over padded rows with PEFT's own layers.
+transformers' forward over padded rows with PEFT's own layers. `--model tiny` does the same with the embedded
+model on easy-VQA, also on a CPU: unlike random weights it has learnt something, so its answers have margins.
 
     python -m benchmarks.exactness --work FOLDER --model qwen3_vl_8b --out FILE
+    python -m benchmarks.exactness --model tiny --batch 8 --out FILE
 """
 
 import argparse
@@ -15,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.record import write_rows
-from benchmarks.throughput import settings_for
+from benchmarks.throughput import embedded_settings, settings_for
 from vqa.adapter import attached
 from vqa.encode import Encoder
 from vqa.forward import answer_loss, letter_logits
@@ -25,8 +27,6 @@ from vqa.packing import pad
 from vqa.question import LETTERS, Question
 from vqa.questions import data_source
 from vqa.scoring import score
-
-RATE = 1e-4
 
 
 def plain_logits(encoder: Encoder, model: Any, part: list[Question]) -> torch.Tensor:
@@ -43,10 +43,12 @@ def plain_logits(encoder: Encoder, model: Any, part: list[Question]) -> torch.Te
     return logits
 
 
-def curve(encoder: Encoder, model: Any, rows: list[Question], way: str, batch: int) -> list[float]:
+def curve(
+    encoder: Encoder, model: Any, rows: list[Question], way: str, batch: int, rate: float
+) -> list[float]:
     """Losses of one step per batch."""
     base = encoder.base
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE, fused=True)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, fused=True)
     model.train()
     losses = []
     for start in range(0, len(rows), batch):
@@ -101,14 +103,19 @@ def compare_scores(encoder: Encoder, model: Any, rows: list[Question], batch: in
 def main() -> None:
     """Parse the command line, train three times, score twice, write the rows."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, required=True, help="folder that benchmarks.full_size filled")
+    parser.add_argument("--work", type=Path, default=Path(), help="folder that benchmarks.full_size filled")
     parser.add_argument("--model", default="qwen3_vl_8b")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rows", type=int, default=1000, help="rows to score")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    settings = settings_for(arguments.model, "none", arguments.work)
+    settings = (
+        embedded_settings()
+        if arguments.model == "tiny"
+        else settings_for(arguments.model, "none", arguments.work)
+    )
+    rate = float(settings.optimizer["lr"])
     rows = data_source(settings).train()
     encoder = Encoder(load_base(settings), settings.prompt, settings.image)
     encoder.look(rows)
@@ -116,7 +123,7 @@ def main() -> None:
     losses: dict[str, list[float]] = {}
     for way in ("plain", "plain, halves", "vqa"):
         with attached(encoder.base, settings.lora, seed=0) as model:
-            losses[way] = curve(encoder, model, train, way, arguments.batch)
+            losses[way] = curve(encoder, model, train, way, arguments.batch, rate)
             scored = compare_scores(encoder, model, rows[: arguments.rows], 8) if way == "vqa" else {}
     reference = torch.tensor(losses["plain"])
     found: list[dict[str, Any]] = []

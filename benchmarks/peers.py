@@ -4,17 +4,18 @@ Same checkpoint, rows, prompt, pictures and LoRA as benchmarks.throughput; each 
 batches in worker processes. A configuration is batch:checkpointing; the best that fits counts. Needs the
 tools' own packages (trl, datasets, liger-kernel, unsloth), which vqa does not.
 
-    python benchmarks/peers.py unsloth --work FOLDER --model qwen3_vl_8b --prompt FILE --configs 4:no 8:yes
+    python -m benchmarks.peers unsloth --work FOLDER --model qwen3_vl_8b --prompt FILE --configs 4:no 8:yes
 """
 
 import argparse
 import csv
 import gc
-import json
 import os
 import time
 from pathlib import Path
 from typing import Any
+
+from benchmarks.record import write_rows
 
 os.environ.update(HF_HUB_OFFLINE="1", UNSLOTH_DISABLE_STATISTICS="1", TOKENIZERS_PARALLELISM="false")
 WARM_UP = 3
@@ -272,7 +273,7 @@ def main() -> None:
     parser.add_argument("--max-gib", type=float, default=76.0)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--q4", action="store_true", help="4-bit base")
-    parser.add_argument("--out", type=Path, help="JSON lines, appended")
+    parser.add_argument("--out", type=Path, help="rows of an earlier tool in it are kept")
     a = parser.parse_args()
     a.system = a.prompt.read_text(encoding="utf-8").strip()
     if a.who == "unsloth":
@@ -296,10 +297,9 @@ def main() -> None:
             measured = clock.steps - WARM_UP
             row |= {"samples_s": round(int(batch) * measured / (clock.ended - clock.began), 2)}
             row |= {"peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1), "steps": measured}
-        print(json.dumps(row), flush=True)
+        print(row, flush=True)
         if a.out:
-            with a.out.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            write_rows(a.out, "peers", [row])
         gc.collect()
         torch.cuda.empty_cache()
 

@@ -49,6 +49,13 @@ def settings_for(model: str, quantization: str, work: Path, *more: str) -> Setti
         return read_settings(compose("config", overrides=overrides))
 
 
+def embedded_settings() -> Settings:
+    """The embedded model on easy-VQA, in bfloat16."""
+    register_resolvers()
+    with initialize_config_dir(str(CONF)):
+        return read_settings(compose("config", overrides=["tracking=none", "precision=bfloat16"]))
+
+
 @contextmanager
 def busy_share() -> Iterator[list[float]]:
     """Share of the time in which the GPU had a kernel running, by its own counter, read every 50 ms."""
@@ -127,6 +134,31 @@ def score_row(encoder: Encoder, settings: Settings, rows: list[Question], gib: i
     }
 
 
+KERNELS = {  # parts of kernel names
+    "matrix products": ("nvjet", "gemm", "cutlass", "cublas", "splitK"),
+    "attention": ("flash", "fmha"),
+    "elementwise": ("triton_", "elementwise", "vectorized", "reduce_kernel"),
+    "copies": ("Memcpy", "Memset", "CatArray", "copy_kernel"),
+}
+
+
+def profile_row(encoder: Encoder, settings: Settings, plan: Plan, rows: list[Question]) -> Any:
+    """Where the GPU's time of a warm step goes, ms per step of 16."""
+    from torch.profiler import ProfilerActivity, profile
+
+    batch, steps = 16, 4
+    plan = replace(plan, epochs=1, batch_size=batch, micro_batch_size=batch, evaluations=1)
+    with attached(encoder.base, settings.lora, seed=0) as model:
+        fit(encoder, model, rows[: 3 * batch], plan, nothing)
+        with profile(activities=[ProfilerActivity.CUDA]) as seen:
+            fit(encoder, model, rows[: steps * batch], plan, nothing)
+    parts = dict.fromkeys([*KERNELS, "other"], 0.0)
+    for event in seen.key_averages():
+        names = (part for part, marks in KERNELS.items() if any(mark in event.key for mark in marks))
+        parts[next(names, "other")] += event.self_device_time_total / 1000 / steps
+    return {"mode": "profile", "batch": batch, **{f"{name}, ms": round(ms, 1) for name, ms in parts.items()}}
+
+
 def main() -> None:
     """Parse the command line, measure, write one row per case."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -135,6 +167,7 @@ def main() -> None:
     parser.add_argument("--quantization", default="none")
     parser.add_argument("--cases", nargs="*", default=["16:76"], help="batch:GiB of training runs")
     parser.add_argument("--score-gib", type=int, help="memory for scoring; left out: no scoring")
+    parser.add_argument("--profile", action="store_true", help="add a row on where a step's time goes")
     parser.add_argument("--rows", type=int, default=192)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -153,6 +186,8 @@ def main() -> None:
             found.append({"mode": "train", "batch": case, "out_of_memory": str(error).splitlines()[0]})
             release_memory()
         print(found[-1], flush=True)
+    if arguments.profile:
+        found.append(profile_row(encoder, settings, plan, rows))
     if arguments.score_gib:
         found.append(score_row(encoder, settings, rows, arguments.score_gib))
     about = {"who": "vqa", "model": arguments.model, "base": arguments.quantization}

@@ -74,3 +74,31 @@ def test_a_tap_after_the_last_layer_is_added_before_the_answers_are_taken() -> N
         expected = model(**plain, use_cache=False).logits[:, -1]
         found = answer_logits(model, pack(PREFIX, suffixes, IMAGE, PAD, CPU).row)
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+def half_precision_step(device: torch.device, dtype: torch.dtype, way: Recompute | None) -> torch.Tensor:
+    """All gradients of one step in one vector, on the CPU; `way` None: transformers' own forward."""
+    model = adapted("qwen3_vl")
+    suffixes = make_suffixes(model, SHAPES)
+    for parameter in model.parameters():  # adapters stay in float32
+        parameter.data = parameter.data.to(device, None if parameter.requires_grad else dtype)
+    model.model.language_model.rotary_emb.to(device)
+    if way is None:
+        plain = pad(PREFIX, suffixes, IMAGE, PAD, device)
+        logits = model(**plain, use_cache=False).logits[:, -1]
+    else:
+        logits = answer_logits(model, pack(PREFIX, suffixes, IMAGE, PAD, device).row, None, way)
+    found = gradients(model, logits.float().square().mean())
+    return torch.cat([gradient.flatten().cpu().double() for gradient in found.values()])
+
+
+def check_distance_to_float32(device: torch.device, way: Recompute) -> None:
+    """Half precision rounds; ours may round no further from float32 than the padded batch does."""
+    exact = half_precision_step(CPU, torch.float32, None)
+    plain, ours = (half_precision_step(device, torch.bfloat16, how) - exact for how in (None, way))
+    assert torch.linalg.norm(ours) <= 1.15 * torch.linalg.norm(plain)
+
+
+@pytest.mark.parametrize("way", ["nothing", "mlp", "layer"])
+def test_a_bfloat16_step_is_as_near_to_float32_as_transformers_own(way: Recompute) -> None:
+    check_distance_to_float32(CPU, way)

@@ -4,13 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from test_packing import IMAGE, LANGUAGE, PAD, VOCAB, gradients, make_suffixes, tiny_qwen3
+from test_decoder import check_distance_to_float32
 
 from vqa import pointwise
 from vqa.attention import LayerTree, attend
-from vqa.decoder import answer_logits, prefix_key_values
-from vqa.packing import pack, pack_prefix
+from vqa.decoder import Recompute
 from vqa.tree import tree_layout
 
 pytestmark = pytest.mark.gpu
@@ -62,25 +60,5 @@ def test_compiled_kernels_give_the_plain_result(rows: int) -> None:
 
 
 @pytest.mark.parametrize("recompute", ["nothing", "mlp", "layer"])
-def test_a_bfloat16_step_on_the_gpu_follows_the_float32_step_on_the_cpu(recompute: Any) -> None:
-    results = []
-    prefix = torch.randint(20, VOCAB, (40,), generator=torch.Generator().manual_seed(2))
-    for device, dtype in ((CPU, torch.float32), (CUDA, torch.bfloat16)):
-        torch.manual_seed(0)
-        model = tiny_qwen3()
-        model.requires_grad_(False)
-        suffixes = make_suffixes(model, [(2, 2, 5), (3, 2, 9), (2, 2, 4)])
-        get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=LANGUAGE, init_lora_weights=False))
-        for parameter in model.parameters():
-            kind = torch.float32 if parameter.requires_grad else dtype
-            parameter.data = parameter.data.to(device, kind)
-        model.model.language_model.rotary_emb.to(device)
-        row = pack(prefix, suffixes, IMAGE, PAD, device).row
-        loss = answer_logits(model, row, None, recompute).float().square().mean()
-        results.append(torch.cat([g.flatten().cpu() for g in gradients(model, loss).values()]))
-        with torch.no_grad():
-            whole = answer_logits(model, row)
-            known = prefix_key_values(model, pack_prefix(prefix, device))
-            rest = answer_logits(model, pack(prefix, suffixes, IMAGE, PAD, device, outside=True).row, known)
-        assert off(rest, whole) < 1e-2
-    assert off(results[1], results[0]) < 0.05
+def test_a_bfloat16_step_is_as_near_to_float32_as_transformers_own(recompute: Recompute) -> None:
+    check_distance_to_float32(CUDA, recompute)

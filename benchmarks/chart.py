@@ -1,0 +1,78 @@
+"""Draws docs/speed.png, the README's chart, from the newest throughput and peers results.
+
+python -m benchmarks.chart
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+RESULTS = Path(__file__).parent / "results"
+CHART = Path(__file__).parents[1] / "docs" / "speed.png"
+MODEL = "qwen3_vl_8b"
+NAMES = {
+    "vqa": "vqa",
+    "unsloth": "Unsloth",
+    "trl_liger": "TRL + Liger",
+    "trl": "TRL",
+    "transformers": "plain",
+}
+CARDS = ((76, "80 GB card"), (24, "24 GB card"))
+
+
+def newest_rows(name: str) -> list[dict[str, Any]]:
+    """Rows of the newest result of that name, 16-bit base, that have a speed."""
+    path = sorted(RESULTS.glob(f"*-{name}.json"))[-1]
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return [r for r in rows if r.get("samples_s") and r["model"] == MODEL and r["base"] == "none"]
+
+
+def best(rows: list[dict[str, Any]], who: str, mode: str, gib: float) -> float:
+    """The tool's highest speed among the runs that fit; 0 when none was made."""
+    speeds = [
+        row["samples_s"]
+        for row in rows
+        if row["who"] == who and row["mode"] == mode and row.get("peak_gib", gib) <= gib
+    ]
+    return max(speeds, default=0.0)
+
+
+def draw_bars(axes: Axes, title: str, values: dict[str, float]) -> None:
+    """One horizontal bar per tool, its figure and the factor to the first beside it."""
+    names = [name for name, value in values.items() if value]
+    top = values["vqa"]
+    for place, name in enumerate(names):
+        value = values[name]
+        axes.barh(place, value, color="#2a6f97" if name == "vqa" else "#a9b4be")
+        factor = "" if name == "vqa" else f"   {top / value:.1f}x slower"
+        axes.text(value, place, f" {value:.1f}{factor}", va="center", fontsize=9)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlim(0, top * 1.15)
+    axes.set_title(title, fontsize=10, loc="left")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def main() -> None:
+    """Read the results and write the chart."""
+    rows = newest_rows("throughput") + newest_rows("peers")
+    figure = Figure(figsize=(10, 4.6), layout="constrained", dpi=110)
+    panels = figure.subplots(1, 3)
+    for axes, (gib, card) in zip(panels, CARDS, strict=False):
+        values = {label: best(rows, who, "train", gib) for who, label in NAMES.items()}
+        draw_bars(axes, f"LoRA training, {card}, questions/s", values)
+    scoring = {
+        "vqa": best(rows, "vqa", "score", 24),
+        "generate()\nper row": best(rows, "transformers", "score", 80),
+    }
+    draw_bars(panels[2], "answering, questions/s", scoring)
+    figure.suptitle("Qwen3-VL-8B, 16-bit, r 32, 880-token prompt, 512 x 512, one H200", fontsize=11)
+    figure.savefig(CHART)
+
+
+if __name__ == "__main__":
+    main()
