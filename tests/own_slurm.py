@@ -61,8 +61,8 @@ class OwnSlurm:
     def __init__(self, nodes: int) -> None:
         self.nodes = nodes
         if shutil.which("slurmctld") is None or shutil.which("munged") is None:
-            install = ["apt-get", "install", "-y", "-q", "--no-install-recommends", *PACKAGES]
-            done = subprocess.run(install, capture_output=True, text=True, check=False)
+            for command in (["update", "-q"], ["install", "-y", "-q", "--no-install-recommends", *PACKAGES]):
+                done = subprocess.run(["apt-get", *command], capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 raise RuntimeError(
                     f"this test needs Slurm; install {' and '.join(PACKAGES)}, or leave services out: "

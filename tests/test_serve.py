@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 
 from vqa.encode import Encoder
 from vqa.predictions import Prediction
@@ -15,7 +16,6 @@ from vqa.question import Question
 from vqa.scoring import score
 from vqa.serve import HOST, answer_request, make_app
 
-pytest.importorskip("fastapi")
 OPTIONS = ["yes", "no", "red", "blue"]
 
 
@@ -47,7 +47,6 @@ def test_a_wrong_request_says_what_is_wrong(request_: object, message: str) -> N
 @pytest.fixture
 def address() -> Iterator[str]:
     """The page on a free port of this machine."""
-    uvicorn = pytest.importorskip("uvicorn")
     server = uvicorn.Server(
         uvicorn.Config(make_app(said, "en", "made"), host=HOST, port=0, log_level="error")
     )

@@ -128,7 +128,11 @@ class _Layer:
                 attention_mask=None,
                 tree=self.tree,
             )[0]
-            key, value = self.tree.seen or (whole, whole)
+            if self.tree.seen is None:
+                raise ValueError(
+                    f"{type(self.module).__name__} must call the attention it is configured with"
+                )
+            key, value = self.tree.seen
             self.tree.seen = None  # not kept until the backward
             return whole if self.answers is None else whole[self.answers], key, value
         query, key, value = self.project(hidden)
