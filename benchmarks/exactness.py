@@ -107,6 +107,7 @@ def main() -> None:
     parser.add_argument("--model", default="qwen3_vl_8b")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--rate", type=float, help="learning rate; left out: the model's own")
     parser.add_argument("--rows", type=int, default=1000, help="rows to score")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -115,7 +116,7 @@ def main() -> None:
         if arguments.model == "tiny"
         else settings_for(arguments.model, "none", arguments.work)
     )
-    rate = float(settings.optimizer["lr"])
+    rate = arguments.rate or float(settings.optimizer["lr"])
     rows = data_source(settings).train()
     encoder = Encoder(load_base(settings), settings.prompt, settings.image)
     encoder.look(rows)
