@@ -19,6 +19,11 @@ HEAVY = ("torch", "transformers", "mlflow", "matplotlib", "sklearn", "peft", "op
         (["model=qwen9"], 2, 2.0),
         (["+data.trian_size=3"], 2, 2.0),
         (["+image.sise=3"], 2, 2.0),
+        (["+lora.rnak=8"], 2, 2.0),
+        (["+optimizer.momentum=0.9"], 2, 2.0),
+        (["optimizer=adamw_8bit", "+optimizer.fused=true"], 2, 2.0),
+        (["+scheduler.schedule.warmup=3"], 2, 2.0),
+        (["quantization=nf4", "+quantization.weights.load_in_4bits=true"], 2, 2.0),
     ],
 )
 def test_help_and_mistakes_show_at_once(arguments: list[str], code: int, seconds: float) -> None:
