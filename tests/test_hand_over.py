@@ -72,10 +72,14 @@ def readme_example(adapter: Path) -> Callable[..., str]:
     """The `answer` function of the README, for an adapter."""
     code = re.search(r"## Take it away.*?```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert code
+    statements = [line for line in code[1].splitlines() if line and "import " not in line]
+    assert len(statements) <= 11  # ten, and the line with def
     names: dict[str, Any] = {}
     tiny = README.parent / "vqa/assets/tiny"
     lines = code[1].replace("multirun/lora/final/adapter", str(adapter)).replace("vqa/assets/tiny", str(tiny))
     exec(lines, names)
+    # else the example would need torch.no_grad()
+    assert not any(weights.requires_grad for weights in names["model"].parameters())
     answer: Callable[..., str] = names["answer"]
     return answer
 
