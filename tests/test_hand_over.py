@@ -15,8 +15,10 @@ from written_study import write_study
 from vqa.adapter import attached, save_adapter
 from vqa.encode import Encoder
 from vqa.hand_over import vllm_command, write_hand_over
+from vqa.model import Base
 from vqa.question import Question
 from vqa.scoring import score
+from vqa.settings import PromptSettings
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -72,24 +74,30 @@ def readme_example(adapter: Path) -> Callable[..., str]:
     """The `answer` function of the README, for an adapter."""
     code = re.search(r"## Take it away.*?```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert code
+    statements = [line for line in code[1].splitlines() if line and not re.match(r"from |import |\s*#", line)]
+    assert len(statements) <= 11  # ten, and the line with def
     names: dict[str, Any] = {}
     tiny = README.parent / "vqa/assets/tiny"
     lines = code[1].replace("multirun/lora/final/adapter", str(adapter)).replace("vqa/assets/tiny", str(tiny))
     exec(lines, names)
+    # else the example would need torch.no_grad()
+    assert not any(weights.requires_grad for weights in names["model"].parameters())
     answer: Callable[..., str] = names["answer"]
     return answer
 
 
+@pytest.mark.parametrize("system", ["", "Look closely."])
 def test_the_readmes_plain_peft_lines_give_the_same_answers(
-    run: Path, encoder: Encoder, questions: list[Question], settings: Make
+    run: Path, base: Base, questions: list[Question], settings: Make, system: str
 ) -> None:
     from vqa.adapter import loaded
 
     write_hand_over(run)
     made = settings()
-    prompt = {"system": made.prompt.system, "user": made.prompt.user}
+    prompt = {"system": system, "user": made.prompt.user}
     (run / "adapter/prompt.json").write_text(json.dumps(prompt))
-    with loaded(encoder.base, run / "adapter"):
+    encoder = Encoder(base, PromptSettings(**prompt), made.image)
+    with loaded(base, run / "adapter"):
         expected = [p.answer for p in score(encoder, questions, 16)]
     answer = readme_example(run / "adapter")
     found = [answer(q.image, question=q.text, **dict(zip("abcd", q.choices, strict=True))) for q in questions]

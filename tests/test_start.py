@@ -5,7 +5,7 @@ import sys
 import time
 
 import pytest
-from conftest import environment
+from conftest import CONF, environment
 
 HEAVY = ("torch", "transformers", "mlflow", "matplotlib", "sklearn", "peft", "optuna")
 
@@ -19,6 +19,11 @@ HEAVY = ("torch", "transformers", "mlflow", "matplotlib", "sklearn", "peft", "op
         (["model=qwen9"], 2, 2.0),
         (["+data.trian_size=3"], 2, 2.0),
         (["+image.sise=3"], 2, 2.0),
+        (["+lora.rnak=8"], 2, 2.0),
+        (["+optimizer.momentum=0.9"], 2, 2.0),
+        (["optimizer=adamw_8bit", "+optimizer.fused=true"], 2, 2.0),
+        (["+scheduler.schedule.warmup=3"], 2, 2.0),
+        (["quantization=nf4", "+quantization.weights.load_in_4bits=true"], 2, 2.0),
     ],
 )
 def test_help_and_mistakes_show_at_once(arguments: list[str], code: int, seconds: float) -> None:
@@ -32,3 +37,19 @@ def test_help_and_mistakes_show_at_once(arguments: list[str], code: int, seconds
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert imported & {*HEAVY} == set()
     assert min(taken) < seconds
+
+
+def test_a_right_configuration_imports_no_library_before_its_environment_is_set() -> None:
+    """The hub library reads HF_HOME when it is imported; `env.hf_home` is set after the settings are read."""
+    code = f"""
+import sys
+from hydra import compose, initialize_config_dir
+from vqa.config import read_settings, register_resolvers
+register_resolvers()
+with initialize_config_dir({str(CONF)!r}):
+    read_settings(compose("config", ["quantization=nf4", "optimizer=adamw_8bit"]))
+print(*sorted(sys.modules.keys() & {{"torch", "transformers", "huggingface_hub", "peft", "bitsandbytes"}}))
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

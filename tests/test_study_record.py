@@ -46,11 +46,13 @@ class KeptRun(NullRun):
 def test_a_study_is_recorded_with_its_tables_pictures_and_winner(tmp_path: Path) -> None:
     (tmp_path / "leaderboard.csv").write_text(LEADERBOARD)
     (tmp_path / "best.yaml").write_text("lora: {r: 8}")
+    (tmp_path / "report.html").write_text("<p>")
     run = KeptRun()
     record_study(run, tmp_path)
     assert run.files == [
         "leaderboard.csv",
         "best.yaml",
+        "report.html",
         "plots/optimisation_history.png",
         "plots/parallel_coordinates.png",
     ]

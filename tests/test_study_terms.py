@@ -20,7 +20,11 @@ def terms(*arguments: str, **changed: Any) -> dict[str, Any]:
     [
         (["study=lora"], {}),
         (["tracking=none"], {}),
-        (["env=kaggle", "++tracking.uri=x"], {}),
+        (["env=kaggle", "env.threads=2", "++tracking.uri=x"], {}),
+        (["lang=ko"], {}),
+        (["model.license=other", "winner=none"], {}),
+        (["budget.micro_batch_size=2", "++budget.max_memory_gib=8", "budget.eval_batch_size=4"], {}),
+        (["budget.checkpoint_steps=5", "image.cache_gib=0"], {}),
         ([], {"n_trials": 99, "n_workers": 4, "timeout_s": 5, "max_failures": 7, "final": True}),
     ],
 )
@@ -39,6 +43,9 @@ def test_the_order_of_overrides_does_not_matter() -> None:
         (["r=1,2"], {}, r"space r: nothing before, CategoricalDistribution"),
         (["model=big"], {}, "fixed: nothing before, model=big now"),
         (["studying=1"], {}, "fixed: nothing before, studying=1 now"),
+        (["language=ko"], {}, "fixed: nothing before, language=ko now"),
+        (["budget=smoke"], {}, "fixed: nothing before, budget=smoke now"),
+        (["budget.batch_size=4"], {}, "fixed: nothing before, budget.batch_size=4 now"),
         ([], {"seed": 1}, "seed: 0 before, 1 now"),
         ([], {"direction": "maximize"}, "direction: minimize before, maximize now"),
         (

@@ -91,6 +91,18 @@ def test_final_can_be_asked_for_later(tmp_path: Path) -> None:
     assert (tmp_path / "multirun/toy/final/manifest.json").exists()
 
 
+def test_a_search_alone_ends_in_its_report(tmp_path: Path) -> None:
+    search = (*SHORT, "hydra.sweeper.n_trials=2", "hydra.sweeper.final=false")
+    run_toy(tmp_path, *search)
+    text = (tmp_path / "multirun/toy/report.html").read_text(encoding="utf-8")
+    assert '<html lang="en"' in text
+    assert "lora.r" in text
+    assert not (tmp_path / "multirun/toy/final").exists()
+    before = stamps(tmp_path)
+    run_toy(tmp_path, *search)
+    assert stamps(tmp_path) == before
+
+
 def test_a_final_run_of_another_winner_is_kept_but_not_mixed(
     copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

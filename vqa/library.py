@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from vqa.arguments import argument_names
 from vqa.errors import UserError, require
 
 # What `_target_` may name, per node. Anything else in a configuration file is refused, so that a shared
 # YAML file cannot run code of its own.
 TRUSTED: dict[str, tuple[str, ...]] = {
-    "data": ("vqa.*",),  # first: the others import torch before a mistake in data.* could be told
+    "data": ("vqa.*",),
     "lora": ("peft.*",),
     "optimizer": ("torch.optim.*", "bitsandbytes.optim.*"),
     "scheduler.schedule": ("transformers.*",),
@@ -46,6 +47,9 @@ def check_target(name: str, node: Mapping[str, Any] | None) -> None:
 
 
 def _parameters(name: str, target: str) -> list[str]:
+    known = argument_names(target)  # so that a typo is refused at once
+    if known is not None:
+        return known
     from hydra.errors import HydraException
     from hydra.utils import get_object
 

@@ -11,7 +11,7 @@ from vqa.study_plots import study_plots
 from vqa.tracking import MlflowTracker, open_tracker
 from vqa.trial_rows import read_trials, study_scores
 
-STUDY_FILES = ("study.yaml", "split.csv", "leaderboard.csv", "best.yaml", "final/metrics.json")
+STUDY_FILES = ("study.yaml", "split.csv", "leaderboard.csv", "best.yaml", "report.html", "final/metrics.json")
 
 
 def record_study(run: Run, study_folder: Path) -> None:

@@ -7,11 +7,13 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from vqa.errors import UserError
+from vqa.run_folder import MAY_DIFFER
 from vqa.search_space import SearchSpace
 from vqa.sweep_settings import SweepSettings
 
-# Where results go and where the job runs: the study is the same whatever these are.
-NOT_PART_OF_THE_TERMS = ("study", "tracking", "env")
+# Where and how, not what: the study compares the same whatever these are. An override of a node's part counts
+# with its node (env.threads), one of the node around (budget=smoke) does not.
+NOT_PART_OF_THE_TERMS = ("study", *MAY_DIFFER)
 
 
 def study_terms(settings: SweepSettings, space: SearchSpace) -> dict[str, Any]:
@@ -28,7 +30,7 @@ def study_terms(settings: SweepSettings, space: SearchSpace) -> dict[str, Any]:
 
 def _matters(override: str) -> bool:
     key = override.lstrip("+~").split("=", 1)[0]
-    return key.split(".", 1)[0] not in NOT_PART_OF_THE_TERMS
+    return not any(key == name or key.startswith(f"{name}.") for name in NOT_PART_OF_THE_TERMS)
 
 
 def refuse_other_terms(study: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

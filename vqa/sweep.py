@@ -151,6 +151,8 @@ class Sweep:
             complete = self._check_complete(worker.standings())
             if complete and self.settings.final:
                 self._run_final(worker.standings())
+            elif complete:
+                self._write_report()  # with a final run it is that run's last act
         except KeyboardInterrupt:
             done = self.shared.tally().done
             log.warning(
@@ -244,6 +246,12 @@ class Sweep:
             result = self.jobs.run("final", best.trial, overrides, []).return_value
         if isinstance(result, UserError):
             raise result
+
+    def _write_report(self) -> None:
+        from vqa.report import write_report  # imports matplotlib
+
+        language = OmegaConf.select(self.config, "lang", default="en")
+        log.info(f"See {write_report(self.shared.folder / 'final', language)}.")
 
     def _final_exists(self, overrides: list[str]) -> bool:
         """Whether the final run is done; refuses to go on with one that another winner began."""

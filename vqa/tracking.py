@@ -1,9 +1,8 @@
-"""Records of runs in MLflow: study > trial > fold, and final under study. Only this module
-and `vqa.mlflow_store` import mlflow.
+"""Records of runs in MLflow: study > trial > fold, and final under study.
 
-Every call names its run id: there is no global "active run" that parallel workers could mix up. A store that
-cannot be used is refused at the start; one that goes away later gets its records when it is back
-(`vqa.outbox`), and no training waits for it.
+Only this module and `vqa.mlflow_store` import mlflow. Every call names its run id: there is no global
+"active run" that parallel workers could mix up. A store that cannot be used is refused at the start; one that
+goes away later gets its records when it is back (`vqa.outbox`), and no training waits for it.
 """
 
 import logging

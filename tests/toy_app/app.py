@@ -35,13 +35,13 @@ def question_nll(cfg: DictConfig, question: int) -> float:
 
 def write_fold(folder: Path, fold: int, nll: list[float]) -> None:
     """Append a finished fold to the two files, questions first, as a real trial does."""
-    fields = ["id", "answer", "p_a", "p_b", "p_c", "p_d", "margin", "gold", "fold"]
+    fields = ["id", "answer", "p_a", "p_b", "p_c", "p_d", "margin", "option_mass", "gold", "fold"]
     rows: list[list[object]] = []
     for index, value in enumerate(nll):
         p = math.exp(-value)
         rest = (1 - p) / 3
         answer = "a" if p > rest else "b"
-        rows.append([f"q{fold}_{index}", answer, p, rest, rest, rest, p - rest, "a", fold])
+        rows.append([f"q{fold}_{index}", answer, p, rest, rest, rest, p - rest, 1.0, "a", fold])
     extend(folder / "oof_predictions.csv", fields, rows, fold)
     header = ["fold", "n_train", "n_valid", "nll", "accuracy", "seconds"]
     extend(folder / "folds.csv", header, [[fold, 12, len(nll), sum(nll) / len(nll), 1.0, 1.5]], fold)
