@@ -12,6 +12,7 @@ import csv
 import gc
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,12 @@ class Clock:
             steps = 0
 
             def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                self.tick(state.global_step)
+
+            def tick(self, step: int) -> None:
                 torch.cuda.synchronize()
-                self.steps, self.ended = state.global_step, time.perf_counter()
-                if state.global_step == WARM_UP:
+                self.steps, self.ended = step, time.perf_counter()
+                if step == WARM_UP:
                     self.began = self.ended
                     torch.cuda.reset_peak_memory_stats()
 
@@ -200,11 +204,6 @@ def trl(a: argparse.Namespace, batch: int, mode: str, clock: Any, liger: bool = 
     ).train()
 
 
-def trl_liger(a: argparse.Namespace, batch: int, mode: str, clock: Any) -> None:
-    """TRL's SFTTrainer with Liger's kernels."""
-    trl(a, batch, mode, clock, liger=True)
-
-
 def transformers(a: argparse.Namespace, batch: int, mode: str, clock: Any) -> None:
     """transformers and PEFT in a plain loop: padded batches, the model's own loss."""
     import torch
@@ -221,15 +220,11 @@ def transformers(a: argparse.Namespace, batch: int, mode: str, clock: Any) -> No
     loader = torch.utils.data.DataLoader(
         rows, batch_size=batch, num_workers=8, collate_fn=collator(processor)
     )
-    for clock.steps, inputs in enumerate(loader, start=1):
+    for step, inputs in enumerate(loader, start=1):
         model(**inputs.to("cuda")).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        torch.cuda.synchronize()
-        clock.ended = time.perf_counter()
-        if clock.steps == WARM_UP:
-            clock.began = clock.ended
-            torch.cuda.reset_peak_memory_stats()
+        clock.tick(step)
 
 
 def generate(a: argparse.Namespace, batch: int, mode: str, clock: Any) -> None:
@@ -249,17 +244,14 @@ def generate(a: argparse.Namespace, batch: int, mode: str, clock: Any) -> None:
         return processor(text=texts, images=images, padding=True, padding_side="left", return_tensors="pt")
 
     loader = torch.utils.data.DataLoader(rows, batch_size=batch, num_workers=8, collate_fn=prepare)
-    for clock.steps, inputs in enumerate(loader, start=1):
+    for step, inputs in enumerate(loader, start=1):
         with torch.no_grad():
             model.generate(**inputs.to("cuda"), max_new_tokens=2, min_new_tokens=2, do_sample=False)
-        torch.cuda.synchronize()
-        clock.ended = time.perf_counter()
-        if clock.steps == WARM_UP:
-            clock.began = clock.ended
-            torch.cuda.reset_peak_memory_stats()
+        clock.tick(step)
 
 
-TOOLS = {f.__name__: f for f in (unsloth, trl, trl_liger, transformers, generate)}
+TOOLS: dict[str, Any] = {f.__name__: f for f in (unsloth, trl, transformers, generate)}
+TOOLS["trl_liger"] = partial(trl, liger=True)
 
 
 def main() -> None:
