@@ -116,8 +116,7 @@ class _Layer:
         found = [read_projection(getattr(attention, name)) for name in ATTENTION]
         found += [read_projection(getattr(mlp, name)) for name in MLP]
         self.projections: list[Projection] = [p for p in found if p is not None]
-        silu = mlp.config.hidden_act == "silu" if hasattr(mlp, "config") else True
-        self.plain = len(self.projections) == len(found) and silu
+        self.plain = len(self.projections) == len(found) and mlp.config.hidden_act == "silu"
 
     def __call__(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The layer's output (T, C), or only the answers' rows of it, and its keys and values."""

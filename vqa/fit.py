@@ -182,7 +182,6 @@ class _Trainer:
 
     def step(self, batch: _Batch, step: int) -> None:
         """One optimiser step, in micro-batches that fit."""
-        self._read_losses(keep=1)
         while True:
             if batch.size != self.ladder.rung.micro_batch_size:
                 batch = self.cut(batch.questions, batch.orders)
@@ -204,9 +203,8 @@ class _Trainer:
     def _accumulate(self, batch: _Batch) -> torch.Tensor:
         base, recompute = self.encoder.base, self.ladder.rung.recompute
         total = torch.zeros((), device=base.device)
-        shared = self.outside and len(batch.parts) > 1
-        ids = self.encoder.prefix(batch.questions[0])
-        prefix = shared_prefix(base, ids) if shared else nullcontext()
+        alone = not self.outside or len(batch.parts) == 1
+        prefix = nullcontext() if alone else shared_prefix(base, self.encoder.prefix(batch.questions[0]))
         with self.accelerator.autocast(), prefix as known:
             for part in batch.parts:
                 logits = letter_logits(base, part, known, recompute)

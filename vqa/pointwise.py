@@ -29,13 +29,16 @@ def fused(function: Callable[Inputs, Output]) -> Callable[Inputs, Output]:
 
     A machine without a C compiler cannot compile: that is said once, and the plain formulas are used.
     """
-    compiled: Any = torch.compile(function)
+    compiled: Any = None
 
     @functools.wraps(function)
     def call(*args: Inputs.args, **kwargs: Inputs.kwargs) -> Output:
+        nonlocal compiled
         first = args[0]
         if not (_compiling and isinstance(first, torch.Tensor) and first.is_cuda):
             return function(*args, **kwargs)
+        if compiled is None:  # not at import: that alone takes a second
+            compiled = torch.compile(function)
         try:
             return compiled(*args, **kwargs)  # type: ignore[no-any-return]
         except torch._dynamo.exc.BackendCompilerFailed as error:
