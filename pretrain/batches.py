@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pretrain.emoji import EmojiScene, draw_emoji
 from pretrain.examples import EARLY_MIX, MIX, TaskMix, make_example
 from pretrain.scenes import IMAGE_SIZE, Scene, draw_scene
 from pretrain.tokenizer import END, PAD, LineEncoder, token_id
@@ -16,6 +17,7 @@ from pretrain.tokenizer import END, PAD, LineEncoder, token_id
 LENGTH = 96  # tokens per text; 0.8 % of the examples are longer and are drawn again
 MAX_ANSWER = 10  # tokens, the end token included; longer captions are cut
 EARLY_STEPS = 1_500
+EMOJI_SHARE = 0.5  # of the pictures
 IGNORED = -100
 
 
@@ -33,6 +35,11 @@ class Batch(NamedTuple):
     images: Tensor
     positions: Tensor
     labels: Tensor
+
+
+def draw_any(random: Random) -> Scene | EmojiScene:
+    """A made-up scene, or real pictures of things."""
+    return draw_emoji(random) if random.random() < EMOJI_SHARE else draw_scene(random)
 
 
 class GeneratedBatches(Dataset[Batch]):
@@ -66,7 +73,7 @@ class GeneratedBatches(Dataset[Batch]):
         labels = np.full((size, MAX_ANSWER), IGNORED, np.int32)
         for row in range(size):
             if row % self.questions == 0:
-                scene = draw_scene(random)
+                scene = draw_any(random)
                 images[row // self.questions] = scene.image
             prompt, answer = self._example(random, scene, mix)
             end, length = len(prompt), len(answer)
@@ -75,7 +82,9 @@ class GeneratedBatches(Dataset[Batch]):
             labels[row, :length] = answer
         return Batch(*map(torch.from_numpy, (ids, images, positions, labels)))
 
-    def _example(self, random: Random, scene: Scene, mix: TaskMix) -> tuple[list[int], list[int]]:
+    def _example(
+        self, random: Random, scene: Scene | EmojiScene, mix: TaskMix
+    ) -> tuple[list[int], list[int]]:
         """Prompt and answer tokens that fit into `LENGTH`."""
         for _ in range(20):
             example = make_example(random, scene, mix)

@@ -4,11 +4,13 @@ Four tasks: 4-choice questions, the same questions without options, reading task
 options: this is what ties letters to options) and captions. A quarter of everything is Korean.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from random import Random
 from typing import NamedTuple
 
+from pretrain.emoji import EmojiScene, all_names, ask_emoji, emoji_caption
 from pretrain.questions import ask
 from pretrain.scenes import MIDDLE, Scene, Thing
 from pretrain.words import (
@@ -35,13 +37,15 @@ class TaskMix:
         reading: Find a word among the options, or say what an option reads.
         captions: Name everything in the picture.
         open: A question without options, answered in words.
-        korean: Share of Korean among all of them.
+        korean: Share of Korean among those about made-up scenes.
+        emoji_korean: Share of Korean among those about emoji.
     """
 
     reading: float = 0.10
     captions: float = 0.05
     open: float = 0.25
     korean: float = 0.25
+    emoji_korean: float = 0.75
 
 
 MIX = TaskMix()
@@ -61,18 +65,19 @@ class Example(NamedTuple):
     answer: str
 
 
-def make_example(random: Random, scene: Scene, mix: TaskMix) -> Example:
+def make_example(random: Random, scene: Scene | EmojiScene, mix: TaskMix) -> Example:
     """One example about the scene, of a random task and language."""
-    korean = random.random() < mix.korean
+    emoji = isinstance(scene, EmojiScene)
+    korean = random.random() < (mix.emoji_korean if emoji else mix.korean)
     system = random.choice(SYSTEM_LINES) if random.random() < 0.4 else ""
     task = random.random()
     if task < mix.reading:
-        user, answer = _reading(random, korean)
+        user, answer = _reading(random, korean, all_names() if emoji else ALL_WORDS)
     elif task < mix.reading + mix.captions:
         user = "그림을 설명하세요." if korean else _perhaps_capital(random, "describe the picture.")
-        answer = caption(scene, korean)
+        answer = emoji_caption(scene, korean) if isinstance(scene, EmojiScene) else caption(scene, korean)
     else:
-        asked = ask(random, scene)
+        asked = ask_emoji(random, scene) if isinstance(scene, EmojiScene) else ask(random, scene)
         question = asked.korean if korean else _perhaps_capital(random, asked.english)
         if task < mix.reading + mix.captions + mix.open:
             user, answer = question, asked.answer[korean]
@@ -98,9 +103,9 @@ def caption(scene: Scene, korean: bool) -> str:
     return ", ".join(name(thing) for thing in sorted(scene.things, key=lambda t: (t.y > MIDDLE, t.x)))
 
 
-def _reading(random: Random, korean: bool) -> tuple[str, str]:
+def _reading(random: Random, korean: bool, words: Sequence[Word]) -> tuple[str, str]:
     """A question about the options themselves and its answer; the picture does not matter."""
-    options = random.sample(ALL_WORDS, 4)
+    options = random.sample(words, 4)
     wanted = random.randrange(4)
     letter, word = LETTERS[wanted], options[wanted][korean]
     if random.random() < 0.85:

@@ -1,4 +1,4 @@
-"""The tiny model: a real Qwen3-VL of 2.9 million parameters, and a fast forward pass for its pre-training.
+"""The tiny model: a real Qwen3-VL of 3.8 million parameters, and a fast forward pass for its pre-training.
 
 `LeanForward` computes what `Qwen3VLForConditionalGeneration.forward` computes, with the same weights, for the
 one case that pre-training needs: each text has one 64 x 64 picture, several texts share a picture, and only a
@@ -39,10 +39,10 @@ TEXT_SIZES: dict[str, Any] = {
     "max_position_embeddings": 4096,
 }
 VISION_SIZES: dict[str, Any] = {
-    "depth": 3,
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_heads": 4,
+    "depth": 4,
+    "hidden_size": 160,
+    "intermediate_size": 320,
+    "num_heads": 5,
     "patch_size": PATCH,
     "spatial_merge_size": MERGE,
     "temporal_patch_size": 2,

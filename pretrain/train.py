@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("--steps", type=int, default=12_400, help="optimiser steps")
+    parser.add_argument("--steps", type=int, default=14_000, help="optimiser steps")
     parser.add_argument("--scenes", type=int, default=128, help="pictures per step")
     parser.add_argument("--questions", type=int, default=8, help="questions per picture")
     parser.add_argument("--workers", type=int, default=(os.cpu_count() or 1) - 1, help="data processes")
