@@ -159,6 +159,9 @@ def test_a_later_run_finds_features_on_disk(
     questions = [picture(64, 64), picture(64, 32)]
     first, later = (VisionCache(base.model, base.vision.processor, 0.0) for _ in range(2))
     first.use_disk(image)
+    store = first.disk
+    first.use_disk(image)  # the next trial
+    assert first.disk is store
     made = first.features(questions, image)
     first.pool.shutdown()  # the files are written meanwhile
     later.use_disk(image)

@@ -162,12 +162,14 @@ class VisionCache:
         Raises:
             UserError: The folder cannot be written.
         """
-        self.disk = None
+        before, self.disk = self.disk, None
         visual = self.model.model.visual
         if image.cache_dir is None or any(weight.requires_grad for weight in visual.parameters()):
             return
+        made = FeatureStore(Path(image.cache_dir).expanduser(), image.cache_disk_gib)
+        same = before and (before.folder, before.limit_bytes) == (made.folder, made.limit_bytes)
         self.digest = self.digest or tower_digest(visual, self.processor)
-        self.disk = FeatureStore(Path(image.cache_dir).expanduser(), image.cache_disk_gib)
+        self.disk = before if same else made  # one that goes on knows since when its files are in use
 
     def figures(self) -> dict[str, float]:
         """Size, hits in memory and on disk, and misses since the model was loaded, for metrics."""
