@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median
@@ -26,6 +25,7 @@ import optuna
 from omegaconf import OmegaConf
 
 from benchmarks.own_postgresql import OwnPostgresql
+from benchmarks.record import add_output_arguments, write_rows
 from benchmarks.study_damage import damage
 from vqa.storage import open_storage
 
@@ -240,7 +240,7 @@ def _figures(study: Study, kind: str, seconds: float, restarts: int) -> dict[str
     return row
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Parse the command line, attack one study per storage, write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--storages", nargs="+", default=["postgresql", "sqlite"])
@@ -251,10 +251,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--spacing", type=float, default=10.0, help="mean seconds between two kills")
     parser.add_argument("--restarts", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--machine", default="CPU")
     parser.add_argument("--keep", type=Path, help="folder for the studies; default: a temporary one")
-    parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args(arguments)
+    add_output_arguments(parser)
+    given = parser.parse_args()
     plan = Attack(given.kills, given.spacing, given.restarts, given.seed)
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.keep or Path(temporary)
@@ -262,16 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             measure(kind, given.app, given.trials, given.workers, plan, folder / kind)
             for kind in given.storages
         ]
-    result = {
-        "name": "chaos",
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": given.machine,
-        "command": f"python -m benchmarks.chaos --app {given.app} --storages {' '.join(given.storages)} "
-        f"--trials {given.trials} --workers {given.workers} --kills {given.kills} "
-        f"--spacing {given.spacing} --restarts {given.restarts} --seed {given.seed}",
-        "rows": rows,
-    }
-    given.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_rows(given.out, "chaos", rows, given.machine, append=False)
 
 
 if __name__ == "__main__":

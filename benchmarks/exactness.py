@@ -23,7 +23,6 @@ from vqa.encode import Encoder
 from vqa.forward import answer_loss, letter_logits
 from vqa.letters import option_log_probabilities
 from vqa.model import load_base
-from vqa.packing import pad
 from vqa.question import LETTERS, Question
 from vqa.questions import data_source
 from vqa.scoring import score
@@ -31,15 +30,7 @@ from vqa.scoring import score
 
 def plain_logits(encoder: Encoder, model: Any, part: list[Question]) -> torch.Tensor:
     """(B, V) by transformers' own forward over padded rows."""
-    base = encoder.base
-    inputs = pad(
-        encoder.prefix(part[0]),
-        encoder.suffixes(part),
-        base.image_token,
-        base.tokenizer.pad_token_id,
-        base.device,
-    )
-    logits: torch.Tensor = model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
+    logits: torch.Tensor = model(**encoder.padded(part), use_cache=False, logits_to_keep=1).logits[:, -1]
     return logits
 
 

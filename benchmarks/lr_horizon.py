@@ -15,10 +15,11 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from benchmarks.record import add_output_arguments, write_rows
 
 RATES = (5e-4, 7e-4, 1e-3, 1.4e-3, 2e-3, 2.8e-3, 4e-3, 5.6e-3)
 RANK = ("lora.r=16", "lora.lora_alpha=32")
@@ -95,21 +96,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--machine", default="CPU")
-    parser.add_argument("--out", type=Path, required=True)
+    add_output_arguments(parser)
     arguments = parser.parse_args()
     jobs = [(kind, s, rate) for s in range(arguments.seeds) for kind in ("long", "short") for rate in RATES]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.processes) as pool:
         rows = list(pool.map(lambda job: run(job, Path(folder)), jobs))
     rows += [compare(rows, seed) for seed in range(arguments.seeds)]
-    result = {
-        "name": "lr_horizon",
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": arguments.machine,
-        "command": f"python -m benchmarks.lr_horizon --seeds {arguments.seeds}",
-        "rows": rows,
-    }
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_rows(arguments.out, "lr_horizon", rows, arguments.machine, append=False)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
+from benchmarks.record import add_output_arguments, write_rows
 from vqa.adapter import attached
 from vqa.config import read_settings, register_resolvers
 from vqa.encode import Encoder
 from vqa.forward import answer_loss, letter_logits
 from vqa.model import load_base
-from vqa.packing import pack, pad
 from vqa.questions import split_questions
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -35,8 +35,7 @@ def measure(prompt: str, threads: int) -> dict[str, Any]:
     encoder = Encoder(base, settings.prompt, settings.image)
     questions = split_questions(settings)[0].train[:BATCH]
     prefix, suffixes = encoder.prefix(questions[0]), encoder.suffixes(questions)
-    packed = pack(prefix, suffixes, base.image_token, base.tokenizer.pad_token_id, base.device)
-    padded = pad(prefix, suffixes, base.image_token, base.tokenizer.pad_token_id, base.device)
+    packed, padded = encoder.batch(questions), encoder.padded(questions)
     with attached(base, settings.lora, seed=0) as model:
 
         def shared() -> torch.Tensor:
@@ -73,19 +72,11 @@ def main() -> None:
     """Parse the command line, measure each prompt, write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--machine", default="CPU")
-    parser.add_argument("--out", type=Path, required=True)
+    add_output_arguments(parser)
     arguments = parser.parse_args()
     register_resolvers()
     rows = [measure(prompt, arguments.threads) for prompt in ("direct_en", "direct_ko", "fewshot_ko")]
-    result = {
-        "name": "prefix_sharing",
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": arguments.machine,
-        "command": f"python -m benchmarks.prefix_sharing --threads {arguments.threads}",
-        "rows": rows,
-    }
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_rows(arguments.out, "prefix_sharing", rows, arguments.machine, append=False)
 
 
 if __name__ == "__main__":

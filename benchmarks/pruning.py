@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from benchmarks.record import add_output_arguments, write_rows
+
 PRUNERS = ("none", "hyperband", "successive_halving", "median", "wilcoxon")
 FOLDS = 3
 QUESTIONS_PER_FOLD = 150  # conf/budget/trial.yaml: 450 in 3 folds
@@ -75,21 +77,12 @@ def main() -> None:
     parser.add_argument("--pruners", nargs="+", default=PRUNERS)
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--machine", default="CPU")
-    parser.add_argument("--out", type=Path, required=True)
+    add_output_arguments(parser)
     arguments = parser.parse_args()
     jobs = [(pruner, seed) for seed in range(arguments.seeds) for pruner in arguments.pruners]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.processes) as pool:
         rows = list(pool.map(lambda job: run(job[0], job[1], arguments.trials, Path(folder)), jobs))
-    result = {
-        "name": "pruning",
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": arguments.machine,
-        "command": f"python -m benchmarks.pruning --seeds {arguments.seeds} --trials {arguments.trials} "
-        f"--pruners {' '.join(arguments.pruners)}",
-        "rows": rows,
-    }
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_rows(arguments.out, "pruning", rows, arguments.machine, append=False)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """One JSON file per benchmark run: what ran, where, with which code, and its rows."""
 
+import argparse
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -21,20 +23,48 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def write_rows(path: Path | None, name: str, rows: list[dict[str, Any]]) -> None:
-    """Write rows to `path`, or print them when there is none; rows of an earlier call in one file stay."""
+def command() -> str:
+    """The command line that runs, without what only says where the result goes."""
+    given = iter(sys.argv[1:])
+    kept = []
+    for word in given:
+        if word in ("--out", "--machine"):
+            next(given, None)
+        elif not word.startswith(("--out=", "--machine=")):
+            kept.append(word)
+    return shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *kept])
+
+
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    """Let a benchmark on the CPU be told where its result goes, and what to call the machine in it."""
+    parser.add_argument("--machine", default="CPU")
+    parser.add_argument("--out", type=Path, required=True)
+
+
+def write_rows(
+    path: Path | None, name: str, rows: list[dict[str, Any]], where: str | None = None, append: bool = True
+) -> None:
+    """Write the result of one run.
+
+    Args:
+        path: The file; None = print it.
+        name: Of the benchmark.
+        rows: What was measured.
+        where: The machine; None = the GPU's name, or "CPU".
+        append: Whether rows of an earlier call in the same file stay, before the new ones.
+    """
     result = {
         "name": name,
         "date": time.strftime("%Y-%m-%d"),
-        "machine": machine(),
+        "machine": where or machine(),
         "commit": commit(),
-        "command": " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
+        "command": command(),
         "rows": rows,
     }
     if path is None:
         print(json.dumps(result, indent=1))
         return
-    if path.exists():
+    if append and path.exists():
         earlier = json.loads(path.read_text())
         result["rows"] = [*earlier["rows"], *rows]
         result["command"] = "; ".join([earlier["command"], str(result["command"])])

@@ -16,7 +16,6 @@ import math
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
+from benchmarks.record import add_output_arguments, write_rows
 from vqa.metrics import P_FLOOR
 from vqa.sampling import SamplerFactory, build_pruner, draw
 from vqa.search_space import SearchSpace
@@ -209,28 +209,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20, help="of each search")
     parser.add_argument("--work", type=Path, default=Path("grid"), help="folder of the grid's study")
     parser.add_argument("--grid", type=Path, help="what the step grid wrote")
-    parser.add_argument("--machine", default="CPU")
-    parser.add_argument("--out", type=Path, required=True)
+    add_output_arguments(parser)
     given = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     rows: list[dict[str, Any]]
     if given.step == "grid":
         evaluate_grid(given.work, given.processes, given.subsample, given.seed)
         rows = [vars(point) for point in read_grid(given.work / "grid")]
-        command = f"grid --subsample {given.subsample} --seed {given.seed}"
     else:
         points = [Point(**row) for row in json.loads(given.grid.read_text())["rows"]]
         rows = [measure(points, *search, given.seeds) for search in SEARCHES]
-        command = f"replay --grid {given.grid.name} --seeds {given.seeds}"
-    result = {
-        "name": "search_grid" if given.step == "grid" else "search",
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": given.machine,
-        "command": f"python -m benchmarks.search {command}",
-        "rows": rows,
-    }
-    indent = None if given.step == "grid" else 1
-    given.out.write_text(json.dumps(result, indent=indent) + "\n")
+    write_rows(
+        given.out, "search_grid" if given.step == "grid" else "search", rows, given.machine, append=False
+    )
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from typing import Any
 
 import optuna
 
+from benchmarks.record import add_output_arguments, write_rows
+
 TOY = Path(__file__).parents[1] / "tests" / "toy_app" / "app.py"
 PARTS = 9  # a toy trial sleeps `pause_s` so often
 COMMON = ["hydra.sweeper.final=false", "hydra/sweeper/pruner=none", "hydra/sweeper/sampler=random"]
@@ -132,8 +134,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--empty", type=int, default=60, help="trials that do nothing")
-    parser.add_argument("--machine", default="CPU")
-    parser.add_argument("--out", type=Path, required=True)
+    add_output_arguments(parser)
     given = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -145,15 +146,7 @@ def main() -> None:
         print(json.dumps(rows[-1]), flush=True)
         rows.append(measure_idle(folder / "idle", given.trials, given.workers))
         print(json.dumps(rows[-1]), flush=True)
-    result = {
-        "name": "sweeper",
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": given.machine,
-        "command": f"python -m benchmarks.sweeper --trials {given.trials} --workers {given.workers} "
-        f"--empty {given.empty}",
-        "rows": rows,
-    }
-    given.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_rows(given.out, "sweeper", rows, given.machine, append=False)
 
 
 if __name__ == "__main__":

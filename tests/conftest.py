@@ -1,8 +1,12 @@
 """What several test files need: composed settings and the embedded model."""
 
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -13,6 +17,7 @@ from vqa.config import read_settings, register_resolvers
 from vqa.encode import Encoder
 from vqa.model import Base, load_base
 from vqa.question import Question
+from vqa.serve import HOST
 from vqa.settings import Settings
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -84,3 +89,18 @@ def unwritable(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
         monkeypatch.setattr(os, "access", lambda path, mode: access(path, mode) and Path(path) != folder)
 
     return forbid
+
+
+@contextmanager
+def served(app: Any) -> Iterator[str]:
+    """The address of an application on a free port of this machine."""
+    import uvicorn
+
+    server = uvicorn.Server(uvicorn.Config(app, host=HOST, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield f"http://{HOST}:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -18,8 +17,7 @@ from urllib.error import URLError
 from urllib.parse import quote
 
 import pytest
-import uvicorn
-from conftest import Compose, environment
+from conftest import Compose, environment, served
 from PIL import Image
 from written_study import write_study
 
@@ -238,16 +236,3 @@ def wait_until_up(address: str, server: subprocess.Popen[bytes]) -> None:
             assert server.poll() is None, "the server ended by itself"
             time.sleep(0.5)
     pytest.fail(f"nobody answers at {address}")
-
-
-@contextmanager
-def served(app: Any) -> Iterator[str]:
-    """An application on a free port of this machine."""
-    server = uvicorn.Server(uvicorn.Config(app, host=HOST, port=0, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    yield f"http://{HOST}:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()

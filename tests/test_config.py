@@ -43,6 +43,7 @@ def test_the_plain_configuration_is_accepted(composed: Compose) -> None:
         ("image.size=448", r"image.size must be null with image.mode=native"),
         ("image.max_visual_tokens=1", r"image.max_visual_tokens must be >= min_visual_tokens, got 1"),
         ("image.cache_gib=-1", r"image.cache_gib must be >= 0"),
+        ("image.cache_disk_gib=0", r"image.cache_disk_gib must be > 0"),
         ("prompt.user='no fields'", r"prompt.user must be a text that contains \{question\}"),
         ("inference.readout=guess", r"inference.readout must be one of letters, generate, got 'guess'"),
         ("env.device=tpu", r"env.device must be one of auto, cpu, cuda, got 'tpu'"),

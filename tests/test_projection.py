@@ -43,17 +43,9 @@ def x() -> torch.Tensor:
     return torch.randn(T, 48, generator=torch.Generator().manual_seed(1)).requires_grad_()
 
 
-def test_norm_and_projections_equal_pefts_layers(x: torch.Tensor) -> None:
-    layer = adapted()
-    attention = layer.self_attn
-    found = norm_project(x, layer.input_layernorm, projections(attention, "q_proj", "k_proj", "v_proj"))
-    normed = layer.input_layernorm(x)
-    theirs = [module(normed) for module in (attention.q_proj, attention.k_proj, attention.v_proj)]
-    same_gradients(layer, x, torch.cat(found, 1), torch.cat(theirs, 1))
-
-
-def test_only_some_projections_may_have_adapters(x: torch.Tensor) -> None:
-    layer = adapted(target_modules=r".*language_model.*\.(q_proj|v_proj)")
+@pytest.mark.parametrize("targets", [LANGUAGE, r".*language_model.*\.(q_proj|v_proj)"], ids=["all", "some"])
+def test_norm_and_projections_equal_pefts_layers(x: torch.Tensor, targets: str) -> None:
+    layer = adapted(target_modules=targets)
     attention = layer.self_attn
     found = norm_project(x, layer.input_layernorm, projections(attention, "q_proj", "k_proj", "v_proj"))
     normed = layer.input_layernorm(x)

@@ -82,8 +82,8 @@ def test_a_final_run_is_matched_with_the_trial_it_came_from(tmp_path: Path) -> N
 
 def test_the_command_is_what_was_typed(tmp_path: Path) -> None:
     final = write_study(tmp_path)
-    assert facts.command(final, False) == "python -m vqa.run +sweep=lora optimizer.lr=0.001"
-    assert facts.command(tmp_path / "nowhere", False) == ""
+    assert facts.command(final) == "python -m vqa.run +sweep=lora optimizer.lr=0.001"
+    assert facts.command(tmp_path / "nowhere") == ""
 
 
 def test_a_broken_json_file_is_named(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from conftest import Make
 
 from vqa.encode import Encoder
 from vqa.errors import UserError
-from vqa.packing import pad
 from vqa.question import Question
 from vqa.scoring import answer, score
 
@@ -29,13 +28,7 @@ def test_packed_scores_are_those_of_the_plain_padded_forward(
 ) -> None:
     base = encoder.base
     part = questions[:12]
-    inputs = pad(
-        encoder.prefix(part[0]),
-        encoder.suffixes(part),
-        base.image_token,
-        base.tokenizer.pad_token_id,
-        base.device,
-    )
+    inputs = encoder.padded(part)
     with torch.no_grad():
         logits = base.model(**inputs, use_cache=False).logits[:, -1]
     letters = torch.tensor(base.letters.spellings)

@@ -1,20 +1,18 @@
 """The page's answers are the command line's, wrong requests are refused, and nobody else is served."""
 
 import base64
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
+from conftest import served
 
 from vqa.encode import Encoder
 from vqa.predictions import Prediction
 from vqa.question import Question
 from vqa.scoring import score
-from vqa.serve import HOST, answer_request, make_app
+from vqa.serve import answer_request, make_app
 
 OPTIONS = ["yes", "no", "red", "blue"]
 
@@ -47,16 +45,8 @@ def test_a_wrong_request_says_what_is_wrong(request_: object, message: str) -> N
 @pytest.fixture
 def address() -> Iterator[str]:
     """The page on a free port of this machine."""
-    server = uvicorn.Server(
-        uvicorn.Config(make_app(said, "en", "made"), host=HOST, port=0, log_level="error")
-    )
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    yield f"http://{HOST}:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with served(make_app(said, "en", "made")) as found:
+        yield found
 
 
 def post(address: str, content: Any, host: str = "") -> tuple[int, Any]:

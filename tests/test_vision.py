@@ -150,3 +150,39 @@ def test_a_picture_that_broke_since_the_data_were_read_is_named(
         question.image.write_bytes(b"gone")
     with pytest.raises(UserError, match=rf"{question.id}.*mend it, or look with stage=doctor"):
         cache.features([question], settings().image)
+
+
+def test_a_later_run_finds_features_on_disk(
+    base: Base, picture: Picture, settings: Make, tmp_path: Path
+) -> None:
+    image = settings(f"image.cache_dir={tmp_path}", "image.cache_gib=0").image
+    questions = [picture(64, 64), picture(64, 32)]
+    first, later = (VisionCache(base.model, base.vision.processor, 0.0) for _ in range(2))
+    first.use_disk(image)
+    store = first.disk
+    first.use_disk(image)  # the next trial
+    assert first.disk is store
+    made = first.features(questions, image)
+    first.pool.shutdown()  # the files are written meanwhile
+    later.use_disk(image)
+    later.fill(questions, image)
+    found = later.features(questions, image)
+    figures = later.figures()
+    assert (later.disk_hits, later.misses, figures["vision_cache_hit_rate"]) == (4, 0, 1.0)
+    assert figures["vision_disk_gib"] > 0
+    for a, b in zip(made, found, strict=True):
+        assert a is not None
+        assert b is not None
+        assert torch.equal(a.pooled, b.pooled)
+        assert all(torch.equal(x, y) for x, y in zip(a.deepstack, b.deepstack, strict=True))
+        assert (a.grid, a.grid_thw) == (b.grid, b.grid_thw)
+
+
+def test_a_tower_that_is_trained_is_not_stored(base: Base, settings: Make, tmp_path: Path) -> None:
+    cache = VisionCache(base.model, base.vision.processor, 1.0)
+    weight = next(base.model.model.visual.parameters())
+    weight.requires_grad_(True)
+    cache.use_disk(settings(f"image.cache_dir={tmp_path}").image)
+    weight.requires_grad_(False)
+    assert cache.disk is None
+    assert "vision_disk_gib" not in cache.figures()

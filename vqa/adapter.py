@@ -12,6 +12,7 @@ from vqa.device import release_memory
 from vqa.errors import UserError
 from vqa.library import build
 from vqa.model import Base
+from vqa.settings import Settings
 
 VISION_MODULE = re.compile(r"(^|\.)(visual|vision\w*)(\.|$)")
 
@@ -65,6 +66,11 @@ def loaded(base: Base, folder: Path) -> Iterator[Any]:
         yield model
     finally:
         detach(model)
+
+
+def adapter_folder(settings: Settings) -> Path:
+    """The adapter a run works with: the one it was given, else that of its study's final run."""
+    return Path(settings.adapter or Path(settings.env.output_root) / settings.study / "final" / "adapter")
 
 
 def plain_adapter(model: Any, folder: Path, base_path: str) -> Any:

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from vqa.model import Base
-from vqa.packing import PackedBatch, Suffix, is_short, pack
+from vqa.packing import PackedBatch, Suffix, is_short, pack, pad
 from vqa.prompt import render
 from vqa.question import LETTERS, Question
 from vqa.settings import ImageSettings, PromptSettings
@@ -45,6 +46,12 @@ class Encoder:
         pad_token = base.tokenizer.pad_token_id
         prefix, suffixes = self.prefix(questions[0]), self.suffixes(questions, orders)
         return pack(prefix, suffixes, base.image_token, pad_token, base.device, outside)
+
+    def padded(self, questions: Sequence[Question]) -> dict[str, Any]:
+        """The same questions as plain padded rows on the base's device: the model's ordinary inputs."""
+        base = self.base
+        prefix, suffixes = self.prefix(questions[0]), self.suffixes(questions)
+        return pad(prefix, suffixes, base.image_token, base.tokenizer.pad_token_id, base.device)
 
     def shares_prefix(self, question: Question) -> bool:
         """Whether the prefix is long enough, beside this question, to be computed once and kept."""

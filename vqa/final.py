@@ -73,11 +73,10 @@ def run_final(settings: Settings, folder: Path) -> dict[str, Any]:
             "epochs": history,
             "best_epoch": min(history, key=lambda row: row["nll"])["evaluation"],
             "note": "the best epoch was chosen on the held-out questions behind accuracy and nll",
-            "vision_cache_gib": encoder.base.vision.nbytes / 2**30,
-            "vision_cache_hits": encoder.base.vision.hits,
-            "vision_cache_misses": encoder.base.vision.misses,
             "alarms": alarms(tuned, answers, train),
         }
+        metrics |= encoder.base.vision.figures()
+        run.metrics(encoder.base.vision.figures())
         if answers and all(p.gold for p in answers):
             metrics["test"] = summary(answers)
         write_results(folder, metrics, tuned, answers, tests)

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from vqa.encode import Encoder
-from vqa.packing import pad
 from vqa.question import Question
 from vqa.reporting import progress
 
@@ -47,12 +46,10 @@ def generate_answers(
         A letter or None per question, in the order given.
     """
     base = encoder.base
-    prefix = encoder.prefix(questions[0])
     found: list[str | None] = []
     for start in range(0, len(questions), GENERATE_BATCH):
         part = questions[start : start + GENERATE_BATCH]
-        suffixes = encoder.suffixes(part)
-        inputs = pad(prefix, suffixes, base.image_token, base.tokenizer.pad_token_id, base.device)
+        inputs = encoder.padded(part)
         with torch.no_grad():
             ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         texts = base.tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

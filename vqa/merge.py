@@ -35,11 +35,11 @@ def run_merge(settings: Settings, folder: Path) -> dict[str, Any]:
     from transformers import AutoModelForImageTextToText, AutoTokenizer
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    from vqa.adapter import plain_adapter
+    from vqa.adapter import adapter_folder, plain_adapter
 
     started = time.time()
     _refuse_quantised(settings)
-    adapter = Path(settings.adapter or Path(settings.env.output_root) / settings.study / "final" / "adapter")
+    adapter = adapter_folder(settings)
     base = model_folder(settings.model.path)
     where: dict[str, Any] = {"revision": settings.model.revision, "local_files_only": settings.env.offline}
     model: Any = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.bfloat16, **where)

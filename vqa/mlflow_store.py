@@ -11,7 +11,7 @@ from typing import Any
 from vqa.errors import UserError
 from vqa.manifest import mask_secrets
 from vqa.outbox import Outbox
-from vqa.patience import chain_of
+from vqa.patience import chain_of, reason_of
 from vqa.store_address import probe, store_lock
 
 SETTLE_S = 30.0  # how long a run that is over goes on trying to reach its store
@@ -86,15 +86,8 @@ def store_trouble(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        reason = mask_secrets(_reason(error))
+        reason = mask_secrets(reason_of(error))
         raise UserError(
             f"tracking.uri {mask_secrets(uri)}: the MLflow store cannot be used: {reason}; mend it, point "
             "MLFLOW_TRACKING_URI or tracking.uri at another store, or go without: tracking=none"
         ) from error
-
-
-def _reason(error: BaseException) -> str:
-    """One line of the driver's: MLflow wraps it in a page of SQL."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error).strip().partition("\n")[0] or repr(error)

@@ -129,6 +129,7 @@ def load_base(settings: Settings) -> Base:
         _resident[key] = _load(settings, device, dtype)
     base = _resident[key]
     base.vision.limit_bytes = int(settings.image.cache_gib * 2**30)
+    base.vision.use_disk(settings.image)
     return base
 
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vqa.adapter import loaded
+from vqa.adapter import adapter_folder, loaded
 from vqa.device import peak_memory_gib
 from vqa.encode import Encoder
 from vqa.errors import UserError
@@ -61,7 +61,7 @@ def run_evaluate(settings: Settings, folder: Path) -> dict[str, Any]:
 def _run(settings: Settings, folder: Path, with_base: bool) -> dict[str, Any]:
     started = time.time()
     questions = _questions(settings, labelled=with_base)
-    adapter = Path(settings.adapter or Path(settings.env.output_root) / settings.study / "final" / "adapter")
+    adapter = adapter_folder(settings)
     encoder = Encoder(load_base(settings), settings.prompt, settings.image)
     size = settings.budget.eval_batch_size
     with open_tracker(settings.tracking).run(settings.stage, settings.stage, folder) as run:

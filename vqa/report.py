@@ -79,8 +79,8 @@ def write_report(run: Path, language: str) -> Path:
         out_of_fold="oof" in parts,
         gallery=gallery(parts, _by_part(parts, questions)),
         trouble=trouble,
-        command=facts.command(run, False) if not has_study else _study_command(study),
-        final_command=facts.command(run, False),
+        command=facts.command(run) if not has_study else _study_command(study),
+        final_command=facts.command(run),
     )
     path = report_path(run)
     replace_text(path, page)

@@ -218,18 +218,13 @@ def stored_config(folder: Path) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
 
 
-def command(folder: Path, multirun: bool) -> str:
-    """The command line that makes a run again; "" where none is stored.
-
-    Args:
-        folder: The run's folder.
-        multirun: It was a job of a sweep: the sweep's own command then, without the winner's values.
-    """
+def command(folder: Path) -> str:
+    """The command line that makes the run in `folder` again; "" where none is stored."""
     path = folder / ".hydra" / "overrides.yaml"
     if not path.exists():
         return ""
     given = [str(override) for override in OmegaConf.to_container(OmegaConf.load(path)) or []]
-    return shlex.join(["python", "-m", "vqa.run", *(["-m"] if multirun else []), *given])
+    return shlex.join(["python", "-m", "vqa.run", *given])
 
 
 def _fold_nll(path: Path) -> list[float]:

@@ -23,6 +23,8 @@ MAY_DIFFER = (
     "budget.eval_batch_size",
     "budget.checkpoint_steps",
     "image.cache_gib",
+    "image.cache_dir",
+    "image.cache_disk_gib",
 )
 
 

@@ -46,12 +46,12 @@ def run_serve(settings: Settings, folder: Path) -> None:
         raise UserError(
             f"stage=serve needs {error.name}: pip install -c constraints.txt '.[serve]'"
         ) from error
-    from vqa.adapter import loaded
+    from vqa.adapter import adapter_folder, loaded
     from vqa.encode import Encoder
     from vqa.model import load_base
     from vqa.scoring import score
 
-    adapter = Path(settings.adapter or Path(settings.env.output_root) / settings.study / "final" / "adapter")
+    adapter = adapter_folder(settings)
     encoder = Encoder(load_base(settings), settings.prompt, settings.image)
     with ExitStack() as stack:
         stack.enter_context(loaded(encoder.base, adapter))

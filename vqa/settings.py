@@ -52,6 +52,8 @@ class ImageSettings:
     min_visual_tokens: int
     max_visual_tokens: int | None
     cache_gib: float
+    cache_dir: str | None
+    cache_disk_gib: float
 
 
 @dataclass

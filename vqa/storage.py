@@ -110,9 +110,8 @@ for _name in REPEATED:
 
 def patience_with(url: str, wait_s: float) -> Patience:
     """How to wait for the database at `url`."""
-    shown = make_url(url).render_as_string(hide_password=True)
     kinds = (StorageInternalError, SQLAlchemyError)
-    return Patience(f"hydra.sweeper.storage {shown}", wait_s, kinds, _is_away)
+    return Patience(f"hydra.sweeper.storage {shown_address(url)}", wait_s, kinds, _is_away)
 
 
 def _is_away(error: BaseException) -> bool:
@@ -184,13 +183,12 @@ def open_storage_to_read(url: str) -> BaseStorage:
     Raises:
         UserError: It is not there, or cannot be reached.
     """
-    if url.startswith("journal:") and not Path(url.removeprefix("journal:")).exists():
+    in_a_file = url.startswith(("journal:", "sqlite:///"))
+    path = Path(url.removeprefix("journal:").removeprefix("sqlite:///"))
+    if in_a_file and not path.exists():
         raise UserError(f"hydra.sweeper.storage {url!r} does not exist; has the study been started?")
     if not url.startswith("sqlite:///"):
         return open_storage(url, 0)
-    path = Path(url.removeprefix("sqlite:///"))
-    if not path.exists():
-        raise UserError(f"hydra.sweeper.storage {url!r} does not exist; has the study been started?")
     engine = {"connect_args": {"timeout": SQLITE_WAIT_S}}
     address = f"sqlite:///file:{path.absolute()}?mode=ro&uri=true"
     return PatientStorage(address, 0, engine, skip_table_creation=True, skip_compatibility_check=True)

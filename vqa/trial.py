@@ -91,6 +91,7 @@ def run_trial(settings: Settings, folder: Path) -> float:
         seconds = sum(result.seconds for result in finished)
         run.metrics(
             scores
+            | encoder.base.vision.figures()
             | {"accuracy_low": low, "accuracy_high": high, "seconds": seconds, "peak_memory_gib": memory}
         )
         run.artifact(folder / FOLDS)
