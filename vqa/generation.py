@@ -47,10 +47,10 @@ def generate_answers(
         A letter or None per question, in the order given.
     """
     base = encoder.base
-    prefix = encoder.prefix(questions[0])
     found: list[str | None] = []
     for start in range(0, len(questions), GENERATE_BATCH):
         part = questions[start : start + GENERATE_BATCH]
+        prefix = encoder.prefix(part[0])
         suffixes = encoder.suffixes(part)
         inputs = pad(prefix, suffixes, base.image_token, base.tokenizer.pad_token_id, base.device)
         with torch.no_grad():
