@@ -98,7 +98,8 @@ def agreed(decide: Callable[[], Result]) -> Result:
     """What the main process decided; the others wait for it.
 
     Raises:
-        UserError: The main process's own, raised in all.
+        UserError: The main process's own.
+        SystemExit: In the others, then: the message is said once.
     """
     if count() == 1:
         return decide()
@@ -112,7 +113,10 @@ def agreed(decide: Callable[[], Result]) -> Result:
             outcome = [error]
     dist.broadcast_object_list(outcome, src=0)
     if isinstance(outcome[0], UserError):
-        raise outcome[0]
+        dist.destroy_process_group()  # idle now; an open one may abort the process at its exit
+        if is_main():
+            raise outcome[0]
+        raise SystemExit(2)
     result: Result = outcome[0]
     return result
 
