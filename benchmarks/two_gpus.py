@@ -88,7 +88,8 @@ def measure_final(given: argparse.Namespace, processes: int) -> dict[str, Any]:
     if done.returncode or not line:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stdout}")
     about = {"what": "final run", "gpus": processes, "batch": given.batch, "prompt": given.prompt}
-    return about | json.loads(line.removeprefix("FINAL "))
+    figures: dict[str, Any] = json.loads(line.removeprefix("FINAL "))
+    return about | figures
 
 
 def measure_study(given: argparse.Namespace, workers: int) -> dict[str, Any]:
