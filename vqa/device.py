@@ -7,6 +7,7 @@ import sys
 
 import torch
 
+from vqa import ranks
 from vqa.errors import UserError
 
 
@@ -14,7 +15,7 @@ def choose_device(wanted: str) -> torch.device:
     """The device for `env.device`.
 
     Raises:
-        UserError: cuda was asked for and is not there.
+        UserError: cuda was asked for and is not there, or there are more processes than GPUs.
     """
     # variable row lengths would leave holes that fixed segments cannot use again
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
@@ -22,7 +23,18 @@ def choose_device(wanted: str) -> torch.device:
         raise UserError(
             "env.device=cuda, but torch sees no GPU; use env.device=auto, or install a CUDA build of torch"
         )
-    return torch.device("cuda" if torch.cuda.is_available() and wanted != "cpu" else "cpu")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    own = ranks.local_rank()
+    if own is None:
+        return torch.device("cuda")
+    if own >= torch.cuda.device_count():
+        raise UserError(
+            f"process {own} of this machine has no GPU: torch sees {torch.cuda.device_count()}; "
+            "start as many processes a machine (--nproc-per-node, --num_processes)"
+        )
+    torch.cuda.set_device(own)
+    return torch.device("cuda", own)
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:

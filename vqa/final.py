@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vqa import plots
+from vqa import plots, ranks
 from vqa.adapter import adapter_state, attached, restore, save_adapter
 from vqa.device import peak_memory_gib
 from vqa.encode import Encoder
@@ -36,6 +36,8 @@ TRACKED = ("nll", "nll_se", "accuracy", "base_nll", "base_accuracy", "train_samp
 def run_final(settings: Settings, folder: Path) -> dict[str, Any]:
     """Train, choose the best epoch on the held-out part, predict; resumes from its last checkpoint.
 
+    Of several processes (`vqa.ranks`) all train and score, and the main one writes.
+
     Args:
         settings: The run.
         folder: The output folder; gets the files of the contract, manifest.json last.
@@ -50,7 +52,8 @@ def run_final(settings: Settings, folder: Path) -> dict[str, Any]:
     split, data_digest = split_questions(settings)
     train = subsample(split.train, settings.budget.subsample, settings.seed)
     tests = test_questions(settings)
-    write_split(split, folder / "split.csv")
+    if ranks.is_main():
+        write_split(split, folder / "split.csv")
     encoder = Encoder(load_base(settings), settings.prompt, settings.image)
     plan = plan_fit(settings, len(train), pool=len(split.train))
     with open_tracker(settings.tracking).run("final", "final", folder) as run:
@@ -60,7 +63,8 @@ def run_final(settings: Settings, folder: Path) -> dict[str, Any]:
         base = score(encoder, split.valid, settings.budget.eval_batch_size, "base model")
         with attached(encoder.base, settings.lora, settings.seed) as model:
             rate, history = _train(settings, encoder, model, train, split, plan, folder, run)
-            save_adapter(model, folder / "adapter", encoder.base)
+            if ranks.is_main():
+                save_adapter(model, folder / "adapter", encoder.base)
             size = settings.budget.eval_batch_size
             tuned = answer(encoder, model, split.valid, size, settings.inference)
             answers = answer(encoder, model, tests, size, settings.inference) if tests else []
@@ -79,6 +83,8 @@ def run_final(settings: Settings, folder: Path) -> dict[str, Any]:
         run.metrics(encoder.base.vision.figures())
         if answers and all(p.gold for p in answers):
             metrics["test"] = summary(answers)
+        if not ranks.is_main():
+            return metrics
         write_results(folder, metrics, tuned, answers, tests)
         write_predictions(folder / "base_valid_predictions.csv", base)
         _record(run, folder, metrics, tuned, history)
@@ -90,7 +96,7 @@ def run_final(settings: Settings, folder: Path) -> dict[str, Any]:
         data_sha256=data_digest,
         split_sha256=split.sha256,
         started=started,
-        extra={"mlflow_run_id": run.run_id},
+        extra={"mlflow_run_id": run.run_id, "processes": ranks.count()},
     )
     return metrics
 

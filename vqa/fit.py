@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vqa import ranks
 from vqa.device import memory_share, release_memory
 from vqa.encode import Encoder, Order
 from vqa.forward import answer_loss, letter_logits, shared_prefix
@@ -92,7 +93,7 @@ def fit(
         DivergedError: The loss became NaN or infinite.
         UserError: The optimiser or the schedule refuses its values.
     """
-    encoder.look(train)
+    encoder.look(ranks.own(train))
     trainer = _Trainer(encoder, model, plan, train)
     extra = {} if extra is None else extra
     done = trainer.load(checkpoint, extra) if checkpoint and checkpoint.exists() else 0
@@ -123,8 +124,12 @@ def fit(
 
 @dataclass(frozen=True)
 class _Batch:
-    """The questions of one optimiser step, and the micro-batches they were cut into."""
+    """This process's questions of one optimiser step, and the micro-batches they were cut into.
 
+    `whole` counts the step's questions in all processes.
+    """
+
+    whole: int
     questions: list[Question]
     orders: list[Order]
     size: int
@@ -156,20 +161,26 @@ class _Trainer:
                 optimizer=self.optimizer.optimizer, num_warmup_steps=warmup, num_training_steps=total
             )
         size = sum(p.numel() for p in self.parameters)
+        most = math.ceil(plan.batch_size / ranks.count())
         shape = (base.path, encoder.prompt.system, encoder.image.size, size, memory_share(base.device))
-        self.ladder = Ladder(plan.micro_batch_size, shape)
+        self.ladder = Ladder(min(plan.micro_batch_size, most), shape)
         self.outside = encoder.shares_prefix(train[0])
         self.losses: list[float] = []
         self.unread: list[tuple[int, torch.Tensor, Any]] = []
         self.passes = 0
+        ranks.equalise(self.parameters)
 
     def batches(self, done: int) -> Iterable[_Batch]:
         """The batches of all steps after the first `done`."""
         steps = list(batches(len(self.train), self.plan))[done:]
-        jobs = (([self.train[i] for i in chosen], orders) for chosen, orders in steps)
-        return prefetched(lambda job: self.cut(*job), jobs, self.encoder.base.device)
+        return prefetched(lambda step: self.cut_own(*step), steps, self.encoder.base.device)
 
-    def cut(self, questions: list[Question], orders: list[Order]) -> _Batch:
+    def cut_own(self, chosen: list[int], orders: list[Order]) -> _Batch:
+        """Lay out this process's share of a step."""
+        own = ranks.share(chosen)
+        return self.cut(len(chosen), [self.train[chosen[i]] for i in own], [orders[i] for i in own])
+
+    def cut(self, whole: int, questions: list[Question], orders: list[Order]) -> _Batch:
         """Lay out one batch in micro-batches of the size that fits."""
         size = self.ladder.rung.micro_batch_size
         starts = range(0, len(questions), size)
@@ -178,13 +189,13 @@ class _Trainer:
             self.encoder.batch(questions[start : start + size], orders[start : start + size], outside)
             for start in starts
         ]
-        return _Batch(questions, orders, size, parts)
+        return _Batch(whole, questions, orders, size, parts)
 
     def step(self, batch: _Batch, step: int) -> None:
         """One optimiser step, in micro-batches that fit."""
         while True:
             if batch.size != self.ladder.rung.micro_batch_size:
-                batch = self.cut(batch.questions, batch.orders)
+                batch = self.cut(batch.whole, batch.questions, batch.orders)
             try:
                 loss = self._accumulate(batch)
                 break
@@ -193,23 +204,25 @@ class _Trainer:
                 self.encoder.base.vision.park()
                 if not self.ladder.step_down():
                     raise
+        # after the last attempt: each process comes here once a step, however often it ran out of memory
+        loss = ranks.sum_gradients(self.parameters, loss)
         self.accelerator.clip_grad_norm_(self.parameters, self.plan.max_grad_norm)
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
         self._note_loss(step, loss)
-        self.passes += len(batch.questions)
+        self.passes += batch.whole
 
     def _accumulate(self, batch: _Batch) -> torch.Tensor:
         base, recompute = self.encoder.base, self.ladder.rung.recompute
         total = torch.zeros((), device=base.device)
-        alone = not self.outside or len(batch.parts) == 1
+        alone = not self.outside or len(batch.parts) <= 1
         prefix = nullcontext() if alone else shared_prefix(base, self.encoder.prefix(batch.questions[0]))
         with self.accelerator.autocast(), prefix as known:
             for part in batch.parts:
                 logits = letter_logits(base, part, known, recompute)
                 # divided by the effective batch, not the micro-batch: accumulation equals the big batch
-                loss = answer_loss(logits, part.targets, base.letters) / len(batch.questions)
+                loss = answer_loss(logits, part.targets, base.letters) / batch.whole
                 self.accelerator.backward(loss)
                 total += loss.detach()
         return total
@@ -249,6 +262,8 @@ class _Trainer:
     def save(self, path: Path, step: int, extra: dict[str, Any]) -> None:
         """Write everything the next step depends on; the file appears complete or not at all."""
         self._read_losses(keep=0)
+        if not ranks.is_main():
+            return
         state = {
             "step": step,
             "parameters": self.parameters,
@@ -256,7 +271,7 @@ class _Trainer:
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
             "rng": torch.get_rng_state(),
-            "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None,
+            "rng_cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
             "losses": self.losses,
             "passes": self.passes,
             "extra": extra,
@@ -277,7 +292,7 @@ class _Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"].cpu())
         if state["rng_cuda"] is not None:
-            torch.cuda.set_rng_state_all([rng.cpu() for rng in state["rng_cuda"]])
+            torch.cuda.set_rng_state(state["rng_cuda"].cpu())
         self.losses, self.passes = state["losses"], state["passes"]
         extra.update(state["extra"])
         log.info("resumed at step %d", state["step"])

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from vqa import ranks
 from vqa.device import release_memory
 from vqa.encode import Encoder
 from vqa.errors import UserError
@@ -38,7 +39,6 @@ def score(
         One prediction per question, in the order given.
     """
     base = encoder.base
-    encoder.look(questions)
     order = sorted(range(len(questions)), key=lambda i: encoder.text_length(questions[i]), reverse=True)
     prefix = encoder.prefix(questions[0])
     known = known_prefix(base, prefix) if encoder.shares_prefix(questions[order[-1]]) else None
@@ -57,15 +57,19 @@ def score(
         half = len(chosen) // 2
         return torch.cat([logits(*batch(chosen[:half])), logits(*batch(chosen[half:]))])
 
-    found: dict[int, Prediction] = {}
-    chunks = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    for chosen, made in prefetched(batch, chunks, base.device):
-        log_p, log_mass = option_log_probabilities(logits(chosen, made), base.letters)
-        rows = zip(chosen, log_p.double().softmax(1).tolist(), log_mass.exp().tolist(), strict=True)
-        for i, p, mass in rows:
-            found[i] = _prediction(questions[i], p, mass)
-        progress(what, len(found), len(order))
-    return [found[i] for i in range(len(questions))]
+    def scored(mine: Sequence[int]) -> list[tuple[int, Prediction]]:
+        encoder.look([questions[i] for i in sorted(mine)])
+        found: list[tuple[int, Prediction]] = []
+        chunks = [list(mine[start : start + batch_size]) for start in range(0, len(mine), batch_size)]
+        for chosen, made in prefetched(batch, chunks, base.device):
+            log_p, log_mass = option_log_probabilities(logits(chosen, made), base.letters)
+            rows = zip(chosen, log_p.double().softmax(1).tolist(), log_mass.exp().tolist(), strict=True)
+            found += [(i, _prediction(questions[i], p, mass)) for i, p, mass in rows]
+            progress(what, len(found), len(mine))
+        return found
+
+    by_place = dict(ranks.spread(order, scored))
+    return [by_place[i] for i in range(len(questions))]
 
 
 def answer(
@@ -91,7 +95,9 @@ def answer(
         )
     if inference.readout == "letters":
         return predictions
-    letters = generate_answers(encoder, model, questions, inference.max_new_tokens)
+    letters = ranks.spread(
+        questions, lambda mine: generate_answers(encoder, model, mine, inference.max_new_tokens)
+    )
     silent = sum(letter is None for letter in letters)
     log.info("generated text held no answer for %d of %d questions", silent, len(questions))
     if silent and inference.on_no_answer == "error":

@@ -3,11 +3,13 @@
 import logging
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
+from vqa import ranks
 from vqa.config import read_settings
 from vqa.environment import prepare
 from vqa.language import message
@@ -31,6 +33,8 @@ def run_stage(cfg: DictConfig, folder: Path, alone: bool) -> float | None:
         UserError: Something is wrong with configuration, data, model or machine.
     """
     settings = read_settings(cfg)
+    if settings.stage != "final":
+        ranks.refuse_several(f"stage={settings.stage}")
     from vqa.tracking import no_telemetry  # from here on there is work: a mistake above shows without waiting
 
     no_telemetry()
@@ -40,11 +44,19 @@ def run_stage(cfg: DictConfig, folder: Path, alone: bool) -> float | None:
     if settings.stage in READERS:
         READERS[settings.stage](settings, folder)
         return None
-    if not begin(folder, cfg):
-        _print(settings, "complete", folder=folder)
-        _add_missing_report(settings, folder)
+    with ranks.joined(settings.env.device):
+        return _run(settings, cfg, folder)
+
+
+def _run(settings: Settings, cfg: DictConfig, folder: Path) -> float | None:
+    if not ranks.agreed(lambda: begin(folder, cfg)):
+        if ranks.is_main():
+            _print(settings, "complete", folder=folder)
+            _add_missing_report(settings, folder)
         return None
-    prepare(settings)
+    ranks.agreed(lambda: prepare(settings))  # the main process first: the others find its copies
+    if not ranks.is_main():
+        prepare(settings)
     from vqa.device import use_threads
 
     use_threads(settings.env.threads)
@@ -54,9 +66,10 @@ def run_stage(cfg: DictConfig, folder: Path, alone: bool) -> float | None:
         return run_trial(settings, folder)
     from vqa.progress_bar import shown_progress
 
-    with shown_progress():
+    with shown_progress() if ranks.is_main() else nullcontext():
         metrics = _work(settings.stage)(settings, folder)
-    _say(settings, folder, metrics)
+    if ranks.is_main():
+        _say(settings, folder, metrics)
     return None
 
 
@@ -146,7 +159,8 @@ def _with_winner(cfg: DictConfig, settings: Settings) -> tuple[DictConfig, Setti
     given = list(HydraConfig.get().overrides.task)
     winner = read_winner(best)
     # not logged: the run's log must not change when the run turns out to be complete
-    _print(settings, "winner", path=best)
+    if ranks.is_main():
+        _print(settings, "winner", path=best)
     with_winner = compose(HydraConfig.get().job.config_name, overrides=[*winner, *given])
     return with_winner, read_settings(with_winner)
 

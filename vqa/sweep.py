@@ -11,6 +11,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vqa import ranks
 from vqa.board import Board
 from vqa.errors import UserError
 from vqa.file_lock import try_lock
@@ -52,6 +53,7 @@ def run_sweep(
     Raises:
         UserError: A key, the search space, the study's state or a job does not allow to go on.
     """
+    ranks.refuse_several("a sweep, which starts workers of its own (hydra.sweeper.n_workers),")
     try:
         node = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
     except OmegaConfBaseException as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from vqa import ranks
 from vqa.errors import UserError
 from vqa.manifest import git_state, mask_secrets, package_versions
 from vqa.mlflow_store import SETTLE_S, Store, open_store, store_trouble
@@ -254,8 +255,11 @@ def no_telemetry() -> None:
 
 
 def open_tracker(settings: TrackingSettings) -> Tracker:
-    """Return the tracker that the configuration asks for; `MLFLOW_TRACKING_URI` wins over `tracking.uri`."""
-    if not settings.enabled:
+    """Return the tracker that the configuration asks for; `MLFLOW_TRACKING_URI` wins over `tracking.uri`.
+
+    Of the processes of one training only the main one keeps records.
+    """
+    if not settings.enabled or not ranks.is_main():
         return NullTracker()
     no_telemetry()
     uri = os.environ.get("MLFLOW_TRACKING_URI") or settings.uri
