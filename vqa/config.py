@@ -18,6 +18,7 @@ from vqa.library import TRUSTED, check_target
 from vqa.settings import ImageSettings, Settings
 
 STAGES = ("final", "trial", "predict", "evaluate", "doctor", "status", "report", "merge", "serve")
+LOSSES = ("answer_only", "choice_ce", "full")
 
 
 def register_resolvers() -> None:
@@ -83,6 +84,7 @@ def _number(value: object) -> float:
 def _check_values(s: Settings) -> None:
     for key, value, options in (
         ("stage", s.stage, STAGES),
+        ("loss", s.loss, LOSSES),
         ("precision", s.precision, ("auto", "float32", "bfloat16", "float16")),
         ("winner", s.winner, ("auto", "none")),
         ("lang", s.lang, LANGUAGES),

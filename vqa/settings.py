@@ -130,6 +130,7 @@ class Settings:
     study: str
     stage: str
     seed: int
+    loss: str
     precision: str
     adapter: str | None
     winner: str
