@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from vqa.model import Base
-from vqa.packing import PackedBatch, Suffix, is_short, pack
+from vqa.packing import PackedBatch, Suffix, is_short, pack, pack_orders
 from vqa.prompt import render
 from vqa.question import LETTERS, Question
 from vqa.settings import ImageSettings, PromptSettings
@@ -58,6 +58,14 @@ class Encoder:
         pad_token = base.tokenizer.pad_token_id
         prefix, suffixes = self.prefix(questions[0]), self.suffixes(questions, orders, conversation)
         return pack(prefix, suffixes, base.image_token, pad_token, base.device, outside, conversation)
+
+    def orders_batch(
+        self, questions: Sequence[Question], orders: Sequence[Order], outside: bool = False
+    ) -> PackedBatch:
+        """Every question in each of the orders, prefix and picture shared; `outside`: without the prefix."""
+        encoded = [self.suffixes(questions, [order] * len(questions)) for order in orders]
+        asked = list(zip(*encoded, strict=True))
+        return pack_orders(self.prefix(questions[0]), asked, self.base.image_token, self.base.device, outside)
 
     def shares_prefix(self, question: Question) -> bool:
         """Whether the prefix is long enough, beside this question, to be computed once and kept."""

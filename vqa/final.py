@@ -62,9 +62,11 @@ def run_final(settings: Settings, folder: Path) -> dict[str, Any]:
             rate, history = _train(settings, encoder, model, train, split, plan, folder, run)
             save_adapter(model, folder / "adapter", encoder.base)
             size = settings.budget.eval_batch_size
-            tuned = answer(encoder, model, split.valid, size, settings.inference)
-            answers = answer(encoder, model, tests, size, settings.inference) if tests else []
-        metrics = summary(tuned) | compare_with_base(base, tuned)
+            valid_facts: dict[str, Any] = {}
+            tuned = answer(encoder, model, split.valid, size, settings.inference, valid_facts)
+            facts: dict[str, Any] = {}
+            answers = answer(encoder, model, tests, size, settings.inference, facts) if tests else []
+        metrics = summary(tuned) | compare_with_base(base, tuned) | valid_facts
         metrics |= {
             "n_train": len(train),
             "learning_rate": plan.lr,
@@ -79,7 +81,7 @@ def run_final(settings: Settings, folder: Path) -> dict[str, Any]:
             "alarms": alarms(tuned, answers, train),
         }
         if answers and all(p.gold for p in answers):
-            metrics["test"] = summary(answers)
+            metrics["test"] = summary(answers) | facts
         write_results(folder, metrics, tuned, answers, tests)
         write_predictions(folder / "base_valid_predictions.csv", base)
         _record(run, folder, metrics, tuned, history)

@@ -4,11 +4,12 @@ Notation: P prefix tokens, B questions, S suffix tokens, T tokens of the whole r
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from vqa.branches import branch_layout
 from vqa.decoder import Row
 from vqa.device import to_device
 from vqa.tree import tree_layout
@@ -188,6 +189,61 @@ def _conversation(
     weights = weights[kept]
     labels = to_device(ids[following[kept]], device)
     return places[kept], Conversation(labels, to_device(weights, device), int(weights.sum()))
+
+
+def pack_orders(
+    prefix: torch.Tensor,
+    asked: Sequence[Sequence[Suffix]],
+    image_token: int,
+    device: torch.device,
+    outside: bool = False,
+) -> PackedBatch:
+    """Lay out questions that are each asked several times: what a question's suffixes begin with stands once.
+
+    Args:
+        prefix: (P,) ids that all questions share.
+        asked: By question its suffixes, the same picture in each; as many for every question.
+        image_token: Id of the placeholder.
+        device: Where the tensors go.
+        outside: The prefix was computed before; else it stands in every stem, which suits a short one.
+
+    Returns:
+        A batch whose answers and targets are those of all suffixes, question by question.
+    """
+    start, before = (len(prefix), prefix[:0]) if outside else (0, prefix)
+    stem_ids, branch_ids, stem_places, branch_places = [], [], [], []
+    stems, branches = [], []
+    for suffixes in asked:
+        grid = suffixes[0].features.grid if suffixes[0].features else None
+        common = len(before) + _common([s.ids for s in suffixes])
+        whole = [torch.cat([before, s.ids]) for s in suffixes]
+        places = [suffix_positions(ids, image_token, grid, start) for ids in whole]
+        stems.append(common)
+        branches.append([len(ids) - common for ids in whole])
+        stem_ids.append(whole[0][:common])
+        stem_places.append(places[0][:, :common])
+        branch_ids += [ids[common:] for ids in whole]
+        branch_places += [place[:, common:] for place in places]
+    ids = torch.cat(stem_ids + branch_ids)
+    layout = tree_layout(0, stems, device, outside=start)
+    ends = sum(stems) + torch.tensor(branches).flatten().cumsum(0)
+    row = Row(
+        ids=to_device(ids, device),
+        positions=to_device(torch.cat(stem_places + branch_places, dim=1), device),
+        layout=replace(layout, branches=branch_layout(stems, branches, device)),
+        visual=to_device((ids == image_token).nonzero().flatten(), device),
+        features=join_features([s[0].features for s in asked if s[0].features], device),
+        answers=to_device(ends - 1, device),
+    )
+    targets = torch.tensor([s.target for suffixes in asked for s in suffixes])
+    return PackedBatch(row, to_device(targets, device))
+
+
+def _common(rows: Sequence[torch.Tensor]) -> int:
+    """How many tokens all rows begin with, short of the last one of any."""
+    shortest = min(len(ids) for ids in rows) - 1
+    same = torch.stack([ids[:shortest] == rows[0][:shortest] for ids in rows]).all(0)
+    return int(same.int().cumprod(0).sum())
 
 
 def pack_prefix(prefix: torch.Tensor, device: torch.device) -> Row:

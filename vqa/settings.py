@@ -58,6 +58,8 @@ class ImageSettings:
 class PromptSettings:
     system: str
     user: str
+    reasoning: str
+    entropy_threshold: float | None
 
 
 @dataclass
@@ -97,7 +99,12 @@ class BudgetSettings:
 @dataclass
 class InferenceSettings:
     readout: str
+    orders: str
+    debias: str
+    pride_share: float
+    calibration: str
     max_new_tokens: int
+    reasoning_tokens: int
     on_no_answer: str
     min_option_mass: float
 
