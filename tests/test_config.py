@@ -25,6 +25,7 @@ def test_the_plain_configuration_is_accepted(composed: Compose) -> None:
         ("optimizer._target_=os.system", r"optimizer._target_ must be one of torch.optim.\*, .*'os.system'"),
         ("lora._target_=peft.Nothing", r"lora._target_: 'peft.Nothing' cannot be imported"),
         ("stage=finale", r"stage must be one of final, trial, .*got 'finale'"),
+        ("ensemble.selection=best", r"ensemble.selection must be one of all, greedy"),
         ("loss=mse", r"loss must be one of answer_only, choice_ce, full, got 'mse'"),
         ("precision=fp8", r"precision must be one of auto, float32"),
         ("budget.epochs=0", r"budget.epochs must be >= 1, got 0"),

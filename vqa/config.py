@@ -17,7 +17,7 @@ from vqa.language import LANGUAGES
 from vqa.library import TRUSTED, check_target
 from vqa.settings import ImageSettings, InferenceSettings, PromptSettings, Settings
 
-STAGES = ("final", "trial", "predict", "evaluate", "doctor", "status", "report", "merge", "serve")
+STAGES = ("final", "trial", "predict", "evaluate", "doctor", "status", "report", "merge", "serve", "ensemble")
 LOSSES = ("answer_only", "choice_ce", "full")
 
 
@@ -93,6 +93,7 @@ def _check_values(s: Settings) -> None:
         ("inference.orders", s.inference.orders, ("written", "cyclic")),
         ("inference.debias", s.inference.debias, ("none", "pride")),
         ("inference.calibration", s.inference.calibration, ("none", "batch", "contextual")),
+        ("ensemble.selection", s.ensemble.selection, ("all", "greedy")),
         ("inference.on_no_answer", s.inference.on_no_answer, ("letters", "error")),
         ("env.device", s.env.device, ("auto", "cpu", "cuda")),
     ):
@@ -123,6 +124,9 @@ def _check_values(s: Settings) -> None:
     require(0 < b.holdout_share <= 0.5, "budget.holdout_share", "in (0, 0.5]", b.holdout_share)
     require(b.max_grad_norm > 0, "budget.max_grad_norm", "> 0", b.max_grad_norm)
     require(0 <= b.lr_horizon_exponent <= 1, "budget.lr_horizon_exponent", "in [0, 1]", b.lr_horizon_exponent)
+    if s.stage == "ensemble":
+        members = s.ensemble.members
+        require(len(members) >= 2, "ensemble.members", "two or more test_predictions.csv files", members)
     if s.stage == "trial":
         require(b.folds >= 2, "budget.folds", ">= 2 for a K-fold trial", b.folds)
     require(

@@ -143,8 +143,8 @@ def answer(
 
     With readout=generate or reasoning the letter comes from generated text and the probabilities beside it
     from the letters. Text without a letter is "no answer": flagged, counted, and answered by the letter
-    probabilities only where `on_no_answer` allows it. A prompt with an entropy threshold (prompt=auto) sends the questions
-    whose direct answer is less sure than that to the reasoning prompt.
+    probabilities only where `on_no_answer` allows it. A prompt with an entropy threshold (prompt=auto) sends
+    the questions whose direct answer is less sure than that to the reasoning prompt.
 
     Args:
         encoder: Makes batches.

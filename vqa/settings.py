@@ -110,6 +110,12 @@ class InferenceSettings:
 
 
 @dataclass
+class EnsembleSettings:
+    members: list[str]
+    selection: str
+
+
+@dataclass
 class TrackingSettings:
     enabled: bool
     uri: str
@@ -152,6 +158,7 @@ class Settings:
     prompt: PromptSettings
     budget: BudgetSettings
     inference: InferenceSettings
+    ensemble: EnsembleSettings
     tracking: TrackingSettings
     env: EnvSettings
     plain: dict[str, Any] = field(default_factory=dict)  # the whole configuration, resolved, for the records

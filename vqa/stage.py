@@ -61,6 +61,7 @@ def run_stage(cfg: DictConfig, folder: Path, alone: bool) -> float | None:
 
 
 def _work(stage: str) -> Callable[[Settings, Path], dict[str, Any]]:
+    from vqa.ensemble import run_ensemble
     from vqa.final import run_final
     from vqa.merge import run_merge
     from vqa.predict import run_evaluate, run_predict
@@ -70,6 +71,7 @@ def _work(stage: str) -> Callable[[Settings, Path], dict[str, Any]]:
         "predict": run_predict,
         "evaluate": run_evaluate,
         "merge": run_merge,
+        "ensemble": run_ensemble,
     }
     return stages[stage]
 
