@@ -20,8 +20,9 @@ from benchmarks.record import write_rows
 from benchmarks.throughput import embedded_settings, settings_for
 from vqa.adapter import attached
 from vqa.encode import Encoder
-from vqa.forward import answer_loss, letter_logits
+from vqa.forward import letter_logits
 from vqa.letters import option_log_probabilities
+from vqa.losses import answer_loss
 from vqa.model import load_base
 from vqa.question import LETTERS, Question
 from vqa.questions import data_source

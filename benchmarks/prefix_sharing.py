@@ -18,7 +18,8 @@ from benchmarks.record import add_output_arguments, write_rows
 from vqa.adapter import attached
 from vqa.config import read_settings, register_resolvers
 from vqa.encode import Encoder
-from vqa.forward import answer_loss, letter_logits
+from vqa.forward import letter_logits
+from vqa.losses import answer_loss
 from vqa.model import load_base
 from vqa.questions import split_questions
 

@@ -25,6 +25,8 @@ def test_the_plain_configuration_is_accepted(composed: Compose) -> None:
         ("optimizer._target_=os.system", r"optimizer._target_ must be one of torch.optim.\*, .*'os.system'"),
         ("lora._target_=peft.Nothing", r"lora._target_: 'peft.Nothing' cannot be imported"),
         ("stage=finale", r"stage must be one of final, trial, .*got 'finale'"),
+        ("ensemble.selection=best", r"ensemble.selection must be one of all, greedy"),
+        ("loss=mse", r"loss must be one of answer_only, choice_ce, full, got 'mse'"),
         ("precision=fp8", r"precision must be one of auto, float32"),
         ("budget.epochs=0", r"budget.epochs must be >= 1, got 0"),
         ("budget.epochs=many", r"budget.epochs: Value 'many' .* could not be converted to Integer"),
@@ -45,7 +47,17 @@ def test_the_plain_configuration_is_accepted(composed: Compose) -> None:
         ("image.cache_gib=-1", r"image.cache_gib must be >= 0"),
         ("image.cache_disk_gib=0", r"image.cache_disk_gib must be > 0"),
         ("prompt.user='no fields'", r"prompt.user must be a text that contains \{question\}"),
-        ("inference.readout=guess", r"inference.readout must be one of letters, generate, got 'guess'"),
+        (
+            "inference.readout=guess",
+            r"inference.readout must be one of letters, generate, reasoning, got 'guess'",
+        ),
+        ("inference.orders=all", r"inference.orders must be one of written, cyclic, got 'all'"),
+        ("inference.debias=yes", r"inference.debias must be one of none, pride"),
+        ("inference.calibration=platt", r"inference.calibration must be one of none, batch, contextual"),
+        ("inference.pride_share=0", r"inference.pride_share must be in \(0, 1\], got 0"),
+        ("inference.reasoning_tokens=0", r"inference.reasoning_tokens must be >= 1, got 0"),
+        ("prompt.entropy_threshold=-1", r"prompt.entropy_threshold must be >= 0 nats or null, got -1"),
+        ("prompt.reasoning=think", r"prompt.reasoning must be a text that contains \{question\}"),
         ("env.device=tpu", r"env.device must be one of auto, cpu, cuda, got 'tpu'"),
         ("env.threads=0", r"env.threads must be >= 1 or null, got 0"),
         ("study=a/b", r"study must be a folder name, got 'a/b'"),
@@ -66,3 +78,15 @@ def test_a_trial_needs_two_folds(composed: Compose) -> None:
 def test_a_missing_environment_variable_is_explained(composed: Compose) -> None:
     with pytest.raises(UserError, match=r"'DATA_PATH' not found.*set it \(export NAME=value\)"):
         read_settings(composed("env=cloud"))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("inference.orders=cyclic", r"inference.orders must be written with debias=pride, got 'cyclic'"),
+        ("inference.calibration=batch", r"inference.calibration must be none with debias=pride, got 'batch'"),
+    ],
+)
+def test_pride_stands_alone(composed: Compose, more: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_settings(composed("inference=pride", more))

@@ -3,7 +3,7 @@
 import pytest
 
 from vqa.encode import Encoder
-from vqa.generation import generate_answers, parse_letter
+from vqa.generation import final_letter, generate_answers, parse_letter
 from vqa.question import Question
 
 
@@ -31,3 +31,21 @@ def test_the_embedded_model_generates_letters(encoder: Encoder, questions: list[
     answers = generate_answers(encoder, encoder.base.model, questions[:10], max_new_tokens=2)
     assert len(answers) == 10
     assert set(answers) <= set("abcd")
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("It is round and red.\nAnswer: c", "c"),
+        ("관찰: 개가 있다.\n정답: b", "b"),
+        ("정답은 (D)입니다.", "d"),
+        ("b", "b"),
+        ("Answer: b\nNo, wait.\nThe answer is d.", "d"),
+        ("Observation: a cat sits", None),
+        ("Answer: a cat", None),
+        ("관찰: 사진에는 (a)", None),  # cut off before the answer
+        ("", None),
+    ],
+)
+def test_reasoning_counts_only_with_a_stated_answer(text: str, letter: str | None) -> None:
+    assert final_letter(text) == letter

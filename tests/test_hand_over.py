@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from vqa.hand_over import vllm_command, write_hand_over
 from vqa.model import Base
 from vqa.question import Question
 from vqa.scoring import score
-from vqa.settings import PromptSettings
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -96,7 +96,7 @@ def test_the_readmes_plain_peft_lines_give_the_same_answers(
     made = settings()
     prompt = {"system": system, "user": made.prompt.user}
     (run / "adapter/prompt.json").write_text(json.dumps(prompt))
-    encoder = Encoder(base, PromptSettings(**prompt), made.image)
+    encoder = Encoder(base, replace(made.prompt, system=prompt["system"], user=prompt["user"]), made.image)
     with loaded(base, run / "adapter"):
         expected = [p.answer for p in score(encoder, questions, 16)]
     answer = readme_example(run / "adapter")

@@ -2,15 +2,18 @@
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from conftest import Make
 
+from vqa.debias import CYCLIC, entropy
 from vqa.encode import Encoder
 from vqa.errors import UserError
+from vqa.metrics import no_answer_rate
 from vqa.question import Question
-from vqa.scoring import answer, score
+from vqa.scoring import answer, option_scores, score
 
 
 def test_predictions_keep_the_order_and_do_not_depend_on_the_batch(
@@ -59,7 +62,7 @@ def test_generated_answers_stand_beside_the_letter_probabilities(
 
 
 def silence(
-    encoder: Encoder, model: object, questions: list[Question], max_new_tokens: int
+    encoder: Encoder, model: object, questions: list[Question], max_new_tokens: int, read: object = None
 ) -> list[str | None]:
     return [None for _ in questions]
 
@@ -77,6 +80,7 @@ def test_text_without_a_letter_is_flagged_and_counted(
             encoder, encoder.base.model, questions[:4], 4, settings("inference=generate").inference
         )
     assert {p.flag for p in found} == {"no_answer"}
+    assert no_answer_rate(found) == 1
     assert "no answer for 4 of 4 questions" in caplog.text
     strict = settings("inference=generate", "inference.on_no_answer=error").inference
     with pytest.raises(UserError, match=r"no answer for 4 of 4 questions; use inference.on_no"):
@@ -89,3 +93,74 @@ def test_a_model_that_wants_to_say_something_else_is_reported(
     inference = settings("inference.min_option_mass=1.1").inference
     answer(encoder, encoder.base.model, questions[:4], 4, inference)
     assert "the four letters together get only" in caplog.text
+
+
+def test_cyclic_orders_equal_four_separate_scores(encoder: Encoder, questions: list[Question]) -> None:
+    part = questions[:7]
+    found, _ = option_scores(encoder, part, 3, CYCLIC)
+    for k, order in enumerate(CYCLIC):
+        alone, _ = option_scores(encoder, part, 7, [order])
+        assert torch.allclose(found[:, k], alone[:, 0], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["cyclic", "pride", "batch_calibration", "contextual"])
+def test_every_readout_gives_probabilities_in_order(
+    name: str, encoder: Encoder, questions: list[Question], settings: Make
+) -> None:
+    inference = settings(f"inference={name}").inference
+    found = answer(encoder, encoder.base.model, questions[:12], 5, inference)
+    again = answer(encoder, encoder.base.model, questions[:12], 12, inference)
+    assert [p.id for p in found] == [q.id for q in questions[:12]]
+    assert torch.allclose(torch.tensor([p.p for p in found]), torch.tensor([p.p for p in again]), atol=1e-4)
+    plain = score(encoder, questions[:12], 12)
+    assert not torch.allclose(torch.tensor([p.p for p in found]), torch.tensor([p.p for p in plain]))
+
+
+def test_cyclic_answers_do_not_depend_on_where_the_options_stand(
+    encoder: Encoder, questions: list[Question], settings: Make
+) -> None:
+    question = questions[0]
+    a, b, c, d = question.choices
+    moved = replace(question, choices=(b, c, d, a), answer=None)
+    inference = settings("inference=cyclic").inference
+    first, second = answer(encoder, encoder.base.model, [question, moved], 2, inference)
+    assert (*first.p[1:], first.p[0]) == pytest.approx(second.p, abs=1e-5)
+
+
+def say_a(
+    encoder: Encoder, model: object, questions: list[Question], max_new_tokens: int, read: object = None
+) -> list[str | None]:
+    assert "step by step" in encoder.prompt.user
+    assert max_new_tokens == 9
+    return ["a" for _ in questions]
+
+
+def test_only_unsure_questions_are_sent_to_the_reasoning_prompt(
+    encoder: Encoder, questions: list[Question], settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vqa.scoring.generate_answers", say_a)
+    direct = score(encoder, questions, 16)
+    spread = entropy(torch.tensor([p.p for p in direct], dtype=torch.float64).log())
+    low, high = spread.sort().values[23:25].tolist()
+    limit = (low + high) / 2
+    made = settings("prompt=auto", f"prompt.entropy_threshold={limit}", "inference.reasoning_tokens=9")
+    facts: dict[str, Any] = {}
+    asking = replace(encoder, prompt=made.prompt)
+    found = answer(asking, encoder.base.model, questions, 16, made.inference, facts)
+    unsure = spread > limit
+    for p, before, sent in zip(found, direct, unsure.tolist(), strict=True):
+        assert p.answer == ("a" if sent else before.answer)
+    gold = [q.answer for q, sent in zip(questions, unsure.tolist(), strict=True) if sent]
+    assert facts["reasoning"]["share"] == float(unsure.double().mean())
+    assert facts["reasoning"]["accuracy"] == gold.count("a") / len(gold)
+    assert facts["reasoning"]["no_answer"] == 0
+
+
+def test_no_question_is_unsure_and_nothing_is_divided_by_zero(
+    encoder: Encoder, questions: list[Question], settings: Make
+) -> None:
+    made = settings("prompt=auto", "prompt.entropy_threshold=2")
+    facts: dict[str, Any] = {}
+    asking = replace(encoder, prompt=made.prompt)
+    assert answer(asking, None, questions[:4], 4, made.inference, facts) == score(encoder, questions[:4], 4)
+    assert facts["reasoning"]["share"] == 0

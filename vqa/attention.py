@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from vqa.branches import attend_branches
 from vqa.flash import FlashTree, has_flash
 from vqa.tree import KeyValue, TreeLayout
 
@@ -56,6 +57,21 @@ def attend(
     Returns:
         (T, H, D).
     """
+    branches = tree.layout.branches
+    if branches is None:
+        return _attend(query, key, value, scaling, tree)
+    P, end = tree.layout.prefix, tree.layout.prefix + branches.start
+    upper = [_attend(query[:end], key[:end], value[:end], scaling, tree)] if end else []
+    before = (key[:P], value[:P]) if P else tree.outside
+    groups = query.shape[1] // key.shape[1]
+    prefix = (_repeat(before[0], groups), _repeat(before[1], groups)) if before else None
+    keys, values = _repeat(key[P:], groups), _repeat(value[P:], groups)
+    return torch.cat([*upper, attend_branches(query[P:], keys, values, prefix, branches, scaling)])
+
+
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, tree: LayerTree
+) -> torch.Tensor:
     outside = tree.outside or (None, None)
     if has_flash(query):
         found: torch.Tensor = FlashTree.apply(query, key, value, *outside, tree.layout, scaling)  # type: ignore[no-untyped-call]

@@ -15,9 +15,10 @@ from vqa.environment import detected
 from vqa.errors import UserError, require
 from vqa.language import LANGUAGES
 from vqa.library import TRUSTED, check_target
-from vqa.settings import ImageSettings, Settings
+from vqa.settings import ImageSettings, InferenceSettings, PromptSettings, Settings
 
-STAGES = ("final", "trial", "predict", "evaluate", "doctor", "status", "report", "merge", "serve")
+STAGES = ("final", "trial", "predict", "evaluate", "doctor", "status", "report", "merge", "serve", "ensemble")
+LOSSES = ("answer_only", "choice_ce", "full")
 
 
 def register_resolvers() -> None:
@@ -83,11 +84,16 @@ def _number(value: object) -> float:
 def _check_values(s: Settings) -> None:
     for key, value, options in (
         ("stage", s.stage, STAGES),
+        ("loss", s.loss, LOSSES),
         ("precision", s.precision, ("auto", "float32", "bfloat16", "float16")),
         ("winner", s.winner, ("auto", "none")),
         ("lang", s.lang, LANGUAGES),
         ("image.mode", s.image.mode, ("native", "resize", "pad")),
-        ("inference.readout", s.inference.readout, ("letters", "generate")),
+        ("inference.readout", s.inference.readout, ("letters", "generate", "reasoning")),
+        ("inference.orders", s.inference.orders, ("written", "cyclic")),
+        ("inference.debias", s.inference.debias, ("none", "pride")),
+        ("inference.calibration", s.inference.calibration, ("none", "batch", "contextual")),
+        ("ensemble.selection", s.ensemble.selection, ("all", "greedy")),
         ("inference.on_no_answer", s.inference.on_no_answer, ("letters", "error")),
         ("env.device", s.env.device, ("auto", "cpu", "cuda")),
     ):
@@ -118,6 +124,9 @@ def _check_values(s: Settings) -> None:
     require(0 < b.holdout_share <= 0.5, "budget.holdout_share", "in (0, 0.5]", b.holdout_share)
     require(b.max_grad_norm > 0, "budget.max_grad_norm", "> 0", b.max_grad_norm)
     require(0 <= b.lr_horizon_exponent <= 1, "budget.lr_horizon_exponent", "in [0, 1]", b.lr_horizon_exponent)
+    if s.stage == "ensemble":
+        members = s.ensemble.members
+        require(len(members) >= 2, "ensemble.members", "two or more test_predictions.csv files", members)
     if s.stage == "trial":
         require(b.folds >= 2, "budget.folds", ">= 2 for a K-fold trial", b.folds)
     require(
@@ -140,13 +149,31 @@ def _check_values(s: Settings) -> None:
         s.lora.get("lora_dropout"),
     )
     _check_image(s.image)
-    for name in ("question", "a", "b", "c", "d"):
-        require(
-            f"{{{name}}}" in s.prompt.user, "prompt.user", f"a text that contains {{{name}}}", s.prompt.user
-        )
-    require(s.inference.max_new_tokens >= 1, "inference.max_new_tokens", ">= 1", s.inference.max_new_tokens)
+    _check_prompt(s.prompt)
+    _check_inference(s.inference)
     require(1024 <= s.env.port < 2**16, "env.port", "in [1024, 65536)", s.env.port)
     require(s.env.threads is None or s.env.threads >= 1, "env.threads", ">= 1 or null", s.env.threads)
+
+
+def _check_prompt(prompt: PromptSettings) -> None:
+    for key, text in (("prompt.user", prompt.user), ("prompt.reasoning", prompt.reasoning)):
+        for name in ("question", "a", "b", "c", "d"):
+            require(f"{{{name}}}" in text, key, f"a text that contains {{{name}}}", text)
+    limit = prompt.entropy_threshold
+    require(limit is None or limit >= 0, "prompt.entropy_threshold", ">= 0 nats or null", limit)
+
+
+def _check_inference(inference: InferenceSettings) -> None:
+    for name in ("max_new_tokens", "reasoning_tokens"):
+        require(getattr(inference, name) >= 1, f"inference.{name}", ">= 1", getattr(inference, name))
+    share = inference.pride_share
+    require(0 < share <= 1, "inference.pride_share", "in (0, 1]", share)
+    if inference.debias == "pride":
+        require(
+            inference.orders == "written", "inference.orders", "written with debias=pride", inference.orders
+        )
+        once = inference.calibration == "none"
+        require(once, "inference.calibration", "none with debias=pride", inference.calibration)
 
 
 def _check_image(image: ImageSettings) -> None:

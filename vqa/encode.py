@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from vqa.model import Base
-from vqa.packing import PackedBatch, Suffix, is_short, pack, pad
+from vqa.packing import PackedBatch, Suffix, is_short, pack, pack_orders, pad
 from vqa.prompt import render
 from vqa.question import LETTERS, Question
 from vqa.settings import ImageSettings, PromptSettings
@@ -32,20 +32,41 @@ class Encoder:
             self.base.ids(render(self.base.tokenizer, self.prompt, question, AS_WRITTEN).prefix)
         )
 
-    def suffixes(self, questions: Sequence[Question], orders: Sequence[Order] | None = None) -> list[Suffix]:
+    def suffixes(
+        self, questions: Sequence[Question], orders: Sequence[Order] | None = None, answered: bool = False
+    ) -> list[Suffix]:
         """Encode questions, each with its options in the given order (default: as written)."""
         orders = orders or [AS_WRITTEN] * len(questions)
         features = self.base.vision.features(questions, self.image)
-        return [self._suffix(q, o, f) for q, o, f in zip(questions, orders, features, strict=True)]
+        return [self._suffix(q, o, f, answered) for q, o, f in zip(questions, orders, features, strict=True)]
 
     def batch(
-        self, questions: Sequence[Question], orders: Sequence[Order] | None = None, outside: bool = False
+        self,
+        questions: Sequence[Question],
+        orders: Sequence[Order] | None = None,
+        outside: bool = False,
+        conversation: bool = False,
     ) -> PackedBatch:
-        """A micro-batch on the base's device, ready for `letter_logits`; `outside`: without the prefix."""
+        """A micro-batch on the base's device, ready for `letter_logits`.
+
+        Args:
+            questions: What is asked.
+            orders: Of each question's options; default: as written.
+            outside: Without the prefix.
+            conversation: With answer and end of turn, every token taught (loss=full).
+        """
         base = self.base
         pad_token = base.tokenizer.pad_token_id
-        prefix, suffixes = self.prefix(questions[0]), self.suffixes(questions, orders)
-        return pack(prefix, suffixes, base.image_token, pad_token, base.device, outside)
+        prefix, suffixes = self.prefix(questions[0]), self.suffixes(questions, orders, conversation)
+        return pack(prefix, suffixes, base.image_token, pad_token, base.device, outside, conversation)
+
+    def orders_batch(
+        self, questions: Sequence[Question], orders: Sequence[Order], outside: bool = False
+    ) -> PackedBatch:
+        """Every question in each of the orders, prefix and picture shared; `outside`: without the prefix."""
+        encoded = [self.suffixes(questions, [order] * len(questions)) for order in orders]
+        asked = list(zip(*encoded, strict=True))
+        return pack_orders(self.prefix(questions[0]), asked, self.base.image_token, self.base.device, outside)
 
     def padded(self, questions: Sequence[Question]) -> dict[str, Any]:
         """The same questions as plain padded rows on the base's device: the model's ordinary inputs."""
@@ -65,8 +86,10 @@ class Encoder:
         """Tokens of the suffix without its picture, for sorting questions of like length together."""
         return len(self.base.ids(render(self.base.tokenizer, self.prompt, question, AS_WRITTEN).suffix))
 
-    def _suffix(self, question: Question, order: Order, features: VisionFeatures | None) -> Suffix:
-        text = render(self.base.tokenizer, self.prompt, question, order).suffix
+    def _suffix(
+        self, question: Question, order: Order, features: VisionFeatures | None, answered: bool
+    ) -> Suffix:
+        text = render(self.base.tokenizer, self.prompt, question, order, answered).suffix
         ids = torch.tensor(self.base.ids(text))
         placeholder = ids == self.base.image_token
         if features is None:  # answered without its picture: the picture's marks go too

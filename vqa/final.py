@@ -49,6 +49,8 @@ def run_final(settings: Settings, folder: Path) -> dict[str, Any]:
         UserError: The data or the model cannot be used.
     """
     started = time.time()
+    if settings.loss == "full":  # a process sees its own tokens only, and the mean is over all tokens
+        ranks.refuse_several("loss=full")
     split, data_digest = split_questions(settings)
     train = subsample(split.train, settings.budget.subsample, settings.seed)
     tests = test_questions(settings)
@@ -66,9 +68,11 @@ def run_final(settings: Settings, folder: Path) -> dict[str, Any]:
             if ranks.is_main():
                 save_adapter(model, folder / "adapter", encoder.base)
             size = settings.budget.eval_batch_size
-            tuned = answer(encoder, model, split.valid, size, settings.inference)
-            answers = answer(encoder, model, tests, size, settings.inference) if tests else []
-        metrics = summary(tuned) | compare_with_base(base, tuned)
+            valid_facts: dict[str, Any] = {}
+            tuned = answer(encoder, model, split.valid, size, settings.inference, valid_facts)
+            facts: dict[str, Any] = {}
+            answers = answer(encoder, model, tests, size, settings.inference, facts) if tests else []
+        metrics = summary(tuned) | compare_with_base(base, tuned) | valid_facts
         metrics |= {
             "n_train": len(train),
             "learning_rate": plan.lr,
@@ -82,7 +86,7 @@ def run_final(settings: Settings, folder: Path) -> dict[str, Any]:
         metrics |= encoder.base.vision.figures()
         run.metrics(encoder.base.vision.figures())
         if answers and all(p.gold for p in answers):
-            metrics["test"] = summary(answers)
+            metrics["test"] = summary(answers) | facts
         if not ranks.is_main():
             return metrics
         write_results(folder, metrics, tuned, answers, tests)

@@ -20,8 +20,9 @@ import torch
 from vqa import ranks
 from vqa.device import memory_share, release_memory
 from vqa.encode import Encoder, Order
-from vqa.forward import answer_loss, letter_logits, shared_prefix
+from vqa.forward import letter_logits, shared_prefix
 from vqa.library import build, refusals
+from vqa.losses import batch_loss, batch_terms
 from vqa.memory import Ladder
 from vqa.packing import PackedBatch
 from vqa.plan import Plan, batches
@@ -145,26 +146,26 @@ class _Trainer:
 
         base = encoder.base
         AcceleratorState._reset_state(reset_partial_state=True)  # a process may train in several precisions
-        self.accelerator = Accelerator(
-            cpu=base.device.type == "cpu",
-            mixed_precision="fp16" if base.dtype == torch.float16 else "no",
-        )
+        precision = "fp16" if base.dtype == torch.float16 else "no"
+        self.accelerator = Accelerator(cpu=base.device.type == "cpu", mixed_precision=precision)
         self.encoder, self.model, self.plan, self.train = encoder, model, plan, train
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         with refusals("optimizer"):
             optimizer = build("optimizer", plan.optimizer | {"lr": plan.lr})(self.parameters)
         self.optimizer = self.accelerator.prepare(optimizer)
         total = plan.steps(len(train))
-        warmup = round(plan.warmup_ratio * total)
         with refusals("scheduler.schedule"):
             self.scheduler = build("scheduler.schedule", plan.schedule)(
-                optimizer=self.optimizer.optimizer, num_warmup_steps=warmup, num_training_steps=total
+                optimizer=self.optimizer.optimizer,
+                num_warmup_steps=round(plan.warmup_ratio * total),
+                num_training_steps=total,
             )
-        size = sum(p.numel() for p in self.parameters)
         most = math.ceil(plan.batch_size / ranks.count())
-        shape = (base.path, encoder.prompt.system, encoder.image.size, size, memory_share(base.device))
+        adapter = sum(p.numel() for p in self.parameters), plan.loss
+        shape = (base.path, encoder.prompt.system, encoder.image.size, adapter, memory_share(base.device))
         self.ladder = Ladder(min(plan.micro_batch_size, most), shape)
-        self.outside = encoder.shares_prefix(train[0])
+        self.conversation = plan.loss == "full"  # the prefix's own tokens are taught too: it stays in the row
+        self.outside = not self.conversation and encoder.shares_prefix(train[0])
         self.losses: list[float] = []
         self.unread: list[tuple[int, torch.Tensor, Any]] = []
         self.passes = 0
@@ -186,8 +187,8 @@ class _Trainer:
         starts = range(0, len(questions), size)
         outside = self.outside and len(starts) > 1
         parts = [
-            self.encoder.batch(questions[start : start + size], orders[start : start + size], outside)
-            for start in starts
+            self.encoder.batch(questions[i : i + size], orders[i : i + size], outside, self.conversation)
+            for i in starts
         ]
         return _Batch(whole, questions, orders, size, parts)
 
@@ -214,15 +215,16 @@ class _Trainer:
         self.passes += batch.whole
 
     def _accumulate(self, batch: _Batch) -> torch.Tensor:
-        base, recompute = self.encoder.base, self.ladder.rung.recompute
+        base, recompute, kind = self.encoder.base, self.ladder.rung.recompute, self.plan.loss
         total = torch.zeros((), device=base.device)
         alone = not self.outside or len(batch.parts) <= 1
         prefix = nullcontext() if alone else shared_prefix(base, self.encoder.prefix(batch.questions[0]))
+        terms = sum(batch_terms(kind, part) for part in batch.parts) if kind == "full" else batch.whole
         with self.accelerator.autocast(), prefix as known:
             for part in batch.parts:
                 logits = letter_logits(base, part, known, recompute)
                 # divided by the effective batch, not the micro-batch: accumulation equals the big batch
-                loss = answer_loss(logits, part.targets, base.letters) / batch.whole
+                loss = batch_loss(kind, logits, part, base.letters) / terms
                 self.accelerator.backward(loss)
                 total += loss.detach()
         return total

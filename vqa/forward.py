@@ -4,10 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 
 from vqa.decoder import Recompute, answer_logits, prefix_key_values
-from vqa.letters import LetterTokens
 from vqa.model import Base
 from vqa.packing import PackedBatch, pack_prefix
 from vqa.tree import KeyValue
@@ -19,7 +17,7 @@ def letter_logits(
     prefix: list[KeyValue] | None = None,
     recompute: Recompute = "nothing",
 ) -> torch.Tensor:
-    """Logits at the answer position of every question, and nowhere else.
+    """Logits at the answer position of every question, and nowhere else (loss=full: at every text token).
 
     Args:
         base: The resident model, with or without an adapter on it.
@@ -28,7 +26,7 @@ def letter_logits(
         recompute: What the backward computes again instead of keeping it.
 
     Returns:
-        (B, V).
+        (B, V), or (N, V) for a batch of whole conversations.
     """
     return answer_logits(base.model, batch.row, prefix, recompute)
 
@@ -63,15 +61,3 @@ def shared_prefix(base: Base, prefix: torch.Tensor) -> Iterator[list[KeyValue]]:
     yield list(zip(used[::2], used[1::2], strict=True))
     grads = [leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for leaf in leaves]
     torch.autograd.backward(outputs, [g.to(x.dtype) for g, x in zip(grads, outputs, strict=True)])
-
-
-def answer_loss(logits: torch.Tensor, targets: torch.Tensor, letters: LetterTokens) -> torch.Tensor:
-    """Cross-entropy over the vocabulary at the answer letter, summed over questions.
-
-    Args:
-        logits: (B, V).
-        targets: (B,) index of the gold letter, 0..3.
-        letters: Which token each letter is.
-    """
-    ids = torch.tensor(letters.answer, device=logits.device)
-    return F.cross_entropy(logits.float(), ids[targets], reduction="sum")

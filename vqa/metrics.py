@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqa.predictions import Prediction
+from vqa.predictions import NO_ANSWER, Prediction
 from vqa.question import CHANCE, LETTERS
 
 P_FLOOR = 1e-12  # p_gold is clipped here: one hopeless row costs at most 27.6 nats, not infinity
@@ -201,10 +201,16 @@ def summary(predictions: Sequence[Prediction]) -> dict[str, Any]:
         "nll_se": nll_se,
         "n": n,
         "option_mass": sum(p.option_mass for p in predictions) / n,
-        "no_answer_rate": sum(p.answer is None for p in predictions) / n,
+        "no_answer_rate": no_answer_rate(predictions),
         "accuracy_by_kind": {kind: accuracy([p for p in predictions if p.kind == kind]) for kind in kinds},
         "chance": CHANCE,
     }
+
+
+def no_answer_rate(predictions: Sequence[Prediction]) -> float:
+    """Return the share of rows whose text held no letter, also of those answered by probabilities instead."""
+    silent = sum(p.answer is None or NO_ANSWER in p.flag.split() for p in predictions)
+    return silent / len(predictions)
 
 
 def _labelled(predictions: Sequence[Prediction]) -> list[tuple[Prediction, str]]:

@@ -4,11 +4,12 @@ Notation: P prefix tokens, B questions, S suffix tokens, T tokens of the whole r
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from vqa.branches import branch_layout
 from vqa.decoder import Row
 from vqa.device import to_device
 from vqa.tree import tree_layout
@@ -33,16 +34,33 @@ class Suffix:
 
 
 @dataclass(frozen=True)
+class Conversation:
+    """The tokens that a batch of whole conversations teaches, for the places in `Row.answers`.
+
+    Args:
+        labels: (N,) the token that follows each place.
+        weights: (N,) in how many conversations it does.
+        tokens: Sum of the weights.
+    """
+
+    labels: torch.Tensor
+    weights: torch.Tensor
+    tokens: int
+
+
+@dataclass(frozen=True)
 class PackedBatch:
     """Questions laid out as one row: the prefix once, unless it stands outside, then every suffix.
 
     Args:
         row: What goes into the language model.
         targets: (B,) index of each gold choice's letter, -1 when unknown.
+        conversation: What every token teaches; None: only the answers are asked for.
     """
 
     row: Row
     targets: torch.Tensor
+    conversation: Conversation | None = None
 
 
 def suffix_positions(
@@ -94,6 +112,7 @@ def pack(
     pad_token: int,
     device: torch.device,
     outside: bool = False,
+    conversation: bool = False,
 ) -> PackedBatch:
     """Lay out a micro-batch as one row.
 
@@ -108,7 +127,11 @@ def pack(
         pad_token: Id to fill up with.
         device: Where the tensors go.
         outside: The prefix was computed before: it is left out of the row, the positions go on after it.
+        conversation: The suffixes end with answer and end of turn, and every token is taught, not the
+            answers alone; needs the prefix in the row.
     """
+    if conversation and outside:
+        raise ValueError("whole conversations need their prefix in the row, got outside=True")
     rows = [s.ids for s in suffixes]
     start = len(prefix)
     if outside:
@@ -129,15 +152,98 @@ def pack(
         positions.append(torch.nn.functional.pad(found, (0, missing), value=start))
     starts = P + torch.cumsum(torch.tensor(lengths), 0) - torch.tensor(lengths)
     whole = torch.cat(ids)
+    places, taught = starts + true_lengths - 1, None
+    if conversation:
+        places, taught = _conversation(whole, P, starts, true_lengths, image_token, device)
     row = Row(
         ids=to_device(whole, device),
         positions=to_device(torch.cat(positions, dim=1), device),
         layout=tree_layout(P, lengths, device, outside=start if outside else 0),
         visual=to_device((whole == image_token).nonzero().flatten(), device),
         features=join_features([s.features for s in suffixes if s.features], device),
-        answers=to_device(starts + true_lengths - 1, device),
+        answers=to_device(places, device),
     )
-    return PackedBatch(row, to_device(torch.tensor([s.target for s in suffixes]), device))
+    return PackedBatch(row, to_device(torch.tensor([s.target for s in suffixes]), device), taught)
+
+
+def _conversation(
+    ids: torch.Tensor,
+    P: int,
+    starts: torch.Tensor,
+    lengths: torch.Tensor,
+    image_token: int,
+    device: torch.device,
+) -> tuple[torch.Tensor, Conversation]:
+    """Places (N,) in the row that have a token to teach after them, and those tokens."""
+    B = len(starts)
+    pairs = [(torch.arange(max(P - 1, 0)), torch.arange(1, max(P, 1)), B)]  # the prefix stands in all
+    for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+        if P:  # the prefix's last token is followed by the first one of each suffix
+            pairs.append((torch.tensor([P - 1]), torch.tensor([start]), 1))
+        inner = torch.arange(start, start + length - 1)
+        pairs.append((inner, inner + 1, 1))
+    places = torch.cat([before for before, _, _ in pairs])
+    following = torch.cat([after for _, after, _ in pairs])
+    weights = torch.cat([torch.full((len(before),), float(weight)) for before, _, weight in pairs])
+    kept = ids[following] != image_token
+    weights = weights[kept]
+    labels = to_device(ids[following[kept]], device)
+    return places[kept], Conversation(labels, to_device(weights, device), int(weights.sum()))
+
+
+def pack_orders(
+    prefix: torch.Tensor,
+    asked: Sequence[Sequence[Suffix]],
+    image_token: int,
+    device: torch.device,
+    outside: bool = False,
+) -> PackedBatch:
+    """Lay out questions that are each asked several times: what a question's suffixes begin with stands once.
+
+    Args:
+        prefix: (P,) ids that all questions share.
+        asked: By question its suffixes, the same picture in each; as many for every question.
+        image_token: Id of the placeholder.
+        device: Where the tensors go.
+        outside: The prefix was computed before; else it stands in every stem, which suits a short one.
+
+    Returns:
+        A batch whose answers and targets are those of all suffixes, question by question.
+    """
+    start, before = (len(prefix), prefix[:0]) if outside else (0, prefix)
+    stem_ids, branch_ids, stem_places, branch_places = [], [], [], []
+    stems, branches = [], []
+    for suffixes in asked:
+        grid = suffixes[0].features.grid if suffixes[0].features else None
+        common = len(before) + _common([s.ids for s in suffixes])
+        whole = [torch.cat([before, s.ids]) for s in suffixes]
+        places = [suffix_positions(ids, image_token, grid, start) for ids in whole]
+        stems.append(common)
+        branches.append([len(ids) - common for ids in whole])
+        stem_ids.append(whole[0][:common])
+        stem_places.append(places[0][:, :common])
+        branch_ids += [ids[common:] for ids in whole]
+        branch_places += [place[:, common:] for place in places]
+    ids = torch.cat(stem_ids + branch_ids)
+    layout = tree_layout(0, stems, device, outside=start)
+    ends = sum(stems) + torch.tensor(branches).flatten().cumsum(0)
+    row = Row(
+        ids=to_device(ids, device),
+        positions=to_device(torch.cat(stem_places + branch_places, dim=1), device),
+        layout=replace(layout, branches=branch_layout(stems, branches, device)),
+        visual=to_device((ids == image_token).nonzero().flatten(), device),
+        features=join_features([s[0].features for s in asked if s[0].features], device),
+        answers=to_device(ends - 1, device),
+    )
+    targets = torch.tensor([s.target for suffixes in asked for s in suffixes])
+    return PackedBatch(row, to_device(targets, device))
+
+
+def _common(rows: Sequence[torch.Tensor]) -> int:
+    """How many tokens all rows begin with, short of the last one of any."""
+    shortest = min(len(ids) for ids in rows) - 1
+    same = torch.stack([ids[:shortest] == rows[0][:shortest] for ids in rows]).all(0)
+    return int(same.int().cumprod(0).sum())
 
 
 def pack_prefix(prefix: torch.Tensor, device: torch.device) -> Row:

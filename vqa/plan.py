@@ -27,6 +27,7 @@ class Plan:
         schedule: The `scheduler.schedule` node.
         lr: Peak learning rate.
         seed: Orders of questions and choices.
+        loss: What is minimised, see vqa/losses.py.
     """
 
     epochs: int
@@ -39,6 +40,7 @@ class Plan:
     schedule: dict[str, Any]
     lr: float
     seed: int
+    loss: str
 
     def steps(self, questions: int) -> int:
         """Optimiser steps for that many questions; the last batch of an epoch may be smaller."""
@@ -81,6 +83,7 @@ def plan_fit(settings: Settings, questions: int, pool: int = 0) -> Plan:
         schedule=settings.scheduler.schedule,
         lr=lr,
         seed=settings.seed,
+        loss=settings.loss,
     )
 
 

@@ -12,7 +12,7 @@ from vqa.encode import Encoder
 from vqa.errors import UserError
 from vqa.final import compare_with_base
 from vqa.manifest import data_sha256, write_manifest
-from vqa.metrics import collapse_alarm, summary
+from vqa.metrics import collapse_alarm, no_answer_rate, summary
 from vqa.model import load_base
 from vqa.predictions import Prediction, write_predictions, write_submission
 from vqa.question import Question
@@ -68,10 +68,11 @@ def _run(settings: Settings, folder: Path, with_base: bool) -> dict[str, Any]:
         run.params(settings.plain)
         with loaded(encoder.base, adapter) as model:
             begun = time.perf_counter()
-            predictions = answer(encoder, model, questions, size, settings.inference)
+            facts: dict[str, Any] = {}
+            predictions = answer(encoder, model, questions, size, settings.inference, facts)
             seconds = time.perf_counter() - begun
         base = score(encoder, questions, size, "base model") if with_base else []
-        metrics = _metrics(predictions, base)
+        metrics = _metrics(predictions, base) | facts
         metrics |= {
             "rows_per_s": len(questions) / seconds,
             "peak_memory_gib": peak_memory_gib(encoder.base.device),
@@ -117,6 +118,7 @@ def _metrics(predictions: list[Prediction], base: list[Prediction]) -> dict[str,
     if alarm:
         log.warning(alarm)
     metrics: dict[str, Any] = {"n": len(predictions), "alarms": [alarm] if alarm else []}
+    metrics["no_answer_rate"] = no_answer_rate(predictions)
     if base:
         metrics |= summary(predictions) | compare_with_base(base, predictions)
     return metrics

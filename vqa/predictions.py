@@ -12,6 +12,7 @@ from vqa.question import LETTERS
 from vqa.text_file import replace_text
 
 SUM_TOLERANCE = 1e-4  # float32 softmax is off by 1e-7; a forgotten normalisation by far more
+NO_ANSWER = "no_answer"  # flag of a row whose generated text held no letter
 COLUMNS = ("id", "answer", "p_a", "p_b", "p_c", "p_d", "margin")
 
 

@@ -17,7 +17,7 @@ class Rendered:
 
     Args:
         prefix: Everything before the picture; the same for every question.
-        suffix: The picture's place, question, options, up to where the answer goes.
+        suffix: The picture's place, question, options, up to where the answer goes; or to the end of turn.
     """
 
     prefix: str
@@ -45,19 +45,34 @@ def user_text(prompt: PromptSettings, question: Question, order: Sequence[int]) 
         ) from error
 
 
-def render(tokenizer: Any, prompt: PromptSettings, question: Question, order: Sequence[int]) -> Rendered:
+def render(
+    tokenizer: Any, prompt: PromptSettings, question: Question, order: Sequence[int], answered: bool = False
+) -> Rendered:
     """Fill in the model's own chat template.
 
     The cut is at the picture's start mark. That is a special token, so cutting there changes no other token.
 
+    Args:
+        tokenizer: Knows the template.
+        prompt: The texts.
+        question: What is asked.
+        order: Which choice stands at a, b, c, d.
+        answered: Go on with the gold letter and what ends the assistant's turn.
+
     Raises:
         UserError: The model's template puts no picture into the user's message.
+        ValueError: `answered`, and the question has no answer.
     """
     text = {"type": "text", "text": user_text(prompt, question, order)}
     messages: list[dict[str, Any]] = [{"role": "user", "content": [{"type": "image"}, text]}]
     if prompt.system:
         messages.insert(0, {"role": "system", "content": [{"type": "text", "text": prompt.system}]})
-    whole = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    if answered:
+        if question.answer is None:
+            raise ValueError(f"question {question.id!r} has no answer to write")
+        letter = LETTERS[list(order).index(LETTERS.index(question.answer))]
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": letter}]})
+    whole = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not answered)
     prefix, mark, suffix = whole.partition(VISION_START)
     if not mark:
         raise UserError(

@@ -52,8 +52,8 @@ def refuse_several(what: str) -> None:
     """
     if count() > 1:
         raise UserError(
-            f"{what} was started in {count()} processes; torchrun and accelerate launch are for stage=final, "
-            "start this with python -m vqa.run"
+            f"{what} was started in {count()} processes; torchrun and accelerate launch are for stage=final "
+            "with loss=answer_only or choice_ce; start this with python -m vqa.run"
         )
 
 

@@ -1,27 +1,92 @@
 """Questions to predictions: one forward pass, probabilities of the four letters."""
 
 import logging
+import math
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from vqa import ranks
+from vqa.debias import CYCLIC, cyclic_average, entropy, mean_probability, pride, without_prior
 from vqa.device import release_memory
-from vqa.encode import Encoder
+from vqa.encode import AS_WRITTEN, Encoder, Order
 from vqa.errors import UserError
 from vqa.forward import known_prefix, letter_logits
-from vqa.generation import generate_answers
+from vqa.generation import final_letter, generate_answers, parse_letter
 from vqa.letters import option_log_probabilities
+from vqa.metrics import accuracy
 from vqa.packing import PackedBatch
-from vqa.predictions import Prediction
+from vqa.predictions import NO_ANSWER, Prediction
 from vqa.prefetch import prefetched
 from vqa.question import LETTERS, Question
 from vqa.reporting import progress
 from vqa.settings import InferenceSettings
 
 log = logging.getLogger(__name__)
-NO_ANSWER = "no_answer"
+# Zhao et al. 2021 average over several strings without content; there is no picture either
+CONTENT_FREE = [Question(text, None, "", text, (text, text, text, text)) for text in ("N/A", "[MASK]", "-")]
+
+
+def option_scores(
+    encoder: Encoder,
+    questions: Sequence[Question],
+    batch_size: int,
+    orders: Sequence[Order] = (AS_WRITTEN,),
+    what: str = "scoring",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log probabilities of the four letters for every question in every order of its options.
+
+    Prefix and picture are computed once for all orders of a question.
+
+    Args:
+        encoder: Makes batches.
+        questions: In any order; like lengths are batched together.
+        batch_size: Questions per forward pass; fewer where memory does not suffice.
+        orders: Orders of the options, O of them.
+        what: Text of the progress bar.
+
+    Returns:
+        (Q, O, C), adding up to 1 over the letters in float32, and (Q, O) log of the letters' share in the
+        vocabulary; in the questions' order, on the CPU.
+    """
+    base = encoder.base
+    by_length = sorted(range(len(questions)), key=lambda i: encoder.text_length(questions[i]), reverse=True)
+    prefix = encoder.prefix(questions[0])
+    known = known_prefix(base, prefix) if encoder.shares_prefix(questions[by_length[-1]]) else None
+
+    def batch(chosen: list[int]) -> tuple[list[int], PackedBatch]:
+        part = [questions[i] for i in chosen]
+        if len(orders) > 1:
+            return chosen, encoder.orders_batch(part, orders, known is not None)
+        return chosen, encoder.batch(part, [orders[0]] * len(part), outside=known is not None)
+
+    def logits(chosen: list[int], made: PackedBatch) -> torch.Tensor:
+        try:
+            with torch.no_grad():
+                return letter_logits(base, made, known)
+        except torch.OutOfMemoryError:
+            if len(chosen) == 1:
+                raise
+        release_memory()
+        half = len(chosen) // 2
+        return torch.cat([logits(*batch(chosen[:half])), logits(*batch(chosen[half:]))])
+
+    def scored(mine: Sequence[int]) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
+        encoder.look([questions[i] for i in sorted(mine)])
+        found: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+        chunks = [list(mine[start : start + batch_size]) for start in range(0, len(mine), batch_size)]
+        for chosen, made in prefetched(batch, chunks, base.device):
+            log_p, log_mass = option_log_probabilities(logits(chosen, made), base.letters)
+            shaped = log_p.double().cpu().view(len(chosen), len(orders), -1)
+            found += zip(chosen, shaped, log_mass.cpu().view(len(chosen), len(orders)), strict=True)
+            progress(what, len(found), len(mine))
+        return found
+
+    rows = sorted(ranks.spread(by_length, scored), key=lambda row: row[0])
+    return torch.stack([log_p for _, log_p, _ in rows]), torch.stack([mass for *_, mass in rows])
 
 
 def score(
@@ -38,53 +103,63 @@ def score(
     Returns:
         One prediction per question, in the order given.
     """
-    base = encoder.base
-    order = sorted(range(len(questions)), key=lambda i: encoder.text_length(questions[i]), reverse=True)
-    prefix = encoder.prefix(questions[0])
-    known = known_prefix(base, prefix) if encoder.shares_prefix(questions[order[-1]]) else None
+    log_p, log_mass = option_scores(encoder, questions, batch_size, what=what)
+    return _predictions(questions, log_p[:, 0], log_mass)
 
-    def batch(chosen: list[int]) -> tuple[list[int], PackedBatch]:
-        return chosen, encoder.batch([questions[i] for i in chosen], outside=known is not None)
 
-    def logits(chosen: list[int], made: PackedBatch) -> torch.Tensor:
-        try:
-            with torch.no_grad():
-                return letter_logits(base, made, known)
-        except torch.OutOfMemoryError:
-            if len(chosen) == 1:
-                raise
-        release_memory()
-        half = len(chosen) // 2
-        return torch.cat([logits(*batch(chosen[:half])), logits(*batch(chosen[half:]))])
+def read_letters(
+    encoder: Encoder, questions: Sequence[Question], batch_size: int, inference: InferenceSettings
+) -> list[Prediction]:
+    """Letter probabilities, averaged over option orders, debiased or calibrated as `inference` says.
 
-    def scored(mine: Sequence[int]) -> list[tuple[int, Prediction]]:
-        encoder.look([questions[i] for i in sorted(mine)])
-        found: list[tuple[int, Prediction]] = []
-        chunks = [list(mine[start : start + batch_size]) for start in range(0, len(mine), batch_size)]
-        for chosen, made in prefetched(batch, chunks, base.device):
-            log_p, log_mass = option_log_probabilities(logits(chosen, made), base.letters)
-            rows = zip(chosen, log_p.double().softmax(1).tolist(), log_mass.exp().tolist(), strict=True)
-            found += [(i, _prediction(questions[i], p, mass)) for i, p, mass in rows]
-            progress(what, len(found), len(mine))
-        return found
-
-    by_place = dict(ranks.spread(order, scored))
-    return [by_place[i] for i in range(len(questions))]
+    Calibration is of letters: it comes before the orders are mapped back to options.
+    """
+    orders = CYCLIC if inference.orders == "cyclic" else (AS_WRITTEN,)
+    log_p, log_mass = option_scores(encoder, questions, batch_size, orders)
+    if inference.calibration == "batch":
+        log_p = without_prior(log_p, mean_probability(log_p))
+    elif inference.calibration == "contextual":
+        free, _ = option_scores(encoder, CONTENT_FREE, batch_size, what="content-free questions")
+        log_p = without_prior(log_p, mean_probability(free))
+    if inference.orders == "cyclic":
+        return _predictions(questions, cyclic_average(log_p), log_mass)
+    if inference.debias == "pride":
+        # which questions must not depend on their answers; the same ones every time
+        shuffled = torch.randperm(len(questions), generator=torch.Generator().manual_seed(0))
+        chosen = shuffled[: math.ceil(inference.pride_share * len(questions))]
+        part = [questions[i] for i in chosen.tolist()]
+        asked, _ = option_scores(encoder, part, batch_size, CYCLIC, "cyclic orders")
+        return _predictions(questions, pride(log_p[:, 0], asked, chosen), log_mass)
+    return _predictions(questions, log_p[:, 0], log_mass)
 
 
 def answer(
-    encoder: Encoder, model: Any, questions: Sequence[Question], batch_size: int, inference: InferenceSettings
+    encoder: Encoder,
+    model: Any,
+    questions: Sequence[Question],
+    batch_size: int,
+    inference: InferenceSettings,
+    facts: dict[str, Any] | None = None,
 ) -> list[Prediction]:
     """Answer questions the way `inference` says.
 
-    With readout=generate the letter comes from generated text and the probabilities beside it from the
-    letters. Text without a letter is "no answer": flagged, counted, and answered by the letter probabilities
-    only where `on_no_answer` allows it.
+    With readout=generate or reasoning the letter comes from generated text and the probabilities beside it
+    from the letters. Text without a letter is "no answer": flagged, counted, and answered by the letter
+    probabilities only where `on_no_answer` allows it. A prompt with an entropy threshold (prompt=auto) sends
+    the questions whose direct answer is less sure than that to the reasoning prompt.
+
+    Args:
+        encoder: Makes batches.
+        model: The base's model, or the PEFT model around it.
+        questions: In any order.
+        batch_size: Questions per forward pass.
+        inference: How the answer is read off.
+        facts: A dictionary of the caller's; gets what a prompt per question cost and gained.
 
     Raises:
         UserError: Text without a letter, and inference.on_no_answer=error.
     """
-    predictions = score(encoder, questions, batch_size)
+    predictions = read_letters(encoder, questions, batch_size, inference)
     mass = sum(p.option_mass for p in predictions) / len(predictions)
     if mass < inference.min_option_mass:
         log.warning(
@@ -93,11 +168,55 @@ def answer(
             mass,
             inference.min_option_mass,
         )
-    if inference.readout == "letters":
+    if inference.readout != "letters":
+        return _by_text(encoder, model, questions, predictions, inference, inference.readout == "reasoning")
+    if encoder.prompt.entropy_threshold is None:
         return predictions
-    letters = ranks.spread(
-        questions, lambda mine: generate_answers(encoder, model, mine, inference.max_new_tokens)
-    )
+    return _unsure_by_reasoning(encoder, model, questions, predictions, inference, facts)
+
+
+def _unsure_by_reasoning(
+    encoder: Encoder,
+    model: Any,
+    questions: Sequence[Question],
+    direct: list[Prediction],
+    inference: InferenceSettings,
+    facts: dict[str, Any] | None,
+) -> list[Prediction]:
+    """Ask again, with the reasoning prompt, where the direct answer's entropy is above the threshold."""
+    spread = entropy(torch.tensor([p.p for p in direct], dtype=torch.float64).log())
+    unsure = (spread > (encoder.prompt.entropy_threshold or 0.0)).nonzero().flatten().tolist()
+    begun = time.perf_counter()
+    before = [direct[i] for i in unsure]
+    asked = [questions[i] for i in unsure]
+    after = _by_text(encoder, model, asked, before, inference, reasoning=True) if unsure else []
+    if facts is not None:
+        facts["reasoning"] = {
+            "share": len(unsure) / len(questions),
+            "seconds": time.perf_counter() - begun,
+            "no_answer": sum(NO_ANSWER in p.flag.split() for p in after),
+        }
+        if unsure and all(p.gold for p in before):  # on the same questions: what reasoning gained there
+            facts["reasoning"] |= {"accuracy": accuracy(after), "accuracy_direct": accuracy(before)}
+    found = dict(zip(unsure, after, strict=True))
+    return [found.get(i, p) for i, p in enumerate(direct)]
+
+
+def _by_text(
+    encoder: Encoder,
+    model: Any,
+    questions: Sequence[Question],
+    predictions: Sequence[Prediction],
+    inference: InferenceSettings,
+    reasoning: bool,
+) -> list[Prediction]:
+    """Replace the letters by those of generated text; after reasoning only a stated final answer counts."""
+    if reasoning:
+        thinking = replace(encoder, prompt=replace(encoder.prompt, user=encoder.prompt.reasoning))
+        asker, tokens, read = thinking, inference.reasoning_tokens, final_letter
+    else:
+        asker, tokens, read = encoder, inference.max_new_tokens, parse_letter
+    letters = ranks.spread(questions, lambda mine: generate_answers(asker, model, mine, tokens, read))
     silent = sum(letter is None for letter in letters)
     log.info("generated text held no answer for %d of %d questions", silent, len(questions))
     if silent and inference.on_no_answer == "error":
@@ -106,6 +225,14 @@ def answer(
             "use inference.on_no_answer=letters or inference=letters"
         )
     return [_generated(p, letter) for p, letter in zip(predictions, letters, strict=True)]
+
+
+def _predictions(
+    questions: Sequence[Question], log_p: torch.Tensor, log_mass: torch.Tensor
+) -> list[Prediction]:
+    """From (Q, C) log probabilities of the options, and (Q, O) of naming one at all."""
+    rows = zip(questions, log_p.softmax(1).tolist(), log_mass.exp().mean(1).tolist(), strict=True)
+    return [_prediction(question, p, mass) for question, p, mass in rows]
 
 
 def _prediction(question: Question, p: list[float], mass: float) -> Prediction:
@@ -117,8 +244,6 @@ def _prediction(question: Question, p: list[float], mass: float) -> Prediction:
 
 
 def _generated(prediction: Prediction, letter: str | None) -> Prediction:
-    from dataclasses import replace
-
     if letter is not None:
         return replace(prediction, answer=letter)
     flag = f"{prediction.flag} {NO_ANSWER}".strip()

@@ -60,6 +60,8 @@ class ImageSettings:
 class PromptSettings:
     system: str
     user: str
+    reasoning: str
+    entropy_threshold: float | None
 
 
 @dataclass
@@ -99,9 +101,20 @@ class BudgetSettings:
 @dataclass
 class InferenceSettings:
     readout: str
+    orders: str
+    debias: str
+    pride_share: float
+    calibration: str
     max_new_tokens: int
+    reasoning_tokens: int
     on_no_answer: str
     min_option_mass: float
+
+
+@dataclass
+class EnsembleSettings:
+    members: list[str]
+    selection: str
 
 
 @dataclass
@@ -132,6 +145,7 @@ class Settings:
     study: str
     stage: str
     seed: int
+    loss: str
     precision: str
     adapter: str | None
     winner: str
@@ -146,6 +160,7 @@ class Settings:
     prompt: PromptSettings
     budget: BudgetSettings
     inference: InferenceSettings
+    ensemble: EnsembleSettings
     tracking: TrackingSettings
     env: EnvSettings
     plain: dict[str, Any] = field(default_factory=dict)  # the whole configuration, resolved, for the records

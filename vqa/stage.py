@@ -74,6 +74,7 @@ def _run(settings: Settings, cfg: DictConfig, folder: Path) -> float | None:
 
 
 def _work(stage: str) -> Callable[[Settings, Path], dict[str, Any]]:
+    from vqa.ensemble import run_ensemble
     from vqa.final import run_final
     from vqa.merge import run_merge
     from vqa.predict import run_evaluate, run_predict
@@ -83,6 +84,7 @@ def _work(stage: str) -> Callable[[Settings, Path], dict[str, Any]]:
         "predict": run_predict,
         "evaluate": run_evaluate,
         "merge": run_merge,
+        "ensemble": run_ensemble,
     }
     return stages[stage]
 

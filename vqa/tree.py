@@ -4,11 +4,15 @@ Notation: P prefix tokens, B suffixes, S longest suffix, T tokens of the row, D 
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
 from vqa.device import to_device
+
+if TYPE_CHECKING:
+    from vqa.branches import Branches
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]  # (P, H_kv, D) each
 
@@ -26,6 +30,7 @@ class TreeLayout:
         longest: S.
         before: Tokens that every suffix sees before its own, inside this row or outside.
         whole: (2,) int32 each, [0, before] and [0, T - P].
+        branches: What follows the suffixes and hangs below them; None: nothing does.
     """
 
     prefix: int
@@ -36,6 +41,7 @@ class TreeLayout:
     longest: int
     before: int
     whole: tuple[torch.Tensor, torch.Tensor]
+    branches: "Branches | None" = None
 
 
 def tree_layout(prefix: int, lengths: list[int], device: torch.device, outside: int = 0) -> TreeLayout:
