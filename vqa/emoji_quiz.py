@@ -48,36 +48,6 @@ ABSENT_TEXTS = (
     ("그림에서 찾을 수 없는 {thing} 무엇입니까?", "은는"),
     ("그림에 나오지 않은 {thing} 고르세요.", "을를"),
 )
-# Things that people would also put under another category; they are never asked for theirs.
-DISPUTED = {
-    *(
-        "소원을 건 나무",
-        "크리스마스 트리",
-        "물고기 깃발",
-        "깃털",
-        "날개",
-        "우산",
-        "유니콘",
-        "용",
-        "미생물",
-        "버섯",
-    ),
-    *(
-        "작은 병",
-        "암포라",
-        "얼음",
-        "통조림",
-        "묵주",
-        "휠",
-        "좌석",
-        "함사",
-        "악마의 눈",
-        "구명부환",
-        "풍경",
-        "종",
-    ),
-    *("높은음자리표", "레벨 슬라이더", "고구마", "콩", "토마토", "올리브", "국립공원", "도쿄 타워", "서커스"),
-}
 ANY_THING = "것"  # stands for the category where options come from a whole group
 
 
@@ -155,6 +125,12 @@ def things() -> tuple[Thing, ...]:
         for row in _rows("emoji.csv")
         for found in (categories[row["subgroup"]],)
     )
+
+
+@cache
+def disputed() -> frozenset[str]:
+    """Korean names of things that people would also put under another category; never asked for theirs."""
+    return frozenset(row["name"] for row in _rows("disputed.csv"))
 
 
 @cache
@@ -243,7 +219,7 @@ def _question(
     """Picture, text and choices; the choice number `gold` is right."""
     if kind == "category":
         words = categories_of(rng)
-        thing = rng.choice([thing for thing in _category(words[gold]) if thing.korean not in DISPUTED])
+        thing = rng.choice([thing for thing in _category(words[gold]) if thing.korean not in disputed()])
         return picture_path(thing, style), rng.choice(CATEGORY_TEXTS), words
     options, word = options_of(rng, rng.choice(things()))
     names = [option.korean for option in options]

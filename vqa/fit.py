@@ -146,23 +146,22 @@ class _Trainer:
 
         base = encoder.base
         AcceleratorState._reset_state(reset_partial_state=True)  # a process may train in several precisions
-        precision = "fp16" if base.dtype == torch.float16 else "no"
-        self.accelerator = Accelerator(cpu=base.device.type == "cpu", mixed_precision=precision)
+        half = "fp16" if base.dtype == torch.float16 else "no"
+        self.accelerator = Accelerator(cpu=base.device.type == "cpu", mixed_precision=half)
         self.encoder, self.model, self.plan, self.train = encoder, model, plan, train
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         with refusals("optimizer"):
             optimizer = build("optimizer", plan.optimizer | {"lr": plan.lr})(self.parameters)
         self.optimizer = self.accelerator.prepare(optimizer)
-        total = plan.steps(len(train))
         with refusals("scheduler.schedule"):
             self.scheduler = build("scheduler.schedule", plan.schedule)(
                 optimizer=self.optimizer.optimizer,
-                num_warmup_steps=round(plan.warmup_ratio * total),
-                num_training_steps=total,
+                num_warmup_steps=round(plan.warmup_ratio * plan.steps(len(train))),
+                num_training_steps=plan.steps(len(train)),
             )
         most = math.ceil(plan.batch_size / ranks.count())
-        adapter = sum(p.numel() for p in self.parameters), plan.loss
-        shape = (base.path, encoder.prompt.system, encoder.image.size, adapter, memory_share(base.device))
+        kind = encoder.prompt.system, encoder.image.size, sum(p.numel() for p in self.parameters), plan.loss
+        shape = (base.path, *kind, memory_share(base.device))
         self.ladder = Ladder(min(plan.micro_batch_size, most), shape)
         self.conversation = plan.loss == "full"  # the prefix's own tokens are taught too: it stays in the row
         self.outside = not self.conversation and encoder.shares_prefix(train[0])
