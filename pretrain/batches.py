@@ -9,15 +9,14 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pretrain.emoji import EmojiScene, draw_emoji
+from pretrain.emoji import EmojiScene, draw_any
 from pretrain.examples import EARLY_MIX, MIX, TaskMix, make_example
-from pretrain.scenes import IMAGE_SIZE, Scene, draw_scene
+from pretrain.scenes import IMAGE_SIZE, Scene
 from pretrain.tokenizer import END, PAD, LineEncoder, token_id
 
 LENGTH = 96  # tokens per text; 0.8 % of the examples are longer and are drawn again
 MAX_ANSWER = 10  # tokens, the end token included; longer captions are cut
 EARLY_STEPS = 1_500
-EMOJI_SHARE = 0.5  # of the pictures
 IGNORED = -100
 
 
@@ -35,11 +34,6 @@ class Batch(NamedTuple):
     images: Tensor
     positions: Tensor
     labels: Tensor
-
-
-def draw_any(random: Random) -> Scene | EmojiScene:
-    """A made-up scene, or real pictures of things."""
-    return draw_emoji(random) if random.random() < EMOJI_SHARE else draw_scene(random)
 
 
 class GeneratedBatches(Dataset[Batch]):

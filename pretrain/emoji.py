@@ -13,14 +13,23 @@ import numpy.typing as npt
 from PIL import Image
 
 from pretrain.questions import Asked
-from pretrain.scenes import IMAGE_SIZE
+from pretrain.scenes import IMAGE_SIZE, Scene, draw_scene
 from pretrain.words import CORNERS, Word
-from vqa.emoji_quiz import CELL, TRAINING_STYLES, Thing, categories_of, options_of, picture_path, things
+from vqa.emoji_quiz import (
+    TRAINING_STYLES,
+    Thing,
+    categories_of,
+    half_size,
+    options_of,
+    picture_path,
+    side_by_side,
+    things,
+)
 
+EMOJI_SHARE = 0.5  # of the pictures, made-up scenes the others
 ALONE_SHARE = 0.65
 CHANGED_SHARE = 0.6  # of the pictures, in size, place and light
 CATEGORIZED_SHARE = 0.2  # of the things, for which a category is ever asked
-PICTURES = [(number, style) for number in range(len(things())) for style in TRAINING_STYLES]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,27 +57,29 @@ def all_names() -> tuple[Word, ...]:
     return (*map(word_of, things()), *(Word(word, word) for word in categories))
 
 
+def draw_any(random: Random) -> Scene | EmojiScene:
+    """A made-up scene, or real pictures of things."""
+    return draw_emoji(random) if random.random() < EMOJI_SHARE else draw_scene(random)
+
+
 def draw_emoji(random: Random) -> EmojiScene:
     """One thing, or two to four side by side in one style."""
     if random.random() < ALONE_SHARE:
-        number, style = random.choice(PICTURES)
-        return EmojiScene(_photograph(random, _picture(number, style)), ((things()[number], None),))
+        number, place = divmod(random.randrange(len(things()) * len(TRAINING_STYLES)), len(TRAINING_STYLES))
+        picture = np.asarray(_picture(number, TRAINING_STYLES[place]))
+        return EmojiScene(_photograph(random, picture), ((things()[number], None),))
     style = random.choice(TRAINING_STYLES)
     count = random.choices((2, 3, 4), (0.25, 0.5, 0.25))[0]
     numbers, cells = random.sample(range(len(things())), count), random.sample(range(4), count)
-    whole = np.full((IMAGE_SIZE, IMAGE_SIZE, 3), 255, np.uint8)
-    for number, cell in zip(numbers, cells, strict=True):
-        top, left = CELL * (cell // 2), CELL * (cell % 2)
-        whole[top : top + CELL, left : left + CELL] = _small_picture(number, style)
-    return EmojiScene(
-        _photograph(random, whole), tuple((things()[n], c) for n, c in zip(numbers, cells, strict=True))
-    )
+    whole = np.asarray(side_by_side([_half(number, style) for number in numbers], cells))
+    shown = tuple((things()[number], cell) for number, cell in zip(numbers, cells, strict=True))
+    return EmojiScene(_photograph(random, whole), shown)
 
 
 def ask_emoji(random: Random, scene: EmojiScene) -> Asked:
     """A question about one of the things: what it is, which kind, or which of four is there."""
     thing, cell = random.choice(scene.shown)
-    if cell is None and _is_categorized(thing) and random.random() < 0.4:
+    if cell is None and thing.korean in _categorized() and random.random() < 0.4:
         return _category(random, thing)
     names = {shown.korean for shown, _ in scene.shown}
     others = options_of(random, thing)[0] if random.random() < 0.6 else random.sample(things(), 8)
@@ -121,19 +132,14 @@ def _categorized() -> frozenset[str]:
     return frozenset(thing.korean for thing in chosen)
 
 
-def _is_categorized(thing: Thing) -> bool:
-    return thing.korean in _categorized()
+@cache
+def _picture(number: int, style: str) -> Image.Image:
+    return Image.open(picture_path(things()[number], style)).convert("RGB")
 
 
 @cache
-def _picture(number: int, style: str) -> npt.NDArray[np.uint8]:
-    return np.asarray(Image.open(picture_path(things()[number], style)).convert("RGB"))
-
-
-@cache
-def _small_picture(number: int, style: str) -> npt.NDArray[np.uint8]:
-    whole = Image.fromarray(_picture(number, style))
-    return np.asarray(whole.resize((CELL, CELL), Image.Resampling.LANCZOS))
+def _half(number: int, style: str) -> Image.Image:
+    return half_size(_picture(number, style))
 
 
 def _photograph(random: Random, picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

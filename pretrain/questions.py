@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 from pretrain.scenes import MIDDLE, Scene, Thing
 from pretrain.words import ALL_WORDS, BIG, COLORS, CORNERS, COUNTS, NO, SHAPES, SMALL, YES, Word
+from vqa.emoji_quiz import with_particle
+
+TOPIC = "은는"
 
 
 class Asked(NamedTuple):
@@ -59,11 +62,6 @@ def with_distractors(random: Random, answer: Word, same_kind: Sequence[Word]) ->
     return options
 
 
-def with_topic_particle(korean: str) -> str:
-    """Adds the particle 은 after a final consonant, else 는 (a Hangul syllable's index modulo 28 tells)."""
-    return korean + ("은" if (ord(korean[-1]) - 0xAC00) % 28 else "는")
-
-
 def _is_only_shape(scene: Scene, thing: Thing) -> bool:
     return sum(other.shape is thing.shape for other in scene.things) == 1
 
@@ -91,7 +89,7 @@ def _color(random: Random, scene: Scene, thing: Thing) -> Asked | None:
     options = with_distractors(random, thing.color, COLORS)
     return Asked(
         english.format(noun.english),
-        korean.format(with_topic_particle(noun.korean)),
+        korean.format(with_particle(noun.korean, TOPIC)),
         thing.color,
         options,
     )
@@ -167,7 +165,7 @@ def _count(random: Random, scene: Scene, thing: Thing) -> Asked | None:
         number, what, which = len(scene.things), "objects", "물체는"
     elif draw < 0.8:
         number = sum(other.shape is thing.shape for other in scene.things)
-        what, which = f"{thing.shape.english} figures", with_topic_particle(thing.shape.korean)
+        what, which = f"{thing.shape.english} figures", with_particle(thing.shape.korean, TOPIC)
     else:
         colors = _colors(scene)
         if colors is None or thing.color is None:
@@ -185,7 +183,7 @@ def _place(random: Random, scene: Scene, thing: Thing) -> Asked | None:
         return None
     noun = OBJECT_NOUNS[0] if len(scene.things) == 1 and random.random() < 0.5 else thing.shape
     english = random.choice(("where is the {}?", "in which corner is the {}?")).format(noun.english)
-    korean = with_topic_particle(noun.korean) + " 어디에 있나요?"
+    korean = with_particle(noun.korean, TOPIC) + " 어디에 있나요?"
     return Asked(english, korean, thing.corner, with_distractors(random, thing.corner, CORNERS))
 
 
@@ -216,7 +214,7 @@ def _size(random: Random, scene: Scene, thing: Thing) -> Asked | None:
         return None
     answer = BIG if thing.radius > 11 else SMALL
     english = random.choice(("what is the size of the {}?", "how large is the {}?"))
-    korean = with_topic_particle(thing.shape.korean) + " 크기가 어떤가요?"
+    korean = with_particle(thing.shape.korean, TOPIC) + " 크기가 어떤가요?"
     options = with_distractors(random, answer, (SMALL, BIG))
     return Asked(english.format(thing.shape.english), korean, answer, options)
 

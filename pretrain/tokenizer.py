@@ -10,15 +10,13 @@ from random import Random
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from pretrain.emoji import draw_emoji
+from pretrain.emoji import draw_any
 from pretrain.examples import IMAGE, MIX, TaskMix, make_example
-from pretrain.scenes import draw_scene
 from pretrain.words import PROMPT_SENTENCES
 
 PAD, END, IMAGE_PAD = "<|endoftext|>", "<|im_end|>", "<|image_pad|>"
 SPECIAL_TOKENS = (PAD, "<|im_start|>", END, "<|vision_start|>", "<|vision_end|>", IMAGE_PAD, "<|video_pad|>")
 MAX_VOCABULARY = 2816
-EMOJI_SHARE = 0.5  # of the corpus
 CORPUS_MIX = TaskMix(reading=MIX.reading, captions=MIX.captions, open=MIX.open, korean=0.4)
 PROMPT_SENTENCE_REPEATS = 200  # makes a rare prompt word as frequent as a rare word of the questions
 
@@ -86,7 +84,7 @@ def train_tokenizer(examples: int, seed: int) -> Tokenizer:
 def _corpus(examples: int, seed: int) -> Iterator[str]:
     random = Random(seed)
     for _ in range(examples // 10):
-        scene = draw_emoji(random) if random.random() < EMOJI_SHARE else draw_scene(random)
+        scene = draw_any(random)
         for _ in range(10):
             prompt, answer = make_example(random, scene, CORPUS_MIX)
             yield prompt.replace(IMAGE, "") + answer

@@ -5,15 +5,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import Make
-from peft import LoraConfig, get_peft_model
-from test_packing import FAMILIES, IMAGE, LANGUAGE, PAD, TEXT, VOCAB, gradients, make_suffixes
+from test_packing import FAMILIES, IMAGE, PAD, TEXT, Shapes, gradients, trained_case
 
 from vqa.adapter import adapter_state, attached
 from vqa.decoder import answer_logits
 from vqa.encode import Encoder
 from vqa.fit import Moment, fit
 from vqa.letters import LetterTokens
-from vqa.losses import answer_loss, batch_loss, batch_terms, choice_loss
+from vqa.losses import answer_loss, batch_loss, choice_loss
 from vqa.packing import pack, pad
 from vqa.plan import plan_fit
 from vqa.prompt import render
@@ -57,7 +56,7 @@ def test_the_choice_loss_is_cross_entropy_over_four_letters_with_all_their_spell
     assert choice_loss(logits, targets, LETTERS).item() == pytest.approx(-chosen.log().sum().item(), rel=1e-5)
 
 
-SHAPES: dict[str, list[tuple[int, int, int] | None]] = {
+SHAPES: dict[str, Shapes] = {
     "equal lengths": [(2, 2, 5), (2, 2, 5), (2, 2, 5)],
     "unequal pictures": [(2, 2, 5), (3, 4, 9), (4, 2, 5), (2, 5, 4)],
     "a question without its picture": [(2, 3, 5), None, (4, 2, 9)],
@@ -68,16 +67,9 @@ SHAPES: dict[str, list[tuple[int, int, int] | None]] = {
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES.keys())
 @pytest.mark.parametrize("prefix_tokens", [2, 40])
 def test_full_is_transformers_own_loss_of_the_padded_batch(
-    family: str, shapes: list[tuple[int, int, int] | None], prefix_tokens: int
+    family: str, shapes: Shapes, prefix_tokens: int
 ) -> None:
-    torch.manual_seed(0)
-    base = FAMILIES[family]()
-    base.requires_grad_(False)
-    suffixes = make_suffixes(base, shapes)
-    prefix = torch.randint(20, VOCAB, (prefix_tokens,), generator=torch.Generator().manual_seed(2))
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=LANGUAGE, init_lora_weights=False)
-    model = get_peft_model(base, config)
-
+    base, model, prefix, suffixes = trained_case(family, shapes, prefix_tokens)
     plain = pad(prefix, suffixes, IMAGE, PAD, torch.device("cpu"))
     ids = plain["input_ids"]
     labels = ids.masked_fill((plain["attention_mask"] == 0) | (ids == IMAGE), -100)
@@ -87,7 +79,8 @@ def test_full_is_transformers_own_loss_of_the_padded_batch(
 
     packed = pack(prefix, suffixes, IMAGE, PAD, torch.device("cpu"), conversation=True)
     assert (packed.row.layout.prefix > 0) == (prefix_tokens == 40)  # both with a shared prefix and without
-    terms = batch_terms("full", packed)
+    assert packed.conversation is not None
+    terms = packed.conversation.tokens
     assert terms == int((labels != -100).sum())
     loss = batch_loss("full", answer_logits(base, packed.row), packed, LETTERS) / terms
     found = gradients(model, loss)
@@ -124,13 +117,18 @@ def test_a_conversation_ends_with_the_letter_of_the_shuffled_answer_and_the_end_
 def test_micro_batches_do_not_change_a_step(
     loss: str, encoder: Encoder, questions: list[Question], settings: Make
 ) -> None:
+    # plain gradient descent: after one step of AdamW a gradient near zero may have moved a weight either way
+    descent = ("optimizer._target_=torch.optim.SGD", "~optimizer.betas", "~optimizer.eps")
     found = []
     for size in (8, 3):
-        made = settings(f"loss={loss}", "budget.batch_size=8", f"budget.micro_batch_size={size}")
+        micro = (f"loss={loss}", "budget.batch_size=8", f"budget.micro_batch_size={size}")
+        made = settings(*micro, *descent)
         losses: list[Moment] = []
         with attached(encoder.base, made.lora, 0) as model:
             fit(encoder, model, questions[:8], plan_fit(made, 8), losses.append)
             state = torch.cat([t.flatten().clone() for n, t in adapter_state(model).items() if "lora_B" in n])
         found.append((losses[-1].train_loss, state))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
-    assert torch.allclose(found[0][1], found[1][1], atol=5e-5)
+    whole, cut = found[0][1], found[1][1]
+    assert torch.linalg.norm(whole) > 0
+    assert torch.linalg.norm(cut - whole) <= 1e-5 * torch.linalg.norm(whole)

@@ -84,7 +84,10 @@ def features(model: Any, rows: int, columns: int, generator: torch.Generator) ->
     return VisionFeatures(out.pooler_output[0], tuple(tap[0] for tap in taps), (rows, columns), grid)
 
 
-def make_suffixes(model: Any, shapes: list[tuple[int, int, int] | None]) -> list[Suffix]:
+Shapes = list[tuple[int, int, int] | None]  # rows, columns, text tokens; None: without a picture
+
+
+def make_suffixes(model: Any, shapes: Shapes) -> list[Suffix]:
     """One suffix per (rows, columns, text tokens); None: a question without its picture."""
     generator = torch.Generator().manual_seed(1)
     made = []
@@ -98,6 +101,19 @@ def make_suffixes(model: Any, shapes: list[tuple[int, int, int] | None]) -> list
         ids = torch.cat([torch.tensor([START]), picture, torch.tensor([END]), text])
         made.append(Suffix(ids, found, i % 4))
     return made
+
+
+def trained_case(
+    family: str, shapes: Shapes, prefix_tokens: int
+) -> tuple[Any, Any, torch.Tensor, list[Suffix]]:
+    """A frozen base, the same with a random adapter on it, a prefix and suffixes."""
+    torch.manual_seed(0)
+    base = FAMILIES[family]()
+    base.requires_grad_(False)
+    suffixes = make_suffixes(base, shapes)
+    prefix = torch.randint(20, VOCAB, (prefix_tokens,), generator=torch.Generator().manual_seed(2))
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=LANGUAGE, init_lora_weights=False)
+    return base, get_peft_model(base, config), prefix, suffixes
 
 
 def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -120,16 +136,9 @@ CASES = {
 @pytest.mark.parametrize("shapes", CASES.values(), ids=CASES.keys())
 @pytest.mark.parametrize("prefix_tokens", [2, 13])
 def test_packed_loss_and_gradients_equal_the_padded_batch(
-    family: str, shapes: list[tuple[int, int, int] | None], prefix_tokens: int
+    family: str, shapes: Shapes, prefix_tokens: int
 ) -> None:
-    torch.manual_seed(0)
-    base = FAMILIES[family]()
-    base.requires_grad_(False)
-    suffixes = make_suffixes(base, shapes)
-    prefix = torch.randint(20, VOCAB, (prefix_tokens,), generator=torch.Generator().manual_seed(2))
-    model = get_peft_model(
-        base, LoraConfig(r=4, lora_alpha=8, target_modules=LANGUAGE, init_lora_weights=False)
-    )
+    base, model, prefix, suffixes = trained_case(family, shapes, prefix_tokens)
     targets = torch.tensor([s.target for s in suffixes]) + 30
 
     plain = pad(prefix, suffixes, IMAGE, PAD, torch.device("cpu"))

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from pretrain.batches import GeneratedBatches
 from pretrain.examples import EARLY_MIX, LETTERS, MIX, TaskMix, make_example
-from pretrain.questions import KINDS, Asked, ask, with_distractors, with_topic_particle
+from pretrain.questions import KINDS, Asked, ask, with_distractors
 from pretrain.scenes import draw_scene, mix_color
 from pretrain.tokenizer import IMAGE_PAD, LineEncoder, token_id, train_tokenizer
 from pretrain.words import (
@@ -25,6 +25,7 @@ from pretrain.words import (
     YES,
     Word,
 )
+from vqa.emoji_quiz import with_particle
 
 OPTION_TASKS_ONLY = TaskMix(reading=0, captions=0, open=0)
 
@@ -104,7 +105,7 @@ def test_distractors_are_of_the_answers_own_kind_first() -> None:
 
 @pytest.mark.parametrize(("noun", "topic"), [("원", "원은"), ("고리", "고리는"), ("달", "달은")])
 def test_the_korean_topic_particle_follows_the_last_syllable(noun: str, topic: str) -> None:
-    assert with_topic_particle(noun) == topic
+    assert with_particle(noun, "은는") == topic
 
 
 def test_no_two_words_read_the_same() -> None:

@@ -19,7 +19,7 @@ from typing import Literal
 
 import easy_vqa
 
-from vqa.errors import UserError
+from vqa.errors import UserError, problems_of
 from vqa.image import file_sha256
 from vqa.question import LETTERS, Question
 
@@ -74,13 +74,7 @@ class EasyVqa:
 
     def check(self) -> list[str]:
         """Draws both parts and lists what would stop a run; empty when nothing would."""
-        problems = []
-        for part in (self.train, self.test):
-            try:
-                part()
-            except UserError as error:
-                problems.append(str(error))
-        return problems
+        return problems_of(self.train, self.test)
 
 
 def plausible_guess_level(questions: Sequence[Question]) -> float:

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from vqa.errors import UserError
+from vqa.errors import UserError, problems_of
 from vqa.image import file_sha256
 from vqa.question import LETTERS, Question
 
@@ -105,13 +105,7 @@ class EmojiQuiz:
 
     def check(self) -> list[str]:
         """Draws both parts and lists what would stop a run; empty when nothing would."""
-        problems = []
-        for part in (self.train, self.test):
-            try:
-                part()
-            except UserError as error:
-                problems.append(str(error))
-        return problems
+        return problems_of(self.train, self.test)
 
 
 @cache
@@ -187,12 +181,16 @@ def categories_of(rng: random.Random) -> list[str]:
     return words
 
 
-def side_by_side(pictures: Sequence[Image.Image], cells: Sequence[int]) -> Image.Image:
-    """Up to four pictures, each at half its size in its quarter (0..3, row by row) of a white one."""
+def half_size(picture: Image.Image) -> Image.Image:
+    """The picture as it stands beside others."""
+    return picture.convert("RGB").resize((CELL, CELL), Image.Resampling.LANCZOS)
+
+
+def side_by_side(halves: Sequence[Image.Image], cells: Sequence[int]) -> Image.Image:
+    """Up to four pictures of half size, each in its quarter (0..3, row by row) of a white one."""
     whole = Image.new("RGB", (2 * CELL, 2 * CELL), "white")
-    for picture, cell in zip(pictures, cells, strict=True):
-        small = picture.convert("RGB").resize((CELL, CELL), Image.Resampling.LANCZOS)
-        whole.paste(small, (CELL * (cell % 2), CELL * (cell // 2)))
+    for half, cell in zip(halves, cells, strict=True):
+        whole.paste(half, (CELL * (cell % 2), CELL * (cell // 2)))
     return whole
 
 
@@ -239,7 +237,8 @@ def _put_together(shown: Sequence[Thing], style: str, cells: Sequence[int], fold
     if path.exists():
         return path
     content = io.BytesIO()
-    side_by_side([Image.open(picture_path(thing, style)) for thing in shown], cells).save(content, "PNG")
+    halves = [half_size(Image.open(picture_path(thing, style))) for thing in shown]
+    side_by_side(halves, cells).save(content, "PNG")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(f".{os.getpid()}")  # several workers may draw the same one

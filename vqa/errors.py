@@ -1,5 +1,7 @@
 """The one error type that means "the user can mend this": exit code 2, message only, no traceback."""
 
+from collections.abc import Callable
+
 
 class UserError(Exception):
     """A mistake in configuration, data or machine set-up.
@@ -17,3 +19,14 @@ def require(ok: bool, key: str, rule: str, value: object) -> None:
     """
     if not ok:
         raise UserError(f"{key} must be {rule}, got {value!r}")
+
+
+def problems_of(*tasks: Callable[[], object]) -> list[str]:
+    """Run every task and list the messages of those that the user has to mend; empty when there are none."""
+    problems = []
+    for task in tasks:
+        try:
+            task()
+        except UserError as error:
+            problems.append(str(error))
+    return problems

@@ -22,7 +22,7 @@ from vqa.device import memory_share, release_memory
 from vqa.encode import Encoder, Order
 from vqa.forward import letter_logits, shared_prefix
 from vqa.library import build, refusals
-from vqa.losses import batch_loss, batch_terms
+from vqa.losses import batch_loss
 from vqa.memory import Ladder
 from vqa.packing import PackedBatch
 from vqa.plan import Plan, batches
@@ -146,23 +146,23 @@ class _Trainer:
 
         base = encoder.base
         AcceleratorState._reset_state(reset_partial_state=True)  # a process may train in several precisions
-        half = "fp16" if base.dtype == torch.float16 else "no"
-        self.accelerator = Accelerator(cpu=base.device.type == "cpu", mixed_precision=half)
+        precision = "fp16" if base.dtype == torch.float16 else "no"
+        self.accelerator = Accelerator(cpu=base.device.type == "cpu", mixed_precision=precision)
         self.encoder, self.model, self.plan, self.train = encoder, model, plan, train
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         with refusals("optimizer"):
             optimizer = build("optimizer", plan.optimizer | {"lr": plan.lr})(self.parameters)
         self.optimizer = self.accelerator.prepare(optimizer)
         with refusals("scheduler.schedule"):
+            total = plan.steps(len(train))
             self.scheduler = build("scheduler.schedule", plan.schedule)(
                 optimizer=self.optimizer.optimizer,
-                num_warmup_steps=round(plan.warmup_ratio * plan.steps(len(train))),
-                num_training_steps=plan.steps(len(train)),
+                num_warmup_steps=round(plan.warmup_ratio * total),
+                num_training_steps=total,
             )
-        most = math.ceil(plan.batch_size / ranks.count())
-        kind = encoder.prompt.system, encoder.image.size, sum(p.numel() for p in self.parameters), plan.loss
-        shape = (base.path, *kind, memory_share(base.device))
-        self.ladder = Ladder(min(plan.micro_batch_size, most), shape)
+        work = encoder.prompt.system, encoder.image.size, sum(p.numel() for p in self.parameters), plan.loss
+        shape = (base.path, *work, memory_share(base.device))
+        self.ladder = Ladder(min(plan.micro_batch_size, math.ceil(plan.batch_size / ranks.count())), shape)
         self.conversation = plan.loss == "full"  # the prefix's own tokens are taught too: it stays in the row
         self.outside = not self.conversation and encoder.shares_prefix(train[0])
         self.losses: list[float] = []
@@ -218,12 +218,12 @@ class _Trainer:
         total = torch.zeros((), device=base.device)
         alone = not self.outside or len(batch.parts) <= 1
         prefix = nullcontext() if alone else shared_prefix(base, self.encoder.prefix(batch.questions[0]))
-        terms = sum(batch_terms(kind, part) for part in batch.parts) if kind == "full" else batch.whole
+        tokens = sum(part.conversation.tokens for part in batch.parts if part.conversation)
         with self.accelerator.autocast(), prefix as known:
             for part in batch.parts:
                 logits = letter_logits(base, part, known, recompute)
                 # divided by the effective batch, not the micro-batch: accumulation equals the big batch
-                loss = batch_loss(kind, logits, part, base.letters) / terms
+                loss = batch_loss(kind, logits, part, base.letters) / (tokens or batch.whole)
                 self.accelerator.backward(loss)
                 total += loss.detach()
         return total

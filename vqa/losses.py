@@ -56,7 +56,9 @@ _BY_LETTER: dict[str, Callable[[torch.Tensor, torch.Tensor, LetterTokens], torch
 
 
 def batch_loss(loss: str, logits: torch.Tensor, batch: PackedBatch, letters: LetterTokens) -> torch.Tensor:
-    """The loss of one micro-batch, summed over what `batch_terms` counts.
+    """The loss of one micro-batch, summed over questions, for "full" over the tokens of all conversations.
+
+    An optimiser step divides by the sum over its micro-batches, so cutting a batch never changes the step.
 
     Args:
         loss: answer_only, choice_ce or full.
@@ -69,13 +71,3 @@ def batch_loss(loss: str, logits: torch.Tensor, batch: PackedBatch, letters: Let
             raise ValueError("loss=full needs a batch packed with conversation=True")
         return conversation_loss(logits, batch.conversation.labels, batch.conversation.weights)
     return _BY_LETTER[loss](logits, batch.targets, letters)
-
-
-def batch_terms(loss: str, batch: PackedBatch) -> int:
-    """How many terms `batch_loss` sums: questions, or for "full" the tokens of all conversations.
-
-    An optimiser step divides by the sum over its micro-batches, so cutting a batch never changes the step.
-    """
-    if loss == "full" and batch.conversation is not None:
-        return batch.conversation.tokens
-    return len(batch.targets)
