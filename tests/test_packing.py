@@ -1,5 +1,6 @@
 """The packed row gives exactly what padded rows give: loss and every adapter gradient, both families."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -77,7 +78,7 @@ def features(model: Any, rows: int, columns: int, generator: torch.Generator) ->
     config = model.config.vision_config
     grid = (1, rows * 2, columns * 2)
     width = config.in_channels * config.temporal_patch_size * config.patch_size**2
-    pixels = torch.randn(grid[1] * grid[2], width, generator=generator)
+    pixels = torch.randn(grid[1] * grid[2], width, generator=generator).to(model.dtype)
     with torch.no_grad():
         out = model.model.get_image_features(pixels, torch.tensor([grid]), return_dict=True)
     taps = getattr(out, "deepstack_features", None) or []
@@ -104,16 +105,24 @@ def make_suffixes(model: Any, shapes: Shapes) -> list[Suffix]:
 
 
 def trained_case(
-    family: str, shapes: Shapes, prefix_tokens: int
+    family: str, shapes: Shapes, prefix_tokens: int, b_size: float = 0.1, dtype: torch.dtype = torch.float32
 ) -> tuple[Any, Any, torch.Tensor, list[Suffix]]:
-    """A frozen base, the same with a random adapter on it, a prefix and suffixes."""
+    """A frozen base, the same with a random adapter on it, a prefix and suffixes.
+
+    PEFT draws B up to 0.6, far above trained ones: gradients are then so sensitive that transformers' own
+    float32 step is up to 1.5e-5 off its float64 step. `b_size` makes B smaller; 1.0 leaves it as it is.
+    """
     torch.manual_seed(0)
-    base = FAMILIES[family]()
+    base = FAMILIES[family]().to(dtype)
     base.requires_grad_(False)
     suffixes = make_suffixes(base, shapes)
     prefix = torch.randint(20, VOCAB, (prefix_tokens,), generator=torch.Generator().manual_seed(2))
     config = LoraConfig(r=4, lora_alpha=8, target_modules=LANGUAGE, init_lora_weights=False)
-    return base, get_peft_model(base, config), prefix, suffixes
+    model = get_peft_model(base, config).to(dtype)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data *= b_size
+    return base, model, prefix, suffixes
 
 
 def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -132,13 +141,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("shapes", CASES.values(), ids=CASES.keys())
-@pytest.mark.parametrize("prefix_tokens", [2, 13])
-def test_packed_loss_and_gradients_equal_the_padded_batch(
-    family: str, shapes: Shapes, prefix_tokens: int
+def check_packed_equals_padded(
+    base: Any, model: Any, prefix: torch.Tensor, suffixes: list[Suffix], tolerance: float
 ) -> None:
-    base, model, prefix, suffixes = trained_case(family, shapes, prefix_tokens)
+    """Loss and each adapter gradient of one step, relative."""
     targets = torch.tensor([s.target for s in suffixes]) + 30
 
     plain = pad(prefix, suffixes, IMAGE, PAD, torch.device("cpu"))
@@ -151,11 +157,41 @@ def test_packed_loss_and_gradients_equal_the_padded_batch(
     loss = torch.nn.functional.cross_entropy(logits, targets)
     found = gradients(model, loss)
 
-    assert loss.item() == pytest.approx(reference_loss.item(), rel=1e-5)
+    assert loss.item() == pytest.approx(reference_loss.item(), rel=tolerance)
     assert found.keys() == reference.keys()
     assert len(found) == 2 * 7 * TEXT["num_hidden_layers"]  # A and B of every linear layer
     for name, gradient in reference.items():
-        assert torch.linalg.norm(found[name] - gradient) <= 1e-5 * torch.linalg.norm(gradient), name
+        error = torch.linalg.norm(found[name] - gradient)
+        assert error <= tolerance * torch.linalg.norm(gradient), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("shapes", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("prefix_tokens", [2, 13])
+def test_packed_loss_and_gradients_equal_the_padded_batch(
+    family: str, shapes: Shapes, prefix_tokens: int
+) -> None:
+    check_packed_equals_padded(*trained_case(family, shapes, prefix_tokens), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("shapes", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("prefix_tokens", [2, 13])
+def test_in_float64_packed_and_padded_differ_by_nothing_but_its_rounding(
+    family: str, shapes: Shapes, prefix_tokens: int
+) -> None:
+    case = trained_case(family, shapes, prefix_tokens, b_size=1.0, dtype=torch.float64)
+    for module in case[0].modules():
+        if hasattr(module, "variance_epsilon"):
+            module.forward = partial(norm_in_own_type, module)
+    check_packed_equals_padded(*case, tolerance=1e-11)
+
+
+def norm_in_own_type(module: Any, x: torch.Tensor) -> torch.Tensor:
+    """RMSNorm as transformers computes it, but for its round trip through float32."""
+    scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + module.variance_epsilon)
+    normed: torch.Tensor = module.weight * (x * scale)
+    return normed
 
 
 @pytest.mark.parametrize("family", FAMILIES)

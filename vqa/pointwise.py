@@ -55,7 +55,7 @@ def fused(function: Callable[Inputs, Output]) -> Callable[Inputs, Output]:
 
 @fused
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """Root-mean-square norm over the last dimension, computed in float32 (Zhang & Sennrich 2019)."""
+    """Root-mean-square norm over the last dimension, in float32 at least (Zhang & Sennrich 2019)."""
     return weight * _normed(x, eps)[0].to(x.dtype)
 
 
@@ -65,7 +65,7 @@ def rms_norm_backward(
 ) -> torch.Tensor:
     """Gradient of `rms_norm` by x, plus the gradient of the residual connection around it."""
     dx = _norm_gradient(grad, x, weight, eps)
-    return (dx if residual is None else dx + residual.float()).to(x.dtype)
+    return (dx if residual is None else dx + _wide(residual)).to(x.dtype)
 
 
 @fused
@@ -112,7 +112,7 @@ def swiglu_backward(
     grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The forward value again, and the gradients by gate and up."""
-    g, u, d = gate.float(), up.float(), grad.float()
+    g, u, d = _wide(gate), _wide(up), _wide(grad)
     sigmoid = torch.sigmoid(g)
     silu = g * sigmoid
     by_gate = d * u * (sigmoid + silu * (1 - sigmoid))
@@ -135,7 +135,12 @@ def merge(
     both = torch.logaddexp(log_sum, other_log_sum)
     first = torch.exp(log_sum - both).transpose(0, 1)[..., None]
     second = torch.exp(other_log_sum - both).transpose(0, 1)[..., None]
-    return (out.float() * first + other.float() * second).to(out.dtype), both
+    return (_wide(out) * first + _wide(other) * second).to(out.dtype), both
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    """In float32 where the type is narrower: half precision is too coarse for sums over a row."""
+    return x.float() if x.element_size() < 4 else x
 
 
 def _half_turn(x: torch.Tensor) -> torch.Tensor:
@@ -144,12 +149,12 @@ def _half_turn(x: torch.Tensor) -> torch.Tensor:
 
 
 def _normed(x: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    values = x.float()
+    values = _wide(x)
     scale = torch.rsqrt(values.pow(2).mean(-1, keepdim=True) + eps)
     return values * scale, scale
 
 
 def _norm_gradient(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     normed, scale = _normed(x, eps)
-    weighted = (grad * weight).float()
+    weighted = _wide(grad * weight)
     return scale * (weighted - normed * (weighted * normed).mean(-1, keepdim=True))
