@@ -15,8 +15,8 @@ SHAPES: list[tuple[int, int, int] | None] = [(2, 2, 5), (3, 2, 9), (2, 2, 4)]
 PREFIX = torch.randint(20, VOCAB, (13,), generator=torch.Generator().manual_seed(2))
 
 
-def adapted(family: str, **more: Any) -> Any:
-    torch.manual_seed(0)
+def adapted(family: str, seed: int = 0, **more: Any) -> Any:
+    torch.manual_seed(seed)
     base = FAMILIES[family]()
     base.requires_grad_(False)
     config = {"r": 4, "lora_alpha": 8, "target_modules": LANGUAGE, "init_lora_weights": False} | more
@@ -76,11 +76,16 @@ def test_a_tap_after_the_last_layer_is_added_before_the_answers_are_taken() -> N
     assert torch.allclose(found, expected, atol=1e-5)
 
 
-def half_precision_step(device: torch.device, dtype: torch.dtype, way: Recompute | None) -> torch.Tensor:
+def half_precision_step(
+    device: torch.device, dtype: torch.dtype, way: Recompute | None, b_size: float, seed: int
+) -> torch.Tensor:
     """All gradients of one step in one vector, on the CPU; `way` None: transformers' own forward."""
-    model = adapted("qwen3_vl")
+    model = adapted("qwen3_vl", seed)
     suffixes = make_suffixes(model, SHAPES)
-    for parameter in model.parameters():  # adapters stay in float32
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data *= b_size
+        # adapters stay in float32
         parameter.data = parameter.data.to(device, None if parameter.requires_grad else dtype)
     model.model.language_model.rotary_emb.to(device)
     if way is None:
@@ -92,13 +97,55 @@ def half_precision_step(device: torch.device, dtype: torch.dtype, way: Recompute
     return torch.cat([gradient.flatten().cpu().double() for gradient in found.values()])
 
 
-def check_distance_to_float32(device: torch.device, way: Recompute) -> None:
-    """Half precision rounds; ours may round no further from float32 than the padded batch does."""
-    exact = half_precision_step(CPU, torch.float32, None)
-    plain, ours = (half_precision_step(device, torch.bfloat16, how) - exact for how in (None, way))
-    assert torch.linalg.norm(ours) <= 1.15 * torch.linalg.norm(plain)
+def check_distance_to_float32(device: torch.device, way: Recompute, b_size: float) -> None:
+    """Half precision rounds; ours may round no further from float32 than the padded batch does.
+
+    In the geometric mean of eight random models: one alone is off by a quarter either way.
+    """
+    ratios = []
+    for seed in range(8):
+        exact = half_precision_step(CPU, torch.float32, None, b_size, seed)
+        plain, ours = (
+            half_precision_step(device, torch.bfloat16, how, b_size, seed) - exact for how in (None, way)
+        )
+        ratios.append(torch.linalg.norm(ours) / torch.linalg.norm(plain))
+    assert torch.stack(ratios).log().mean().exp() <= 1.15
 
 
+# adapters as training leaves them: their share is a few per cent, at most about as large as the base's
+@pytest.mark.parametrize("b_size", [0.1, 0.01])
 @pytest.mark.parametrize("way", ["nothing", "mlp", "layer"])
-def test_a_bfloat16_step_is_as_near_to_float32_as_transformers_own(way: Recompute) -> None:
-    check_distance_to_float32(CPU, way)
+def test_a_bfloat16_step_is_as_near_to_float32_as_transformers_own(way: Recompute, b_size: float) -> None:
+    check_distance_to_float32(CPU, way, b_size)
+
+
+def learning_curve(dtype: torch.dtype, plain: bool) -> torch.Tensor:
+    """Losses of 12 steps at a small rate from a fresh adapter, which stays in float32."""
+    torch.manual_seed(0)
+    model = FAMILIES["qwen3_vl"]()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.normal_(0, 0.14)  # 1 / sqrt(hidden size): products as large as their inputs
+    model.requires_grad_(False).to(dtype)
+    suffixes = make_suffixes(model, SHAPES)
+    adapted_model = get_peft_model(model, LoraConfig(r=8, lora_alpha=8, target_modules=LANGUAGE))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    targets, losses = torch.tensor([30, 31, 32]), []
+    for _ in range(12):
+        if plain:
+            inputs = pad(PREFIX, suffixes, IMAGE, PAD, CPU)
+            logits = adapted_model(**inputs, use_cache=False).logits[:, -1]
+        else:
+            logits = answer_logits(model, pack(PREFIX, suffixes, IMAGE, PAD, CPU).row)
+        loss = torch.nn.functional.cross_entropy(logits.float(), targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+    return torch.stack(losses)
+
+
+def test_a_young_adapter_learns_in_bfloat16_as_in_float32() -> None:
+    exact, ours = learning_curve(torch.float32, plain=True), learning_curve(torch.bfloat16, plain=False)
+    lost = (learning_curve(torch.bfloat16, plain=True) - exact).abs().mean()  # by PEFT's layers, to rounding
+    assert (ours - exact).abs().mean() <= 0.4 * lost

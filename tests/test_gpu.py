@@ -59,6 +59,9 @@ def test_compiled_kernels_give_the_plain_result(rows: int) -> None:
         assert all(off(one, other) < 1e-5 for one, other in pairs)
 
 
+@pytest.mark.parametrize("b_size", [0.1, 0.01])
 @pytest.mark.parametrize("recompute", ["nothing", "mlp", "layer"])
-def test_a_bfloat16_step_is_as_near_to_float32_as_transformers_own(recompute: Recompute) -> None:
-    check_distance_to_float32(CUDA, recompute)
+def test_a_bfloat16_step_is_as_near_to_float32_as_transformers_own(
+    recompute: Recompute, b_size: float
+) -> None:
+    check_distance_to_float32(CUDA, recompute, b_size)

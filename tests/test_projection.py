@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from test_packing import LANGUAGE, tiny_qwen2_5, tiny_qwen3
 
-from vqa.projection import gated_mlp, norm_project, project_onto, read_projection
+from vqa.projection import Projection, gated_mlp, norm_project, project_onto, read_projection
 
 T = 6
 
@@ -51,6 +51,21 @@ def test_norm_and_projections_equal_pefts_layers(x: torch.Tensor, targets: str) 
     normed = layer.input_layernorm(x)
     theirs = [module(normed) for module in (attention.q_proj, attention.k_proj, attention.v_proj)]
     same_gradients(layer, x, torch.cat(found, 1), torch.cat(theirs, 1))
+
+
+@pytest.mark.parametrize("residual_size", [0, 8])
+def test_an_adapters_small_share_is_not_lost_in_bfloat16(residual_size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight, residual = (torch.randn(256, n, generator=generator).bfloat16() for n in (64, 64, 256))
+    layer = torch.nn.Linear(64, 256, bias=False).to(torch.bfloat16).requires_grad_(False)
+    layer.weight.data = weight / 8  # products of size 1: bfloat16 has steps of 0.004 to 0.008 there
+    share = 0.001
+    x[:, 0] = 1
+    a, b = torch.eye(1, 64), torch.full((256, 1), share)  # x A' B' is `share` everywhere
+    without, with_adapter = (
+        project_onto(residual_size * residual, x, Projection(layer, a, b, scale)) for scale in (0.0, 1.0)
+    )
+    assert float((with_adapter.double() - without.double()).mean()) == pytest.approx(share, rel=0.25)
 
 
 def test_the_projection_onto_the_residual_equals_pefts_layer(x: torch.Tensor) -> None:

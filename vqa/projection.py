@@ -2,8 +2,12 @@
 
 PEFT's own layers stay where they are and own the weights (creating, saving, loading); here only their
 arithmetic is done again: y = x W' + s (x A') B'. Projections of one input send it through all their A in
-one product, s (x A') B' is added inside the product's own kernel, adapters are kept in float32 and multiplied
-in the base's type, and what is cheap to compute again (norms, the gated product) is not kept.
+one product, adapters are kept in float32 and multiplied in the base's type, and what is cheap to compute
+again (norms, the gated product) is not kept.
+
+In half precision the order of adding matters: a young adapter's share is often less than half a unit in the
+last place of x W'; added to that, once rounded, it is gone, and PEFT's layers learn late. Here the share
+stands first and the product is added to it before anything is rounded: the learning curve is float32's.
 
 Notation: T tokens, r rank of an adapter.
 """
@@ -87,7 +91,7 @@ class _Group:
         self.scales = [p.scale for p in projections]
         down = [p.a.detach() for p in projections if p.a is not None]
         self.a = torch.cat(down).to(dtype) if down else None  # (sum of r, in)
-        self.b = [None if p.b is None else p.b.detach().to(dtype) for p in projections]
+        self.b = [None if p.b is None else (p.scale * p.b.detach()).to(dtype) for p in projections]  # s B
         ends = list(itertools.accumulate(0 if p.a is None else len(p.a) for p in projections))
         self.columns = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
@@ -95,15 +99,14 @@ class _Group:
         """Every projection of x (T, in), the first one added to `onto`; and what its adapters made of x."""
         low = None if self.a is None else x @ self.a.t()
         results = []
-        for layer, b, columns, scale in zip(self.layers, self.b, self.columns, self.scales, strict=True):
-            matrix = _matrix(layer, x.dtype)
-            if onto is None:
-                y = F.linear(x, matrix, layer._parameters["bias"])
+        for layer, b, columns in zip(self.layers, self.b, self.columns, strict=True):
+            matrix, bias = _matrix(layer, x.dtype), layer._parameters["bias"]
+            if b is None or low is None:
+                y = F.linear(x, matrix, bias)
             else:
-                y = torch.addmm(onto, x, matrix.t())
-            if b is not None and low is not None:
-                y.addmm_(low[:, columns], b.t(), alpha=scale)
-            results.append(y)
+                y = (low[:, columns] @ b.t()).addmm_(x, matrix.t())
+                y = y if bias is None else y.add_(bias)
+            results.append(y if onto is None else y.add_(onto))
         return results, low
 
     def backward(
@@ -117,21 +120,20 @@ class _Group:
         self, low: torch.Tensor | None, grads: Sequence[torch.Tensor], input_needed: bool
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, Grads]:
         """Gradients by x and by every B, and by x A'; the input itself is not needed for these."""
-        dx: torch.Tensor | None = None
         by_b: Grads = [None] * len(grads)
         by_low = []
         for i, dy in enumerate(grads):
-            b, layer, scale = self.b[i], self.layers[i], self.scales[i]
+            b = self.b[i]
             if b is not None and low is not None:
-                part = low[:, self.columns[i]]
-                by_low.append(torch.addmm(part, dy, b, beta=0, alpha=scale))  # with beta=0: scale * dy @ b
-                by_b[i] = torch.addmm(b, dy.t(), part, beta=0, alpha=scale)
-            if input_needed:
-                matrix = _matrix(layer, dy.dtype)
-                dx = dy @ matrix if dx is None else dx.addmm_(dy, matrix)
+                by_low.append(dy @ b)
+                by_b[i] = torch.addmm(b, dy.t(), low[:, self.columns[i]], beta=0, alpha=self.scales[i])
         dlow = None if not by_low else by_low[0] if len(by_low) == 1 else torch.cat(by_low, dim=1)
-        if dx is not None and dlow is not None and self.a is not None:
-            dx.addmm_(dlow, self.a)
+        if not input_needed:
+            return None, dlow, by_b
+        dx = None if dlow is None or self.a is None else dlow @ self.a
+        for dy, layer in zip(grads, self.layers, strict=True):
+            matrix = _matrix(layer, dy.dtype)
+            dx = dy @ matrix if dx is None else dx.addmm_(dy, matrix)
         return dx, dlow, by_b
 
     def adapter_grads(self, x: torch.Tensor, dlow: torch.Tensor | None, by_b: Grads) -> Grads:
