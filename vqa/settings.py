@@ -96,6 +96,7 @@ class BudgetSettings:
     test_limit: int | None
     lr_tuned: LrTunedSettings
     lr_horizon_exponent: float
+    keep_fold_adapters: bool
 
 
 @dataclass
