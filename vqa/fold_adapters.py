@@ -14,9 +14,8 @@ from typing import IO, Any
 from vqa.adapter import attached, loaded, save_adapter
 from vqa.file_lock import try_lock
 from vqa.fit import Moment
-from vqa.manifest import data_sha256
 from vqa.model import Base
-from vqa.question import Question
+from vqa.questions import split_questions
 from vqa.record import flatten
 from vqa.reporting import progress
 from vqa.run_folder import MAY_DIFFER
@@ -51,18 +50,18 @@ class TrainedFold:
     train_samples_per_s: float
 
 
-def fold_digest(settings: Settings, train: list[Question]) -> str:
-    """Name what a fold's adapter depends on: the settings that training reads, and its questions.
+def fold_digest(settings: Settings) -> str:
+    """Name what fold adapters depend on: the settings that training reads, and all labelled questions.
 
     Args:
         settings: The run.
-        train: The fold's training questions, pictures and answers included.
 
     Returns:
         20 hexadecimal digits; equal digests mean equal adapters on one machine.
     """
     asked = {key: text for key, text in flatten(settings.plain).items() if _trains(key)}
-    text = json.dumps([asked, data_sha256(train)], sort_keys=True)
+    _, data_sha256 = split_questions(settings)
+    text = json.dumps([asked, data_sha256], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
@@ -72,11 +71,7 @@ def _trains(key: str) -> bool:
 
 @contextmanager
 def fold_adapter(
-    settings: Settings,
-    base: Base,
-    number: int,
-    questions: list[Question],
-    train: Callable[[Any], TrainedFold],
+    settings: Settings, base: Base, number: int, train: Callable[[Any], TrainedFold]
 ) -> Iterator[tuple[Any, TrainedFold, bool]]:
     """Put a fold's trained adapter on the base for the length of the block: trained now, or taken from disk.
 
@@ -86,7 +81,6 @@ def fold_adapter(
         settings: The run.
         base: The resident model.
         number: The fold's number, from 0.
-        questions: The fold's training questions.
         train: Trains the fresh adapter on the PEFT model it is given.
 
     Yields:
@@ -97,7 +91,7 @@ def fold_adapter(
             yield model, train(model), False
         return
     study = Path(settings.env.output_root) / settings.study
-    folder = study / "folds" / fold_digest(settings, questions) / str(number)
+    folder = study / "folds" / fold_digest(settings) / str(number)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _turn(folder.with_suffix(".lock")):
         found = folder.exists()

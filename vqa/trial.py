@@ -135,7 +135,7 @@ def _run_fold(
         record = fit(encoder, model, fold.train, plan, evaluate)
         return TrainedFold(moments, record.train_samples_per_s)
 
-    with fold_adapter(settings, encoder.base, number, fold.train, train) as (model, trained, found):
+    with fold_adapter(settings, encoder.base, number, train) as (model, trained, found):
         if found and reporting.reports_by() == "part":
             for moment, mean in trained.moments[:-1]:
                 note(moment, mean)
