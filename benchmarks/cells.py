@@ -1,4 +1,4 @@
-"""Cells of a table, evaluated in parallel processes; each finished one is a line of a file and never run again."""
+"""Cells of a table, evaluated in parallel processes; a finished one is a line of a file, never run again."""
 
 import json
 import multiprocessing

@@ -45,7 +45,7 @@ def jpeg(picture: Image.Image) -> Image.Image:
 
 
 def inversion(picture: Image.Image) -> Image.Image:
-    """The negative: the shapes stay, every colour is another. A question for a colour keeps its old answer."""
+    """The negative: every colour is another, so a question for a colour cannot be answered by looking."""
     return ImageOps.invert(picture)
 
 

@@ -74,6 +74,7 @@ def test_what_training_reads_changes_the_digest(settings: Make, override: str) -
     [
         "inference=cyclic",
         "inference.pride_share=0.5",
+        "adapt=tent",
         "study=other",
         "tracking=mlflow",
         "env.threads=2",
@@ -98,6 +99,13 @@ def test_a_trial_on_kept_adapters_is_the_trial_that_trains_anew(
     assert cyclic == run(settings(*SMALL, "inference=cyclic"), tmp_path / "cyclic_anew")
     assert cyclic[0] != first[0]
     assert {path: path.stat().st_mtime_ns for path in saved} == saved  # nothing was trained twice
+
+
+def test_adapting_while_answering_does_not_touch_the_kept_adapter(keeping: Make, tmp_path: Path) -> None:
+    adapted = run(keeping("adapt=tent"), tmp_path / "adapted")
+    frozen = run(keeping(), tmp_path / "frozen")
+    assert adapted[0] != frozen[0]
+    assert run(keeping("adapt=tent"), tmp_path / "again") == adapted
 
 
 def test_other_training_gets_other_adapters(keeping: Make, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ NOT_TRAINING = (
     "adapter",
     "ensemble",
     "inference",
+    "adapt",
     "budget.test_limit",
     "budget.keep_fold_adapters",
 )

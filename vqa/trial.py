@@ -60,8 +60,8 @@ def run_trial(settings: Settings, folder: Path) -> float:
     """Train and score every fold.
 
     A trial that was cut off goes on after its last finished fold. Within a fold the pruner sees the letters'
-    NLL; the fold's result is read off as `inference` says. A text read-out takes its answers from the text
-    and its NLL from the letter probabilities beside it: NLL does not tell it from inference=letters.
+    NLL; the fold's result is read off as `inference` and `adapt` say. A text read-out takes its answers from
+    the text, its NLL from the letter probabilities beside it: NLL does not tell it from inference=letters.
 
     Args:
         settings: The run.
@@ -139,7 +139,7 @@ def _run_fold(
         if found and reporting.reports_by() == "part":
             for moment, mean in trained.moments[:-1]:
                 note(moment, mean)
-        predictions = answer(encoder, model, fold.valid, size, settings.inference)
+        predictions = answer(encoder, model, fold.valid, settings, source=fold.train)
         mean, _ = nll(predictions)
         note(trained.moments[-1][0], mean)
     seconds = time.perf_counter() - started
