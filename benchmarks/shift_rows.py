@@ -25,19 +25,19 @@ SHIFTS = {
 
 
 @cache
-def emoji_split(work: Path) -> Split:
+def emoji_split(work: Path, size: int = POOL) -> Split:
     """The emoji questions in the training styles; no picture is in both parts, whatever the seed of a run."""
-    return hold_out(EmojiQuiz(POOL, STYLE, 0, str(work / "emoji")).train(), HELD_OUT, 0)
+    return hold_out(EmojiQuiz(size, STYLE, 0, str(work / "emoji")).train(), HELD_OUT, 0)
 
 
-def write_training_csv(work: Path) -> None:
+def write_training_csv(work: Path, size: int = POOL) -> None:
     """The emoji training part as a contest CSV with its pictures beside it, for data=csv."""
     pictures = work / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     with (work / "train.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "path", "question", *LETTERS, "answer"])
-        for question in emoji_split(work).train:
+        for question in emoji_split(work, size).train:
             if question.image is None:
                 raise ValueError(f"question {question.id!r} must have a picture, got none")
             name = f"{question.image_sha256[:20]}.png"
