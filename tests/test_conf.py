@@ -10,7 +10,7 @@ from vqa.config import read_settings
 
 GROUPS = [
     *("model", "quantization", "lora", "optimizer", "scheduler", "data", "image", "prompt", "budget"),
-    *("inference", "tracking", "env", "experiment"),
+    *("inference", "adapt", "tracking", "env", "experiment"),
 ]
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 SWEEPS = [path.stem for path in sorted((CONF / "sweep").glob("*.yaml"))]

@@ -112,6 +112,27 @@ class InferenceSettings:
 
 
 @dataclass
+class AdaptSettings:
+    method: str
+    parameters: str
+    optimizer: str
+    lr: float
+    steps: int
+    batch_size: int
+    episodic: bool
+    views: int
+    keep_share: float
+    entropy_limit: float
+    reset_below: float | None
+    rho: float
+    weight: float
+    source_size: int
+    guard_label_share: float
+    guard_kl: float
+    seed: int
+
+
+@dataclass
 class EnsembleSettings:
     members: list[str]
     selection: str
@@ -160,6 +181,7 @@ class Settings:
     prompt: PromptSettings
     budget: BudgetSettings
     inference: InferenceSettings
+    adapt: AdaptSettings
     ensemble: EnsembleSettings
     tracking: TrackingSettings
     env: EnvSettings
