@@ -74,6 +74,15 @@ def answer_logits(
     return model.lm_head(model.model.language_model.norm(hidden))  # type: ignore[no-any-return]
 
 
+def answer_states(
+    model: Any, row: Row, recompute: Recompute = "nothing"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (B, V) at the answers, and the hidden states (T, C) of all tokens that enter the last layer."""
+    entering: list[torch.Tensor] = []
+    hidden, _ = _run(model, row, None, recompute, entering)
+    return model.lm_head(model.model.language_model.norm(hidden)), entering[0]
+
+
 def prefix_key_values(model: Any, row: Row, recompute: Recompute = "nothing") -> list[KeyValue]:
     """Keys and values (P, H_kv, D) of every layer, for a row that is only the prefix."""
     return _run(model, row, None, recompute)[1]
@@ -110,7 +119,11 @@ def _embed(text: Any, row: Row) -> tuple[torch.Tensor, tuple[torch.Tensor, ...],
 
 
 def _run(
-    model: Any, row: Row, prefix: list[KeyValue] | None, recompute: Recompute
+    model: Any,
+    row: Row,
+    prefix: list[KeyValue] | None,
+    recompute: Recompute,
+    entering: list[torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, list[KeyValue]]:
     text = model.model.language_model
     hidden, taps, cos, sin = _embed(text, row)
@@ -121,6 +134,8 @@ def _run(
             tree = LayerTree(row.layout, prefix[i] if prefix else None)
             answers = row.answers if i == last and i >= len(taps) else None
             layer = _Layer(module, cos, sin, tree, answers, recompute)
+            if i == last and entering is not None:
+                entering.append(hidden)
             if i == last and seen is not None and layer.plain:
                 seen.append(layer.project(hidden)[1:])
             elif recompute == "layer" and torch.is_grad_enabled():

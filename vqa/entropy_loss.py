@@ -48,7 +48,7 @@ def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
 def view_divergence(log_p: torch.Tensor) -> torch.Tensor:
     """(B,) how far the views (B, W, C) of a question disagree: H(mean_v p_v) - mean_v H(p_v), nats.
 
-    Source: generalised Jensen-Shannon divergence, Lin 1991, equation 5.1, with equal weights.
+    Source: generalised Jensen-Shannon divergence, Lin 1991, section V, with equal weights.
     """
     together = torch.logsumexp(log_p, 1) - math.log(log_p.shape[1])
     return entropies(together) - entropies(log_p).mean(1)
