@@ -102,3 +102,22 @@ def check_distance_to_float32(device: torch.device, way: Recompute) -> None:
 @pytest.mark.parametrize("way", ["nothing", "mlp", "layer"])
 def test_a_bfloat16_step_is_as_near_to_float32_as_transformers_own(way: Recompute) -> None:
     check_distance_to_float32(CPU, way)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("recompute", ["nothing", "mlp", "layer"])
+@pytest.mark.parametrize("with_adapters", [False, True])
+def test_norm_weights_get_the_padded_batchs_gradients(
+    family: str, recompute: Recompute, with_adapters: bool
+) -> None:
+    model = adapted(family)
+    model.requires_grad_(False)
+    for name, parameter in model.model.language_model.named_parameters():
+        parameter.requires_grad_("norm" in name or ("lora_" in name and with_adapters))
+    suffixes = make_suffixes(model, SHAPES)
+    plain = pad(PREFIX, suffixes, IMAGE, PAD, CPU)
+    expected = gradients(model, model(**plain, use_cache=False).logits[:, -1].square().sum())
+    row = pack(PREFIX, suffixes, IMAGE, PAD, CPU).row
+    found = gradients(model, answer_logits(model, row, None, recompute).square().sum())
+    assert sum("norm" in name for name in found) == (13 if family == "qwen3_vl" else 7)  # 3 layers, then one
+    assert close(found, expected)

@@ -3,11 +3,9 @@
 from vqa.errors import require
 from vqa.settings import AdaptSettings, Settings
 
-METHODS = (
-    *("none", "tent", "sar", "consistency", "lora_align"),
-    *("zero", "tpt", "prompt_tuning_online", "prompt_align"),
-)
-NEED_VIEWS = ("consistency",)
+VIEW_METHODS = ("views", "zero", "tpt", "prompt_tuning_online", "prompt_align")
+METHODS = ("none", "tent", "sar", "consistency", "lora_align", *VIEW_METHODS)
+NEED_VIEWS = ("consistency", *VIEW_METHODS)
 NEED_SOURCE = ("lora_align", "prompt_align")  # these compare with training questions
 
 

@@ -43,3 +43,12 @@ def mean_entropy(log_p: torch.Tensor) -> torch.Tensor:
 def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
     """(...,) KL(p || q) in nats of log probabilities (..., C)."""
     return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def view_divergence(log_p: torch.Tensor) -> torch.Tensor:
+    """(B,) how far the views (B, W, C) of a question disagree: H(mean_v p_v) - mean_v H(p_v), nats.
+
+    Source: generalised Jensen-Shannon divergence, Lin 1991, section V, with equal weights.
+    """
+    together = torch.logsumexp(log_p, 1) - math.log(log_p.shape[1])
+    return entropies(together) - entropies(log_p).mean(1)

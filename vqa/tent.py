@@ -7,10 +7,12 @@ for the adapter's weights, the default here. Their entropy is over all classes; 
 
 from collections.abc import Sequence
 
+import torch
+
 from vqa.adapted_weights import AdaptedWeights
 from vqa.adapting import Adapting, Scores
 from vqa.entropy_loss import mean_entropy
-from vqa.letter_gradient import letter_gradient
+from vqa.letter_gradient import Outputs, letter_gradient
 from vqa.question import Question
 from vqa.weight_method import WeightMethod
 
@@ -28,10 +30,14 @@ class Tent:
 
     def step(self, questions: Sequence[Question]) -> Scores:
         """One step on a batch; returns the predictions of the forward pass it was computed from."""
-        scores, gradients = letter_gradient(self.adapting.encoder, self.weights, questions, mean_entropy)
+        found, gradients = letter_gradient(self.adapting.encoder, self.weights, questions, _loss)
         if gradients is not None:
             self.adapting.counts["steps" if self.weights.step(gradients) else "not_finite"] += 1
-        return scores
+        return found.scores
 
     def reset(self) -> None:
         """Nothing of its own to forget."""
+
+
+def _loss(outputs: Outputs) -> torch.Tensor:
+    return mean_entropy(outputs.log_p)

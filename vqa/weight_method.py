@@ -51,16 +51,16 @@ class WeightMethod:
         for _ in range(settings.steps):
             found = self.rule.step(questions)
         if settings.episodic:
-            found = read_batch(encoder, questions)
+            found = read_batch(encoder, questions).scores
         frozen = None
         if self.guard.wants_frozen():
             with self.weights.at_source():
-                frozen = read_batch(encoder, questions)
+                frozen = read_batch(encoder, questions).scores
         alarm = self.guard.alarm(found[0], None if frozen is None else frozen[0])
         if alarm is None:
             return found
         self._forget(alarm)
-        return frozen or read_batch(encoder, questions)
+        return frozen or read_batch(encoder, questions).scores
 
     def reset(self) -> None:
         """Weights, optimiser, the rule's averages and the guard's memory as at the start."""
