@@ -15,10 +15,10 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from vqa.image import file_sha256
 from vqa.question import Question
 
-BRIGHTNESS = 0.35  # of the light: a photo taken indoors without flash
-BLUR_RADIUS = 1.5  # pixels of 64: a hand that shook
-ROTATION = 30.0  # degrees, anticlockwise: a phone held askew
-JPEG_QUALITY = 8  # of 100: sent through a messenger several times
+BRIGHTNESS = 0.5  # of the light: a photo taken indoors without flash
+BLUR_RADIUS = 2.5  # pixels of 64: a hand that shook
+ROTATION = 45.0  # degrees, anticlockwise: a phone held askew
+JPEG_QUALITY = 4  # of 100: sent through a messenger several times
 
 
 def brightness(picture: Image.Image) -> Image.Image:

@@ -29,7 +29,7 @@ def composed(overrides: Sequence[str]) -> Settings:
     torch.set_num_threads(1)
     register_resolvers()
     GlobalHydra.instance().clear()
-    with initialize_config_module("conf", version_base=None):
+    with initialize_config_module("conf"):
         return read_settings(compose("config", overrides=list(overrides)))
 
 

@@ -28,8 +28,10 @@ from benchmarks.record import write_rows
 from benchmarks.shift_rows import SHIFTS, TUNING, rows, shifted, write_training_csv
 from benchmarks.shift_table import compared, markdown
 
-# dear ones first: the last cells of a run are short ones, so that no process works long after the others
+# frozen first, as all are compared with it; then dear ones: the last cells of a run are short, so that no
+# process works long after the others
 METHODS: dict[str, tuple[str, ...]] = {
+    "frozen": (),
     "tpt": ("adapt=tpt",),
     "prompt_align": ("adapt=prompt_align",),
     "consistency": ("adapt=consistency",),
@@ -42,7 +44,6 @@ METHODS: dict[str, tuple[str, ...]] = {
     "tent_norm": ("adapt=tent", "adapt.parameters=norm"),
     "cyclic": ("inference=cyclic",),
     "batch_calibration": ("inference=batch_calibration",),
-    "frozen": (),
 }
 
 
