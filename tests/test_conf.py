@@ -10,7 +10,7 @@ from vqa.config import read_settings
 
 GROUPS = [
     *("model", "quantization", "lora", "optimizer", "scheduler", "data", "image", "prompt", "budget"),
-    *("inference", "tracking", "env", "experiment"),
+    *("inference", "adapt", "tracking", "env", "experiment"),
 ]
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 SWEEPS = [path.stem for path in sorted((CONF / "sweep").glob("*.yaml"))]
@@ -82,3 +82,15 @@ def test_a_config_file_is_short() -> None:
 def test_the_teams_facts_are_expressed(composed: Compose, experiment: str, facts: dict[str, object]) -> None:
     cfg = composed(f"experiment={experiment}", "data.image_root=.")
     assert {key: OmegaConf.select(cfg, key) for key in facts} == facts
+
+
+def test_every_enqueued_read_out_of_the_answers_sweep_passes_the_checks(composed: Compose) -> None:
+    from hydra import compose
+
+    node = compose("config", overrides=["+sweep=answers"], return_hydra_config=True).hydra.sweeper
+    assert len(node.enqueue) == node.n_trials
+    for entry in node.enqueue:
+        settings = read_settings(
+            composed("+sweep=answers", *(f"{key}={value}" for key, value in entry.items()))
+        )
+        assert settings.budget.keep_fold_adapters

@@ -149,3 +149,22 @@ def test_a_young_adapter_learns_in_bfloat16_as_in_float32() -> None:
     exact, ours = learning_curve(torch.float32, plain=True), learning_curve(torch.bfloat16, plain=False)
     lost = (learning_curve(torch.bfloat16, plain=True) - exact).abs().mean()  # by PEFT's layers, to rounding
     assert (ours - exact).abs().mean() <= 0.4 * lost
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("recompute", ["nothing", "mlp", "layer"])
+@pytest.mark.parametrize("with_adapters", [False, True])
+def test_norm_weights_get_the_padded_batchs_gradients(
+    family: str, recompute: Recompute, with_adapters: bool
+) -> None:
+    model = adapted(family)
+    model.requires_grad_(False)
+    for name, parameter in model.model.language_model.named_parameters():
+        parameter.requires_grad_("norm" in name or ("lora_" in name and with_adapters))
+    suffixes = make_suffixes(model, SHAPES)
+    plain = pad(PREFIX, suffixes, IMAGE, PAD, CPU)
+    expected = gradients(model, model(**plain, use_cache=False).logits[:, -1].square().sum())
+    row = pack(PREFIX, suffixes, IMAGE, PAD, CPU).row
+    found = gradients(model, answer_logits(model, row, None, recompute).square().sum())
+    assert sum("norm" in name for name in found) == (13 if family == "qwen3_vl" else 7)  # 3 layers, then one
+    assert close(found, expected)

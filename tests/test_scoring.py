@@ -56,8 +56,8 @@ def test_a_question_without_its_picture_is_answered_and_keeps_its_flag(
 def test_generated_answers_stand_beside_the_letter_probabilities(
     encoder: Encoder, questions: list[Question], settings: Make
 ) -> None:
-    inference = settings("inference=generate", "inference.max_new_tokens=2").inference
-    found = answer(encoder, encoder.base.model, questions[:8], 8, inference)
+    made = settings("inference=generate", "inference.max_new_tokens=2")
+    found = answer(encoder, encoder.base.model, questions[:8], made)
     assert [p.answer for p in found] == [p.answer for p in score(encoder, questions[:8], 8)]
 
 
@@ -76,22 +76,19 @@ def test_text_without_a_letter_is_flagged_and_counted(
 ) -> None:
     monkeypatch.setattr("vqa.scoring.generate_answers", silence)
     with caplog.at_level(logging.INFO):
-        found = answer(
-            encoder, encoder.base.model, questions[:4], 4, settings("inference=generate").inference
-        )
+        found = answer(encoder, encoder.base.model, questions[:4], settings("inference=generate"))
     assert {p.flag for p in found} == {"no_answer"}
     assert no_answer_rate(found) == 1
     assert "no answer for 4 of 4 questions" in caplog.text
-    strict = settings("inference=generate", "inference.on_no_answer=error").inference
+    strict = settings("inference=generate", "inference.on_no_answer=error")
     with pytest.raises(UserError, match=r"no answer for 4 of 4 questions; use inference.on_no"):
-        answer(encoder, encoder.base.model, questions[:4], 4, strict)
+        answer(encoder, encoder.base.model, questions[:4], strict)
 
 
 def test_a_model_that_wants_to_say_something_else_is_reported(
     encoder: Encoder, questions: list[Question], settings: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    inference = settings("inference.min_option_mass=1.1").inference
-    answer(encoder, encoder.base.model, questions[:4], 4, inference)
+    answer(encoder, encoder.base.model, questions[:4], settings("inference.min_option_mass=1.1"))
     assert "the four letters together get only" in caplog.text
 
 
@@ -107,9 +104,15 @@ def test_cyclic_orders_equal_four_separate_scores(encoder: Encoder, questions: l
 def test_every_readout_gives_probabilities_in_order(
     name: str, encoder: Encoder, questions: list[Question], settings: Make
 ) -> None:
-    inference = settings(f"inference={name}").inference
-    found = answer(encoder, encoder.base.model, questions[:12], 5, inference)
-    again = answer(encoder, encoder.base.model, questions[:12], 12, inference)
+    found, again = (
+        answer(
+            encoder,
+            encoder.base.model,
+            questions[:12],
+            settings(f"inference={name}", f"budget.eval_batch_size={n}"),
+        )
+        for n in (5, 12)
+    )
     assert [p.id for p in found] == [q.id for q in questions[:12]]
     assert torch.allclose(torch.tensor([p.p for p in found]), torch.tensor([p.p for p in again]), atol=1e-4)
     plain = score(encoder, questions[:12], 12)
@@ -122,8 +125,7 @@ def test_cyclic_answers_do_not_depend_on_where_the_options_stand(
     question = questions[0]
     a, b, c, d = question.choices
     moved = replace(question, choices=(b, c, d, a), answer=None)
-    inference = settings("inference=cyclic").inference
-    first, second = answer(encoder, encoder.base.model, [question, moved], 2, inference)
+    first, second = answer(encoder, encoder.base.model, [question, moved], settings("inference=cyclic"))
     assert (*first.p[1:], first.p[0]) == pytest.approx(second.p, abs=1e-5)
 
 
@@ -146,7 +148,7 @@ def test_only_unsure_questions_are_sent_to_the_reasoning_prompt(
     made = settings("prompt=auto", f"prompt.entropy_threshold={limit}", "inference.reasoning_tokens=9")
     facts: dict[str, Any] = {}
     asking = replace(encoder, prompt=made.prompt)
-    found = answer(asking, encoder.base.model, questions, 16, made.inference, facts)
+    found = answer(asking, encoder.base.model, questions, made, facts)
     unsure = spread > limit
     for p, before, sent in zip(found, direct, unsure.tolist(), strict=True):
         assert p.answer == ("a" if sent else before.answer)
@@ -162,5 +164,5 @@ def test_no_question_is_unsure_and_nothing_is_divided_by_zero(
     made = settings("prompt=auto", "prompt.entropy_threshold=2")
     facts: dict[str, Any] = {}
     asking = replace(encoder, prompt=made.prompt)
-    assert answer(asking, None, questions[:4], 4, made.inference, facts) == score(encoder, questions[:4], 4)
+    assert answer(asking, None, questions[:4], made, facts) == score(encoder, questions[:4], 4)
     assert facts["reasoning"]["share"] == 0

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vqa.adapt_rules import check_adapt
 from vqa.environment import detected
 from vqa.errors import UserError, require
 from vqa.language import LANGUAGES
@@ -151,6 +152,7 @@ def _check_values(s: Settings) -> None:
     _check_image(s.image)
     _check_prompt(s.prompt)
     _check_inference(s.inference)
+    check_adapt(s)
     require(1024 <= s.env.port < 2**16, "env.port", "in [1024, 65536)", s.env.port)
     require(s.env.threads is None or s.env.threads >= 1, "env.threads", ">= 1 or null", s.env.threads)
 

@@ -24,6 +24,19 @@ MLP = ("gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
+class SoftTokens:
+    """What is added to the embeddings of some tokens; gradients flow to it.
+
+    Args:
+        places: (K,) where in the row, each place once.
+        shift: (K, C).
+    """
+
+    places: torch.Tensor
+    shift: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Row:
     """What goes into the language model.
 
@@ -34,6 +47,7 @@ class Row:
         visual: (N,) places of the visual tokens.
         features: What the vision tower made of the pictures, in their order; None without any.
         answers: (B,) place of each suffix's last token; None: only keys and values are wanted.
+        soft: A soft prompt on some of the tokens; None: every token is its own embedding.
     """
 
     ids: torch.Tensor
@@ -42,6 +56,7 @@ class Row:
     visual: torch.Tensor
     features: JoinedFeatures | None
     answers: torch.Tensor | None
+    soft: SoftTokens | None = None
 
 
 def answer_logits(
@@ -59,15 +74,38 @@ def answer_logits(
     return model.lm_head(model.model.language_model.norm(hidden))  # type: ignore[no-any-return]
 
 
+def answer_states(
+    model: Any, row: Row, recompute: Recompute = "nothing"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (B, V) at the answers, and the hidden states (T, C) of all tokens that enter the last layer."""
+    entering: list[torch.Tensor] = []
+    hidden, _ = _run(model, row, None, recompute, entering)
+    return model.lm_head(model.model.language_model.norm(hidden)), entering[0]
+
+
 def prefix_key_values(model: Any, row: Row, recompute: Recompute = "nothing") -> list[KeyValue]:
     """Keys and values (P, H_kv, D) of every layer, for a row that is only the prefix."""
     return _run(model, row, None, recompute)[1]
 
 
-def _run(
-    model: Any, row: Row, prefix: list[KeyValue] | None, recompute: Recompute
-) -> tuple[torch.Tensor, list[KeyValue]]:
-    text = model.model.language_model
+def early_states(
+    model: Any, row: Row, layers: int, prefix: list[KeyValue] | None = None
+) -> list[torch.Tensor]:
+    """Hidden states (N, C) of the visual tokens after each of the first layers; no further layer is run."""
+    hidden, taps, cos, sin = _embed(model.model.language_model, row)
+    states = []
+    with tree_attention_on(model):
+        for i, module in enumerate(model.model.language_model.layers[:layers]):
+            tree = LayerTree(row.layout, prefix[i] if prefix else None)
+            hidden, *_ = _Layer(module, cos, sin, tree, None, "nothing")(hidden)
+            if i < len(taps):
+                hidden = hidden.index_add(0, row.visual, taps[i].to(hidden.dtype))
+            states.append(hidden[row.visual])
+    return states
+
+
+def _embed(text: Any, row: Row) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor]:
+    """What enters the first layer (T, C), what DeepStack adds after the first ones, and the rotary angles."""
     with torch.no_grad():
         hidden = text.embed_tokens(row.ids)
         taps: tuple[torch.Tensor, ...] = ()
@@ -75,6 +113,20 @@ def _run(
             hidden = hidden.index_copy(0, row.visual, row.features.pooled.to(hidden.dtype))
             taps = row.features.deepstack
         cos, sin = (x[0] for x in text.rotary_emb(hidden[None], row.positions[:, None]))
+    if row.soft is not None:
+        hidden = hidden.index_add(0, row.soft.places, row.soft.shift.to(hidden.dtype))
+    return hidden, taps, cos, sin
+
+
+def _run(
+    model: Any,
+    row: Row,
+    prefix: list[KeyValue] | None,
+    recompute: Recompute,
+    entering: list[torch.Tensor] | None = None,
+) -> tuple[torch.Tensor, list[KeyValue]]:
+    text = model.model.language_model
+    hidden, taps, cos, sin = _embed(text, row)
     seen: list[KeyValue] | None = [] if row.answers is None else None
     last = len(text.layers) - 1
     with tree_attention_on(model):
@@ -82,6 +134,8 @@ def _run(
             tree = LayerTree(row.layout, prefix[i] if prefix else None)
             answers = row.answers if i == last and i >= len(taps) else None
             layer = _Layer(module, cos, sin, tree, answers, recompute)
+            if i == last and entering is not None:
+                entering.append(hidden)
             if i == last and seen is not None and layer.plain:
                 seen.append(layer.project(hidden)[1:])
             elif recompute == "layer" and torch.is_grad_enabled():

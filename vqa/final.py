@@ -51,6 +51,8 @@ def run_final(settings: Settings, folder: Path) -> dict[str, Any]:
     started = time.time()
     if settings.loss == "full":  # a process sees its own tokens only, and the mean is over all tokens
         ranks.refuse_several("loss=full")
+    if settings.adapt.method != "none":  # every process would adapt to its own share
+        ranks.refuse_several(f"adapt={settings.adapt.method}")
     split, data_digest = split_questions(settings)
     train = subsample(split.train, settings.budget.subsample, settings.seed)
     tests = test_questions(settings)
@@ -67,17 +69,17 @@ def run_final(settings: Settings, folder: Path) -> dict[str, Any]:
             rate, history = _train(settings, encoder, model, train, split, plan, folder, run)
             if ranks.is_main():
                 save_adapter(model, folder / "adapter", encoder.base)
-            size = settings.budget.eval_batch_size
+            memory = peak_memory_gib(encoder.base.device)  # adapting starts a new count
             valid_facts: dict[str, Any] = {}
-            tuned = answer(encoder, model, split.valid, size, settings.inference, valid_facts)
+            tuned = answer(encoder, model, split.valid, settings, valid_facts, train)
             facts: dict[str, Any] = {}
-            answers = answer(encoder, model, tests, size, settings.inference, facts) if tests else []
+            answers = answer(encoder, model, tests, settings, facts, train) if tests else []
         metrics = summary(tuned) | compare_with_base(base, tuned) | valid_facts
         metrics |= {
             "n_train": len(train),
             "learning_rate": plan.lr,
             "train_samples_per_s": rate,
-            "peak_memory_gib": peak_memory_gib(encoder.base.device),
+            "peak_memory_gib": max(memory, peak_memory_gib(encoder.base.device)),
             "epochs": history,
             "best_epoch": min(history, key=lambda row: row["nll"])["evaluation"],
             "note": "the best epoch was chosen on the held-out questions behind accuracy and nll",
@@ -87,6 +89,8 @@ def run_final(settings: Settings, folder: Path) -> dict[str, Any]:
         run.metrics(encoder.base.vision.figures())
         if answers and all(p.gold for p in answers):
             metrics["test"] = summary(answers) | facts
+        else:
+            metrics |= {f"test_{name}": value for name, value in facts.items()}
         if not ranks.is_main():
             return metrics
         write_results(folder, metrics, tuned, answers, tests)

@@ -69,6 +69,12 @@ def rms_norm_backward(
 
 
 @fused
+def rms_norm_weight_gradient(grad: torch.Tensor, x: torch.Tensor, eps: float) -> torch.Tensor:
+    """Gradient of `rms_norm` by its weight, summed over rows in float32; for test-time adaptation."""
+    return (_wide(grad) * _normed(x, eps)[0]).sum(0)
+
+
+@fused
 def rotate(
     x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, weight: torch.Tensor | None, eps: float
 ) -> torch.Tensor:
@@ -95,10 +101,18 @@ def rotate_backward(
     eps: float,
 ) -> torch.Tensor:
     """Gradient of `rotate` by x; x is needed only for the norm. A half turn's transpose is minus itself."""
-    back = grad * cos[:, None] - _half_turn(grad * sin[:, None])
+    back = _turned_back(grad, cos, sin)
     if weight is None or x is None:
         return back
     return _norm_gradient(back, x, weight, eps).to(x.dtype)
+
+
+@fused
+def rotate_weight_gradient(
+    grad: torch.Tensor, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """Gradient of `rotate` by the norm's weight (D,), summed over tokens and heads in float32."""
+    return (_wide(_turned_back(grad, cos, sin)) * _normed(x, eps)[0]).sum((0, 1))
 
 
 @fused
@@ -141,6 +155,10 @@ def merge(
 def _wide(x: torch.Tensor) -> torch.Tensor:
     """In float32 where the type is narrower: half precision is too coarse for sums over a row."""
     return x.float() if x.element_size() < 4 else x
+
+
+def _turned_back(grad: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    return grad * cos[:, None] - _half_turn(grad * sin[:, None])
 
 
 def _half_turn(x: torch.Tensor) -> torch.Tensor:

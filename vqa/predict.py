@@ -16,7 +16,7 @@ from vqa.metrics import collapse_alarm, no_answer_rate, summary
 from vqa.model import load_base
 from vqa.predictions import Prediction, write_predictions, write_submission
 from vqa.question import Question
-from vqa.questions import test_questions
+from vqa.questions import source_questions, test_questions
 from vqa.run_folder import MANIFEST
 from vqa.scoring import answer, score
 from vqa.settings import Settings
@@ -61,6 +61,7 @@ def run_evaluate(settings: Settings, folder: Path) -> dict[str, Any]:
 def _run(settings: Settings, folder: Path, with_base: bool) -> dict[str, Any]:
     started = time.time()
     questions = _questions(settings, labelled=with_base)
+    source = source_questions(settings)
     adapter = adapter_folder(settings)
     encoder = Encoder(load_base(settings), settings.prompt, settings.image)
     size = settings.budget.eval_batch_size
@@ -69,7 +70,7 @@ def _run(settings: Settings, folder: Path, with_base: bool) -> dict[str, Any]:
         with loaded(encoder.base, adapter) as model:
             begun = time.perf_counter()
             facts: dict[str, Any] = {}
-            predictions = answer(encoder, model, questions, size, settings.inference, facts)
+            predictions = answer(encoder, model, questions, settings, facts, source)
             seconds = time.perf_counter() - begun
         base = score(encoder, questions, size, "base model") if with_base else []
         metrics = _metrics(predictions, base) | facts

@@ -20,7 +20,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from vqa.pointwise import rms_norm, rms_norm_backward, rotate, rotate_backward, swiglu, swiglu_backward
+from vqa.pointwise import (
+    rms_norm,
+    rms_norm_backward,
+    rms_norm_weight_gradient,
+    rotate,
+    rotate_backward,
+    rotate_weight_gradient,
+    swiglu,
+    swiglu_backward,
+)
 
 ADAPTER = "default"
 Grads = list[torch.Tensor | None]
@@ -197,10 +206,11 @@ class _NormProject(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         x, weight, low = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[0]
-        dn, adapters = ctx.group.backward(rms_norm(x, weight, ctx.eps), low, grads, wanted)
+        wanted, of_norm = ctx.needs_input_grad[:2]
+        dn, adapters = ctx.group.backward(rms_norm(x, weight, ctx.eps), low, grads, wanted or of_norm)
         dx = rms_norm_backward(dn, x, weight, ctx.eps, None) if wanted else None
-        return dx, None, None, None, *adapters
+        dweight = rms_norm_weight_gradient(dn, x, ctx.eps) if of_norm else None
+        return dx, dweight, None, None, *adapters
 
 
 class _ProjectOnto(torch.autograd.Function):
@@ -240,10 +250,11 @@ class _GatedMlp(torch.autograd.Function):
         hidden_grad, dlast, by_b = ctx.write.before_input(last, [grad], True)
         hidden, dgate, dup = swiglu_backward(hidden_grad, gate, up)
         written = ctx.write.adapter_grads(hidden, dlast, by_b)
-        wanted = ctx.needs_input_grad[0]
-        dn, adapters = ctx.read.backward(normed, low, [dgate, dup], wanted)
+        wanted, of_norm = ctx.needs_input_grad[:2]
+        dn, adapters = ctx.read.backward(normed, low, [dgate, dup], wanted or of_norm)
         dx = rms_norm_backward(dn, x, weight, ctx.eps, grad) if wanted else None
-        return dx, None, None, None, None, *adapters, *written
+        dweight = rms_norm_weight_gradient(dn, x, ctx.eps) if of_norm else None
+        return dx, dweight, None, None, None, *adapters, *written
 
 
 class _Rotary(torch.autograd.Function):
@@ -256,4 +267,6 @@ class _Rotary(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
         x, cos, sin, weight = ctx.saved_tensors
-        return rotate_backward(grad, x, cos, sin, weight, ctx.eps), None, None, None, None
+        dx = rotate_backward(grad, x, cos, sin, weight, ctx.eps) if ctx.needs_input_grad[0] else None
+        of_norm = ctx.needs_input_grad[3]
+        return dx, None, None, rotate_weight_gradient(grad, x, cos, sin, ctx.eps) if of_norm else None, None

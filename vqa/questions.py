@@ -4,6 +4,7 @@ import functools
 import json
 from typing import Any
 
+from vqa.adapt_rules import NEED_SOURCE
 from vqa.library import build
 from vqa.manifest import data_sha256
 from vqa.question import Question
@@ -31,6 +32,15 @@ def test_questions(settings: Settings) -> list[Question] | None:
     """Questions to answer, or None; `budget.test_limit` keeps only the first ones."""
     questions = data_source(settings).test()
     return questions if questions is None else questions[: settings.budget.test_limit]
+
+
+def source_questions(settings: Settings) -> list[Question]:
+    """Training questions that test-time adaptation compares with; none for methods that do not.
+
+    Raises:
+        UserError: The data cannot be read, or are too few to split.
+    """
+    return split_questions(settings)[0].train if settings.adapt.method in NEED_SOURCE else []
 
 
 @functools.lru_cache(maxsize=4)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from vqa import ranks
+from vqa.adaptation import adapted_scores
 from vqa.debias import CYCLIC, cyclic_average, entropy, mean_probability, pride, without_prior
 from vqa.device import release_memory
 from vqa.encode import AS_WRITTEN, Encoder, Order
@@ -23,7 +24,7 @@ from vqa.predictions import NO_ANSWER, Prediction
 from vqa.prefetch import prefetched
 from vqa.question import LETTERS, Question
 from vqa.reporting import progress
-from vqa.settings import InferenceSettings
+from vqa.settings import InferenceSettings, Settings
 
 log = logging.getLogger(__name__)
 # Zhao et al. 2021 average over several strings without content; there is no picture either
@@ -137,11 +138,11 @@ def answer(
     encoder: Encoder,
     model: Any,
     questions: Sequence[Question],
-    batch_size: int,
-    inference: InferenceSettings,
+    settings: Settings,
     facts: dict[str, Any] | None = None,
+    source: Sequence[Question] = (),
 ) -> list[Prediction]:
-    """Answer questions the way `inference` says.
+    """Answer questions the way `inference` and `adapt` say.
 
     With readout=generate or reasoning the letter comes from generated text and the probabilities beside it
     from the letters. Text without a letter is "no answer": flagged, counted, and answered by the letter
@@ -151,15 +152,20 @@ def answer(
     Args:
         encoder: Makes batches.
         model: The base's model, or the PEFT model around it.
-        questions: In any order.
-        batch_size: Questions per forward pass.
-        inference: How the answer is read off.
-        facts: A dictionary of the caller's; gets what a prompt per question cost and gained.
+        questions: In any order; with an `adapt` method their order matters.
+        settings: Of the run: batch size, how the answer is read off, test-time adaptation.
+        facts: A dictionary of the caller's; gets what a prompt per question, or adaptation, cost and gained.
+        source: Training questions, for adaptation that compares with them.
 
     Raises:
         UserError: Text without a letter, and inference.on_no_answer=error.
     """
-    predictions = read_letters(encoder, questions, batch_size, inference)
+    inference = settings.inference
+    if settings.adapt.method == "none":
+        predictions = read_letters(encoder, questions, settings.budget.eval_batch_size, inference)
+    else:
+        log_p, log_mass = adapted_scores(encoder, model, questions, settings.adapt, facts, source)
+        predictions = _predictions(questions, log_p.double(), log_mass[:, None])
     mass = sum(p.option_mass for p in predictions) / len(predictions)
     if mass < inference.min_option_mass:
         log.warning(

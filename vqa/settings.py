@@ -96,6 +96,7 @@ class BudgetSettings:
     test_limit: int | None
     lr_tuned: LrTunedSettings
     lr_horizon_exponent: float
+    keep_fold_adapters: bool
 
 
 @dataclass
@@ -109,6 +110,27 @@ class InferenceSettings:
     reasoning_tokens: int
     on_no_answer: str
     min_option_mass: float
+
+
+@dataclass
+class AdaptSettings:
+    method: str
+    parameters: str
+    optimizer: str
+    lr: float
+    steps: int
+    batch_size: int
+    episodic: bool
+    views: int
+    keep_share: float
+    entropy_limit: float
+    reset_below: float | None
+    rho: float
+    weight: float
+    source_size: int
+    guard_label_share: float
+    guard_kl: float
+    seed: int
 
 
 @dataclass
@@ -160,6 +182,7 @@ class Settings:
     prompt: PromptSettings
     budget: BudgetSettings
     inference: InferenceSettings
+    adapt: AdaptSettings
     ensemble: EnsembleSettings
     tracking: TrackingSettings
     env: EnvSettings

@@ -2,18 +2,20 @@
 
 import csv
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vqa import reporting
-from vqa.adapter import attached
 from vqa.device import peak_memory_gib
 from vqa.encode import Encoder
-from vqa.fit import FitRecord, Moment, fit
+from vqa.fit import Moment, fit
+from vqa.fold_adapters import TrainedFold, fold_adapter
 from vqa.metrics import accuracy, accuracy_interval, nll, per_question_nll
 from vqa.model import load_base
 from vqa.plan import plan_fit
@@ -21,7 +23,7 @@ from vqa.predictions import Prediction, append_predictions, read_predictions
 from vqa.question import Question
 from vqa.questions import split_questions
 from vqa.record import Run
-from vqa.scoring import score
+from vqa.scoring import answer, score
 from vqa.settings import Settings
 from vqa.split import Fold, make_folds, subsample
 from vqa.text_file import replace_text
@@ -57,7 +59,9 @@ def sample_questions(settings: Settings) -> tuple[list[Question], list[Fold]]:
 def run_trial(settings: Settings, folder: Path) -> float:
     """Train and score every fold.
 
-    A trial that was cut off goes on after its last finished fold.
+    A trial that was cut off goes on after its last finished fold. Within a fold the pruner sees the letters'
+    NLL; the fold's result is read off as `inference` and `adapt` say. A text read-out takes its answers from
+    the text, its NLL from the letter probabilities beside it: NLL does not tell it from inference=letters.
 
     Args:
         settings: The run.
@@ -105,16 +109,12 @@ def _run_fold(
     number = len(finished)
     started = time.perf_counter()
     plan = plan_fit(settings, len(fold.train))
-    predictions: list[Prediction] = []
     last_fold = number + 1 == settings.budget.folds
+    size = settings.budget.eval_batch_size
 
-    def evaluate(moment: Moment) -> None:
-        if reporting.reports_by() == "question" and not moment.last:
-            return
-        predictions[:] = score(encoder, fold.valid, settings.budget.eval_batch_size, f"fold {number + 1}")
-        mean, _ = nll(predictions)
+    def note(moment: Moment, mean: float) -> None:
         step = number * plan.evaluations + moment.index + 1
-        so_far = _running_mean([*finished, FoldResult(number, 0, len(predictions), mean, 0.0, 0.0)])
+        so_far = _running_mean([*finished, FoldResult(number, 0, len(fold.valid), mean, 0.0, 0.0)])
         run.metrics(
             {"nll": so_far, "train_loss": moment.train_loss, "learning_rate": moment.learning_rate}, step
         )
@@ -122,9 +122,26 @@ def _run_fold(
         if not (last_fold and moment.last):
             reporting.report(so_far, step)
 
-    with attached(encoder.base, settings.lora, settings.seed) as model:
-        record: FitRecord = fit(encoder, model, fold.train, plan, evaluate)
-    mean, _ = nll(predictions)
+    def train(model: Any) -> TrainedFold:
+        moments: list[tuple[Moment, float]] = []
+
+        def evaluate(moment: Moment) -> None:
+            mean = math.nan  # the last one is scored as the run answers, outside: adapting may change weights
+            if not moment.last and reporting.reports_by() == "part":
+                mean, _ = nll(score(encoder, fold.valid, size, f"fold {number + 1}"))
+                note(moment, mean)
+            moments.append((moment, mean))
+
+        record = fit(encoder, model, fold.train, plan, evaluate)
+        return TrainedFold(moments, record.train_samples_per_s)
+
+    with fold_adapter(settings, encoder.base, number, train) as (model, trained, found):
+        if found and reporting.reports_by() == "part":
+            for moment, mean in trained.moments[:-1]:
+                note(moment, mean)
+        predictions = answer(encoder, model, fold.valid, settings, source=fold.train)
+        mean, _ = nll(predictions)
+        note(trained.moments[-1][0], mean)
     seconds = time.perf_counter() - started
     result = FoldResult(number, len(fold.train), len(fold.valid), mean, accuracy(predictions), seconds)
     append_predictions(folder / OUT_OF_FOLD, predictions, number)
@@ -133,7 +150,7 @@ def _run_fold(
         f"{folder.name} fold {number}", "fold", None, run.run_id
     ) as fold_run:
         fold_run.tags({"vqa.trial": folder.name, "vqa.fold": number})
-        rate = {"train_samples_per_s": record.train_samples_per_s}
+        rate = {"train_samples_per_s": trained.train_samples_per_s}
         fold_run.metrics({"nll": mean, "accuracy": result.accuracy, "seconds": seconds} | rate)
     log.info("fold %d: NLL %.4f, accuracy %.3f, %.1f s", number, mean, result.accuracy, seconds)
     return result

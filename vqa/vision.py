@@ -19,10 +19,11 @@ from vqa.image import fit_image, load_image
 from vqa.question import Question
 from vqa.reporting import progress
 from vqa.settings import ImageSettings
+from vqa.views import look
 
 UNLIMITED_TOKENS = 1 << 20
 PICTURES_AT_ONCE = 16
-Key = tuple[Any, ...]
+Key = tuple[Any, ...]  # the picture's digest, how it is processed, its view
 Patches = tuple[torch.Tensor, torch.Tensor]  # pixels of the patches as bytes; rows and columns of patches
 
 
@@ -107,6 +108,7 @@ class VisionCache:
     Keyed by picture bytes and processing; it belongs to one loaded model, so the revision needs no key.
     With `image.cache_dir` what is not in memory is looked for on disk, under the tower's digest too.
     A full cache takes nothing new: dropping the oldest would miss every time when epochs go round in order.
+    Views are neither kept nor counted: each is looked at once, and many would crowd pictures out.
 
     Args:
         model: The whole model; only its vision tower is used.
@@ -134,7 +136,7 @@ class VisionCache:
         keys = [self._key(q, image) for q in questions]
         missing = {key: q for key, q in zip(keys, questions, strict=True) if key and key not in self.kept}
         fresh = self._obtain(self._read(missing, image))
-        self.hits += sum(key is not None for key in keys) - len(fresh)
+        self.hits += sum(key is not None and not key[-1] for key in keys) - sum(not key[-1] for key in fresh)
         return [fresh.get(key) or self.kept[key] if key else None for key in keys]
 
     def fill(self, questions: Sequence[Question], image: ImageSettings) -> None:
@@ -143,7 +145,8 @@ class VisionCache:
         Raises:
             UserError: A picture cannot be read or is far too long and thin.
         """
-        keyed = {key: q for q in questions if (key := self._key(q, image)) and key not in self.kept}
+        whole = [q for q in questions if not q.view]
+        keyed = {key: q for q in whole if (key := self._key(q, image)) and key not in self.kept}
         items = iter(list(keyed.items()))
         chunks = list(iter(lambda: dict(itertools.islice(items, PICTURES_AT_ONCE)), {}))
         ahead = self._read(chunks[0], image) if chunks else {}
@@ -191,14 +194,14 @@ class VisionCache:
 
     def _key(self, question: Question, image: ImageSettings) -> Key | None:
         shape = (image.mode, image.size, image.min_visual_tokens, image.max_visual_tokens)
-        return (question.image_sha256, *shape) if question.image else None
+        return (question.image_sha256, *shape, question.view) if question.image else None
 
     def _read(self, missing: dict[Key, Question], image: ImageSettings) -> dict[Key, Future[Found]]:
         return {key: self.pool.submit(self._found, key, question, image) for key, question in missing.items()}
 
     def _found(self, key: Key, question: Question, image: ImageSettings) -> Found:
         """The picture's features from disk, or else its patches to make them from."""
-        stored = self.disk.read(self._disk_key(key)) if self.disk else None
+        stored = self.disk.read(self._disk_key(key)) if self.disk and not question.view else None
         if stored is None:
             return self._patches(question, image)
         tensors, notes = stored
@@ -208,7 +211,7 @@ class VisionCache:
         return VisionFeatures(tensors["pooled"], taps, (height // merge, width // merge), (1, height, width))
 
     def _disk_key(self, key: Key) -> str:
-        return hashlib.sha256(f"{self.digest} {key}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.digest} {key[:-1]}".encode()).hexdigest()  # views are not stored
 
     def _obtain(self, futures: dict[Key, Future[Found]]) -> dict[Key, VisionFeatures]:
         """Features from disk or computed; kept in memory, and on disk, where there is room."""
@@ -217,8 +220,9 @@ class VisionCache:
         patches = {key: value for key, value in found.items() if not isinstance(value, VisionFeatures)}
         made = self._compute(patches) if patches else {}
         self.disk_hits += len(stored)
-        self.misses += len(made)
-        for key, features in (stored | made).items():
+        pictures = {key: value for key, value in (stored | made).items() if not key[-1]}
+        self.misses += len(pictures) - len(stored)
+        for key, features in pictures.items():
             room = self.nbytes + features.nbytes <= self.limit_bytes
             if not room and (key in stored or not self.disk):
                 continue
@@ -271,7 +275,7 @@ class VisionCache:
         if question.image is None:
             raise ValueError(f"question {question.id} has no picture")
         try:
-            picture = fit_image(load_image(question.image), image.mode, image.size)
+            picture = fit_image(look(load_image(question.image), question.view), image.mode, image.size)
             return self._processed(picture, image)
         except ValueError as error:  # ImageError, or sides that differ by more than the processor takes
             raise UserError(
