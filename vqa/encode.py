@@ -64,8 +64,11 @@ class Encoder:
         self, questions: Sequence[Question], orders: Sequence[Order], outside: bool = False
     ) -> PackedBatch:
         """Every question in each of the orders, prefix and picture shared; `outside`: without the prefix."""
-        encoded = [self.suffixes(questions, [order] * len(questions)) for order in orders]
-        asked = list(zip(*encoded, strict=True))
+        features = self.base.vision.features(questions, self.image)
+        asked = [
+            [self._suffix(question, order, feature, False) for order in orders]
+            for question, feature in zip(questions, features, strict=True)
+        ]
         return pack_orders(self.prefix(questions[0]), asked, self.base.image_token, self.base.device, outside)
 
     def padded(self, questions: Sequence[Question]) -> dict[str, Any]:

@@ -129,7 +129,8 @@ def read_letters(
         shuffled = torch.randperm(len(questions), generator=torch.Generator().manual_seed(0))
         chosen = shuffled[: math.ceil(inference.pride_share * len(questions))]
         part = [questions[i] for i in chosen.tolist()]
-        asked, _ = option_scores(encoder, part, batch_size, CYCLIC, "cyclic orders")
+        others, _ = option_scores(encoder, part, batch_size, CYCLIC[1:], "cyclic orders")
+        asked = torch.cat([log_p[chosen], others], dim=1)  # the first order is the written one
         return _predictions(questions, pride(log_p[:, 0], asked, chosen), log_mass)
     return _predictions(questions, log_p[:, 0], log_mass)
 
