@@ -42,7 +42,8 @@ def clear(questions: list[Question], rows: int, pictures: int = 200) -> list[Que
     """Questions whose text tells the answer, over the first pictures again and again."""
     found = []
     for i in range(rows):
-        question, seen = questions[i % len(questions)], questions[i % min(pictures, len(questions))]
+        question = questions[i % len(questions)]
+        seen = questions[(i + i // len(questions)) % min(pictures, len(questions))]  # another one each round
         word = TELLING[LETTERS.index(question.answer or "a")]
         found.append(
             replace(
