@@ -17,7 +17,7 @@ from vqa.sharpness import worst_direction
 def limit_between(spread: torch.Tensor, below: int) -> float:
     """adapt.entropy_limit that lets the `below` surest questions through."""
     low, high = spread.sort().values[below - 1 : below + 1].tolist()
-    return (low + high) / 2 / LARGEST
+    return float(low + high) / 2 / LARGEST
 
 
 def test_the_step_is_the_gradient_of_the_sure_ones_at_the_moved_weights(
