@@ -29,6 +29,9 @@ from vqa.errors import UserError
         (["adapt.weight=-1"], r"adapt.weight must be >= 0, got -1"),
         (["+adapt.lrr=1"], r"adapt.lrr: Key 'lrr' not in 'AdaptSettings'"),
         (["adapt=consistency", "adapt.views=1"], r"adapt.views must be >= 2 with adapt=consistency"),
+        (["adapt=zero", "adapt.views=1"], r"adapt.views must be >= 2 with adapt=zero"),
+        (["adapt=tpt", "adapt.episodic=false"], r"adapt.episodic must be true with adapt=tpt"),
+        (["adapt=prompt_tuning_online", "adapt.episodic=true"], r"adapt.episodic must be false with adapt=p"),
         (["adapt=tent", "stage=serve"], r"stage must be final, predict or evaluate with adapt=tent"),
         (
             ["adapt=tent", "inference=cyclic"],
@@ -51,4 +54,4 @@ def test_a_sweep_may_name_a_method_for_its_final_run(composed: Compose) -> None:
 
 
 def test_every_method_that_can_be_named_is_there(composed: Compose) -> None:
-    assert set(MADE) <= set(METHODS)
+    assert {"none", *MADE} == set(METHODS)

@@ -18,11 +18,14 @@ from vqa.adapting import Adapting, Method, Scores
 from vqa.consistency import make_consistency
 from vqa.encode import Encoder
 from vqa.lora_align import make_lora_align
+from vqa.prompt_align import make_prompt_align
+from vqa.prompt_tuning import make_prompt_tuning_online, make_tpt
 from vqa.question import Question
 from vqa.reporting import progress
 from vqa.sar import make_sar
 from vqa.settings import AdaptSettings
 from vqa.tent import make_tent
+from vqa.view_answers import make_views, make_zero
 from vqa.weight_digest import weight_digest
 
 METHODS: dict[str, Callable[[Adapting], Method]] = {
@@ -30,6 +33,11 @@ METHODS: dict[str, Callable[[Adapting], Method]] = {
     "sar": make_sar,
     "consistency": make_consistency,
     "lora_align": make_lora_align,
+    "views": make_views,
+    "zero": make_zero,
+    "tpt": make_tpt,
+    "prompt_tuning_online": make_prompt_tuning_online,
+    "prompt_align": make_prompt_align,
 }
 
 

@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from vqa.debias import entropy
+from vqa.entropy_loss import entropies
 
 
 def most_confident(log_p: torch.Tensor, share: float) -> torch.Tensor:
@@ -17,15 +17,15 @@ def most_confident(log_p: torch.Tensor, share: float) -> torch.Tensor:
         log_p: (V, C).
         share: Of the views, in (0, 1].
 
-    Source: Shu et al. 2022 (arXiv 2209.07511), equation 3, the threshold as in their code: of 64 views, 10 %
-    are 6. Where that rounds to none, their code would divide by zero.
+    Source: Shu et al. 2022 (arXiv 2209.07511), section 3.2; rounded as in their code: 10 % of 64
+    views are 6. Where that leaves none, their code would give a mean over nothing.
     """
     return ordered(log_p)[: max(int(share * len(log_p)), 1)]
 
 
 def ordered(log_p: torch.Tensor) -> torch.Tensor:
     """(V,) the views (V, C) from the surest to the least sure; equally sure ones stay in order."""
-    return entropy(log_p.detach()).argsort(stable=True)
+    return entropies(log_p.detach()).argsort(stable=True)
 
 
 def marginal(log_p: torch.Tensor) -> torch.Tensor:
@@ -36,9 +36,9 @@ def marginal(log_p: torch.Tensor) -> torch.Tensor:
 def marginal_entropy(log_p: torch.Tensor) -> torch.Tensor:
     """() entropy of the mean probability over views (V, C): small where the views are sure and agree.
 
-    Source: Zhang et al. 2022 (MEMO, arXiv 2110.09506), equation 2; of the kept views Shu et al. 2022's loss.
+    Source: Zhang et al. 2022 (MEMO, arXiv 2110.09506), section 3; of the kept views Shu et al. 2022's loss.
     """
-    return -(marginal(log_p).exp() * marginal(log_p)).sum()
+    return entropies(marginal(log_p))
 
 
 def vote(log_p: torch.Tensor, share: float) -> torch.Tensor:

@@ -32,7 +32,7 @@ def viewed(question: Question, n: int, seed: int) -> list[Question]:
         seed: Of the crops.
 
     Returns:
-        n questions; only one where there is no picture to look at differently.
+        n questions; all the same where there is no picture to look at differently.
 
     Raises:
         ValueError: n < 1.
@@ -42,7 +42,7 @@ def viewed(question: Question, n: int, seed: int) -> list[Question]:
     if n < 1:
         raise ValueError(f"n must be >= 1, got {n}")
     if question.image is None:
-        return [question]
+        return [question] * n
     specs = (_crop(random.Random(f"{seed} {index} {question.id}")) for index in range(1, n))
     return [question, *(replace(question, view=spec) for spec in specs)]
 
