@@ -53,5 +53,5 @@ def test_a_sweep_may_name_a_method_for_its_final_run(composed: Compose) -> None:
     assert read_settings(composed("+sweep=lora", "adapt=tent")).adapt.method == "tent"
 
 
-def test_every_method_that_can_be_named_is_there(composed: Compose) -> None:
+def test_every_method_that_can_be_named_is_there() -> None:
     assert {"none", *MADE} == set(METHODS)
