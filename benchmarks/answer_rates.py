@@ -11,6 +11,7 @@ never sure.
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     settings = settings_for(arguments.model, "none", arguments.work)
-    rows = data_source(settings).train()[: arguments.rows]
+    # unlabelled: `answer` would compare with the frozen model otherwise
+    rows = [replace(q, answer=None) for q in data_source(settings).train()[: arguments.rows]]
     began = time.perf_counter()
     about = {"who": "vqa", "model": arguments.model, "base": "none", "limit_gib": arguments.memory_gib}
     for way in arguments.ways:
