@@ -171,7 +171,8 @@ def curve_rows(losses: dict[str, list[float]], exact: list[float]) -> list[dict[
         row: dict[str, Any] = {"who": way, "mode": "train"}
         for name, other in (("plain", losses["plain"]), ("float32", exact)):
             if other:
-                distance = (torch.tensor(values[: len(other)]) - torch.tensor(other)).abs()
+                pairs = zip(values, other, strict=False)  # as far as the shorter one goes
+                distance = torch.tensor([abs(value - wanted) for value, wanted in pairs])
                 row[f"mean_distance_to_{name}"] = float(distance.mean())
                 row[f"largest_distance_to_{name}"] = float(distance.max())
         found.append(row | {"losses": [round(value, 4) for value in values]})
