@@ -40,6 +40,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "lora_align": ("adapt=lora_align",),
     "views": ("adapt=views",),
     "zero": ("adapt=zero",),
+    "repair": ("adapt=repair",),
     "tent_lora": ("adapt=tent",),
     "tent_norm": ("adapt=tent", "adapt.parameters=norm"),
     "cyclic": ("inference=cyclic",),
