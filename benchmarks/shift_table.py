@@ -105,9 +105,9 @@ def _over_shifts(
     for key in keys:
         for total, cell in zip(sums, (right[key], right[(*key[:2], FROZEN)]), strict=True):
             for seed, answers in cell.items():
-                mine = total.setdefault(seed, {})
+                shares = total.setdefault(seed, {})
                 for name, value in answers.items():
-                    mine[name] = mine.get(name, 0.0) + value / len(answers) / len(keys)
+                    shares[name] = shares.get(name, 0.0) + value / len(answers) / len(keys)
     mine, theirs = _tables(*sums)
     whole = mine.shape[1]  # a sum of shares: times Q, the mean over questions is the mean over shifts
     row = {"dataset": dataset, "shift": SHIFTED, "method": method, "seeds": len(mine), "n": whole}
