@@ -13,6 +13,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
+from vqa.adapter import attached
+from vqa.adapting import Adapting
 from vqa.config import read_settings, register_resolvers
 from vqa.encode import Encoder
 from vqa.model import Base, load_base
@@ -25,6 +27,7 @@ SMALL = ["tracking=none", "env.threads=1", "data.train_size=60", "data.test_size
 
 Compose = Callable[..., DictConfig]
 Make = Callable[..., Settings]
+Adapt = Callable[..., Adapting]
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +74,14 @@ def questions(settings: Make) -> list[Question]:
 
     split, _ = split_questions(settings())
     return split.train
+
+
+@pytest.fixture
+def adapting(encoder: Encoder, settings: Make) -> Iterator[Adapt]:
+    """adapting("adapt=tent", ...) is what a test-time method gets: the embedded model, a fresh adapter."""
+    with attached(encoder.base, settings().lora, seed=0) as model:
+        model.eval()
+        yield lambda *overrides: Adapting(encoder, model, settings(*overrides).adapt)
 
 
 def environment(**more: str) -> dict[str, str]:

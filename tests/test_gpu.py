@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from test_decoder import check_distance_to_float32
+from test_soft_prompt import check_distance_of_gradient
 
 from vqa import pointwise
 from vqa.attention import LayerTree, attend
@@ -62,3 +63,7 @@ def test_compiled_kernels_give_the_plain_result(rows: int) -> None:
 @pytest.mark.parametrize("recompute", ["nothing", "mlp", "layer"])
 def test_a_bfloat16_step_is_as_near_to_float32_as_transformers_own(recompute: Recompute) -> None:
     check_distance_to_float32(CUDA, recompute)
+
+
+def test_a_soft_prompts_bfloat16_gradient_is_as_near_to_float32_as_transformers_own() -> None:
+    check_distance_of_gradient(CUDA)

@@ -48,6 +48,16 @@ def test_a_named_adapter_is_measured_beside_the_base(settings: Make, tmp_path: P
     assert not (tmp_path / "submission.csv").exists()
 
 
+def test_adaptation_gets_its_training_questions_and_is_reported(settings: Make, tmp_path: Path) -> None:
+    more = ["adapt=lora_align", "adapt.batch_size=8", "adapt.source_size=8", "budget.test_limit=12"]
+    made = settings("stage=evaluate", f"adapter={tmp_path}/adapter", f"env.output_root={tmp_path}", *more)
+    save(made, tmp_path / "adapter")
+    facts = run_evaluate(made, tmp_path)["adapt"]
+    assert (facts["method"], facts["steps"]) == ("lora_align", 2)
+    assert {"frozen_accuracy", "frozen_nll", "p_value_vs_frozen", "seconds_per_row"} < facts.keys()
+    assert json.loads((tmp_path / "metrics.json").read_text())["adapt"] == facts
+
+
 def test_a_missing_adapter_is_named_with_the_place_it_was_looked_for(settings: Make, tmp_path: Path) -> None:
     made = settings("stage=predict", f"env.output_root={tmp_path}", "study=mine")
     with pytest.raises(

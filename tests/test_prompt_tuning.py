@@ -16,7 +16,6 @@ from vqa.packing import Suffix
 from vqa.prompt_tuning import PromptTuning
 from vqa.question import Question
 from vqa.soft_prompt import SoftPrompt
-from vqa.views import viewed
 
 TPT = ("adapt=tpt", "adapt.views=4", "adapt.keep_share=0.5", "adapt.batch_size=4")
 ONLINE = ("adapt=prompt_tuning_online", *TPT[1:])
@@ -49,10 +48,10 @@ def test_a_step_lowers_the_marginal_entropy_of_the_kept_views(
     prompt = SoftPrompt(encoder, questions[0])
     lower = 0
     for question in questions[:6]:
-        suffixes = encoder.suffixes(viewed(question, 4, made.settings.seed))
+        suffixes = method._views(question)
         before, _ = prompt.ask(suffixes, prompt.untouched(), 4)
         kept = most_confident(before, 0.5)
-        _, shift = method._learn(prompt, question)
+        _, shift = method._learn(prompt, suffixes)
         after, _ = prompt.ask(suffixes, shift, 4)
         lower += int(marginal_entropy(after[kept]) < marginal_entropy(before[kept]))
     assert lower == 6
@@ -63,8 +62,8 @@ def test_a_first_step_is_lr_in_the_direction_against_the_gradient(
 ) -> None:
     method = PromptTuning(adapting(encoder, settings, *TPT, "adapt.lr=0.01"), online=False)
     prompt = SoftPrompt(encoder, questions[0])
-    _, shift = method._learn(prompt, questions[0])
-    views = encoder.suffixes(viewed(questions[0], 4, 0))
+    views = method._views(questions[0])
+    _, shift = method._learn(prompt, views)
     kept = [views[i] for i in most_confident(prompt.ask(views, prompt.untouched(), 4)[0], 0.5).tolist()]
     gradient = method._gradient(prompt, kept, prompt.untouched())
     # Kingma & Ba 2015: with bias correction Adam's first step is lr * g / (|g| + eps)

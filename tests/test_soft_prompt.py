@@ -32,8 +32,11 @@ class FakeBase:
     """What a soft prompt needs of a base, around a randomly initialised model."""
 
     model: Any
-    device: torch.device = CPU
     image_token: int = IMAGE
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device  # type: ignore[no-any-return]
 
     @property
     def tokenizer(self) -> Any:
@@ -46,13 +49,14 @@ def made(model: Any, prefix: torch.Tensor, outside: bool) -> SoftPrompt:
     soft.base = FakeBase(model)  # type: ignore[assignment]
     soft.fixed, soft.soft = prefix[:-TOKENS], prefix[-TOKENS:]
     with torch.no_grad():
-        soft.known = prefix_key_values(model, pack_prefix(soft.fixed, CPU)) if outside else None
+        known = pack_prefix(soft.fixed, model.device)
+        soft.known = prefix_key_values(model, known) if outside else None
     return soft
 
 
 def reference(model: Any, prefix: torch.Tensor, suffixes: list[Suffix], shift: torch.Tensor) -> Any:
     """transformers' own padded forward over embeddings that the shift is added to."""
-    plain = pad(prefix, suffixes, IMAGE, PAD, CPU)
+    plain = pad(prefix, suffixes, IMAGE, PAD, model.device)
     ids, P = plain.pop("input_ids"), len(prefix)
     embedded = model.model.language_model.embed_tokens(ids)
     begin = ids.shape[1] - P - torch.tensor([len(s.ids) for s in suffixes])
@@ -87,6 +91,36 @@ def test_gradient_is_that_of_the_padded_batch(
     (gradient,) = torch.autograd.grad(found.square().sum(), shift)
     assert torch.allclose(found, logits, atol=1e-5)
     assert torch.linalg.norm(gradient - expected) <= 1e-5 * torch.linalg.norm(expected)
+
+
+def half_precision_gradient(device: torch.device, dtype: torch.dtype, ours: bool) -> torch.Tensor:
+    """By the shift, on the CPU; not ours: transformers' own forward."""
+    model = adapted("qwen3_vl")
+    model.requires_grad_(False)
+    suffixes = make_suffixes(model, SHAPES)
+    shift = shifted(suffixes).detach().to(device).requires_grad_()
+    # adapters too: ours are multiplied in the base's type wherever they are kept, PEFT's in their own
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(device, dtype)
+    model.model.language_model.rotary_emb.to(device)
+    if ours:
+        soft = made(model, LONG, True)
+        logits = answer_logits(model, soft.row(suffixes, shift), soft.known, "layer")
+    else:
+        logits = reference(model, LONG, suffixes, shift.to(dtype))
+    (gradient,) = torch.autograd.grad(logits.float().square().mean(), shift)
+    return gradient.cpu().double()
+
+
+def check_distance_of_gradient(device: torch.device) -> None:
+    """Half precision rounds; ours may round no further from float32 than the padded batch does."""
+    exact = half_precision_gradient(CPU, torch.float32, False)
+    plain, ours = (half_precision_gradient(device, torch.bfloat16, way) - exact for way in (False, True))
+    assert torch.linalg.norm(ours) <= 1.15 * torch.linalg.norm(plain)
+
+
+def test_a_bfloat16_gradient_is_as_near_to_float32_as_transformers_own() -> None:
+    check_distance_of_gradient(CPU)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -5,6 +5,7 @@ from vqa.settings import AdaptSettings, Settings
 
 VIEW_METHODS = ("views", "zero", "tpt", "prompt_tuning_online", "prompt_align")
 METHODS = ("none", "tent", "sar", "consistency", "lora_align", "repair", *VIEW_METHODS)
+EPISODIC = {"tpt": True, "prompt_align": True, "prompt_tuning_online": False}  # what tells them apart
 NEED_VIEWS = ("consistency", *VIEW_METHODS)
 NEED_SOURCE = ("lora_align", "prompt_align", "repair")  # these compare with training questions
 
@@ -29,6 +30,10 @@ def check_adapt(s: Settings) -> None:
     ):
         require(value == allowed, key, f"{'null' if allowed is None else allowed} {way_out}", value)
     require(s.stage != "serve", "stage", f"final, predict or evaluate {way_out}", s.stage)
+    episodic = EPISODIC.get(method, s.adapt.episodic)
+    require(
+        s.adapt.episodic == episodic, "adapt.episodic", f"{str(episodic).lower()} {way_out}", s.adapt.episodic
+    )
     if method in NEED_VIEWS:
         require(s.adapt.views >= 2, "adapt.views", f">= 2 {way_out}", s.adapt.views)
 

@@ -23,6 +23,7 @@ from vqa.decoder import Row
 from vqa.letter_gradient import HALF_SCALE
 from vqa.marginal import marginal_entropy, most_confident
 from vqa.packing import Suffix
+from vqa.prefetch import prefetched
 from vqa.question import Question
 from vqa.soft_prompt import SoftPrompt
 from vqa.views import viewed
@@ -62,8 +63,10 @@ class PromptTuning:
 
     def scores(self, questions: Sequence[Question]) -> Scores:
         """Learn from each question's views in turn; its answer uses what was learnt by then."""
-        prompt = self.prompt = self.prompt or SoftPrompt(self.adapting.encoder, questions[0])
-        learnt = [self._learn(prompt, question) for question in questions]
+        encoder = self.adapting.encoder
+        prompt = self.prompt = self.prompt or SoftPrompt(encoder, questions[0])
+        views = prefetched(self._views, questions, encoder.base.device)
+        learnt = [self._learn(prompt, suffixes) for suffixes in views]
         suffixes, shifts = [suffix for suffix, _ in learnt], torch.stack([shift for _, shift in learnt])
         size = self.adapting.settings.batch_size
         found = prompt.ask(suffixes, shifts, size)
@@ -82,10 +85,13 @@ class PromptTuning:
         self.optimizer: torch.optim.Optimizer | None = None
         self.guard.clear()
 
-    def _learn(self, prompt: SoftPrompt, question: Question) -> tuple[Suffix, torch.Tensor]:
-        """The question about the picture itself, and the shift (K, C) learnt for it."""
+    def _views(self, question: Question) -> list[Suffix]:
         settings = self.adapting.settings
-        suffixes = self.adapting.encoder.suffixes(viewed(question, settings.views, settings.seed))
+        return self.adapting.encoder.suffixes(viewed(question, settings.views, settings.seed))
+
+    def _learn(self, prompt: SoftPrompt, suffixes: list[Suffix]) -> tuple[Suffix, torch.Tensor]:
+        """The question about the picture itself, and the shift (K, C) learnt from all its views."""
+        settings = self.adapting.settings
         shift, optimizer = self._start(prompt)
         log_p, _ = prompt.ask(suffixes, shift, settings.batch_size)
         # chosen once, as in their code: further steps keep to the views of the first

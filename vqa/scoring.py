@@ -18,7 +18,7 @@ from vqa.errors import UserError
 from vqa.forward import known_prefix, letter_logits
 from vqa.generation import final_letter, generate_answers, parse_letter
 from vqa.letters import option_log_probabilities
-from vqa.metrics import accuracy
+from vqa.metrics import accuracy, mcnemar_p_value, nll
 from vqa.packing import PackedBatch
 from vqa.predictions import NO_ANSWER, Prediction
 from vqa.prefetch import prefetched
@@ -164,8 +164,7 @@ def answer(
     if settings.adapt.method == "none":
         predictions = read_letters(encoder, questions, settings.budget.eval_batch_size, inference)
     else:
-        log_p, log_mass = adapted_scores(encoder, model, questions, settings.adapt, facts, source)
-        predictions = _predictions(questions, log_p.double(), log_mass[:, None])
+        predictions = _adapted(encoder, model, questions, settings, facts, source)
     mass = sum(p.option_mass for p in predictions) / len(predictions)
     if mass < inference.min_option_mass:
         log.warning(
@@ -179,6 +178,27 @@ def answer(
     if encoder.prompt.entropy_threshold is None:
         return predictions
     return _unsure_by_reasoning(encoder, model, questions, predictions, inference, facts)
+
+
+def _adapted(
+    encoder: Encoder,
+    model: Any,
+    questions: Sequence[Question],
+    settings: Settings,
+    facts: dict[str, Any] | None,
+    source: Sequence[Question],
+) -> list[Prediction]:
+    """Letters from a model that adapts; on labelled questions the facts tell what that gained, or cost."""
+    log_p, log_mass = adapted_scores(encoder, model, questions, settings.adapt, facts, source)
+    found = _predictions(questions, log_p.double(), log_mass[:, None])
+    if facts is not None and all(q.answer for q in questions):
+        frozen = score(encoder, questions, settings.budget.eval_batch_size, "without adaptation")
+        facts["adapt"] |= {
+            "frozen_accuracy": accuracy(frozen),
+            "frozen_nll": nll(frozen)[0],
+            "p_value_vs_frozen": mcnemar_p_value(frozen, found),
+        }
+    return found
 
 
 def _unsure_by_reasoning(

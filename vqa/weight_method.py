@@ -14,6 +14,7 @@ from vqa.letter_gradient import read_batch
 from vqa.question import Question
 
 log = logging.getLogger(__name__)
+COUNTED = ("steps", "filtered", "resets", "guard_resets", "not_finite")  # in metrics.json even where 0
 
 
 class Rule(Protocol):
@@ -44,6 +45,7 @@ class WeightMethod:
         self.rule = make_rule(adapting, self.weights)
         self.guard = CollapseGuard(adapting.settings.guard_label_share, adapting.settings.guard_kl)
         self.warned = False
+        adapting.counts.update(dict.fromkeys(COUNTED, 0))
 
     def scores(self, questions: Sequence[Question]) -> Scores:
         """Adapt on a batch and answer it; the trained weights answer a batch that raises an alarm."""
