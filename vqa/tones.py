@@ -13,8 +13,11 @@ CUTOFF = (
 
 
 def levels(picture: Image.Image) -> Image.Image:
-    """The picture with its darkest pixels black and its lightest white, each colour for itself."""
-    return ImageOps.autocontrast(picture, CUTOFF)
+    """The picture with its darkest pixels black and its lightest white; colours keep their tone.
+
+    Each colour channel stretched for itself turned orange into yellow: -9 points on clean emoji.
+    """
+    return ImageOps.autocontrast(picture, CUTOFF, preserve_tone=True)
 
 
 def negative(picture: Image.Image) -> Image.Image:
