@@ -109,7 +109,8 @@ def evaluate(work: Path, cell: Cell) -> Result:
         with measured() as cost:
             found = answer(encoder, model, questions, settings, facts, source_questions(settings))
     return {
-        "ids": [p.id for p in found],
+        # a seed's own held-out part has questions of its own: these are paired by their place
+        "ids": [str(place) if tuning else p.id for place, p in enumerate(found)],
         "right": "".join(str(int(p.answer == p.gold)) for p in found),
         "nll": nll(found)[0],
         "seconds_per_row": cost.seconds / len(found),
