@@ -34,7 +34,7 @@ def blur(picture: Image.Image) -> Image.Image:
 def rotation(picture: Image.Image) -> Image.Image:
     """The picture, turned; the corners get the colour of its upper left pixel."""
     ground = picture.getpixel((0, 0))
-    return picture.rotate(ROTATION, Image.Resampling.BICUBIC, fillcolor=ground)  # type: ignore[arg-type]
+    return picture.rotate(ROTATION, Image.Resampling.BICUBIC, fillcolor=ground)
 
 
 def jpeg(picture: Image.Image) -> Image.Image:

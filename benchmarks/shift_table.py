@@ -101,13 +101,18 @@ def _over_shifts(
     keys = [key for key in keys if _has(right, key)]
     if not keys:
         return None
+    cells = [(right[key], right[(*key[:2], FROZEN)]) for key in keys]
+    seeds = set.intersection(*(set(cell) for pair in cells for cell in pair))
+    if not seeds:
+        return None
     sums: list[dict[int, dict[str, float]]] = [{}, {}]  # of the method, of frozen: shares of the whole mean
-    for key in keys:
-        for total, cell in zip(sums, (right[key], right[(*key[:2], FROZEN)]), strict=True):
-            for seed, answers in cell.items():
-                mine = total.setdefault(seed, {})
+    for pair in cells:
+        for total, cell in zip(sums, pair, strict=True):
+            for seed in seeds:
+                answers = cell[seed]
+                shares = total.setdefault(seed, {})
                 for name, value in answers.items():
-                    mine[name] = mine.get(name, 0.0) + value / len(answers) / len(keys)
+                    shares[name] = shares.get(name, 0.0) + value / len(answers) / len(keys)
     mine, theirs = _tables(*sums)
     whole = mine.shape[1]  # a sum of shares: times Q, the mean over questions is the mean over shifts
     row = {"dataset": dataset, "shift": SHIFTED, "method": method, "seeds": len(mine), "n": whole}

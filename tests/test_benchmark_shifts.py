@@ -80,6 +80,18 @@ def test_rows_are_means_over_seeds_and_shifts_weigh_the_same() -> None:
     assert blur["p_holm"] >= blur["p"]
 
 
+def test_the_mean_of_shifts_takes_only_seeds_that_every_shift_has() -> None:
+    results = [
+        result(shift, method, seed, right)
+        for method, right in (("frozen", "1000"), ("tent", "1100"))
+        for shift, seed in (("blur", 0), ("blur", 1), ("jpeg", 0))
+    ]
+    results += [result("blur", "late", 1, "1111"), result("jpeg", "late", 0, "1111")]
+    found = {row["method"]: row for row in compared(results) if row["shift"] == SHIFTED}
+    assert (found["tent"]["seeds"], found["tent"]["gain"]) == (1, pytest.approx(0.25))
+    assert "late" not in found
+
+
 def test_only_significant_gains_are_bold() -> None:
     many = "".join(chr(0x4E00 + i) for i in range(60))
     results = [

@@ -90,7 +90,6 @@ def test_every_enqueued_read_out_of_the_answers_sweep_passes_the_checks(composed
     node = compose("config", overrides=["+sweep=answers"], return_hydra_config=True).hydra.sweeper
     assert len(node.enqueue) == node.n_trials
     for entry in node.enqueue:
-        settings = read_settings(
-            composed("+sweep=answers", *(f"{key}={value}" for key, value in entry.items()))
-        )
+        chosen = [f"{key}={value}" for key, value in entry.items()]
+        settings = read_settings(composed("+sweep=answers", *chosen))
         assert settings.budget.keep_fold_adapters

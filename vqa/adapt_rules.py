@@ -4,10 +4,10 @@ from vqa.errors import require
 from vqa.settings import AdaptSettings, Settings
 
 VIEW_METHODS = ("views", "zero", "tpt", "prompt_tuning_online", "prompt_align")
-METHODS = ("none", "tent", "sar", "consistency", "lora_align", *VIEW_METHODS)
+METHODS = ("none", "tent", "sar", "consistency", "lora_align", "repair", *VIEW_METHODS)
 EPISODIC = {"tpt": True, "prompt_align": True, "prompt_tuning_online": False}  # what tells them apart
 NEED_VIEWS = ("consistency", *VIEW_METHODS)
-NEED_SOURCE = ("lora_align", "prompt_align")  # these compare with training questions
+NEED_SOURCE = ("lora_align", "prompt_align", "repair")  # these compare with training questions
 
 
 def check_adapt(s: Settings) -> None:

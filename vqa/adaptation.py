@@ -18,6 +18,7 @@ from vqa.adapting import Adapting, Method, Scores
 from vqa.consistency import make_consistency
 from vqa.encode import Encoder
 from vqa.lora_align import make_lora_align
+from vqa.picture_repair import make_repair
 from vqa.prompt_align import make_prompt_align
 from vqa.prompt_tuning import make_prompt_tuning_online, make_tpt
 from vqa.question import Question
@@ -38,6 +39,7 @@ METHODS: dict[str, Callable[[Adapting], Method]] = {
     "tpt": make_tpt,
     "prompt_tuning_online": make_prompt_tuning_online,
     "prompt_align": make_prompt_align,
+    "repair": make_repair,
 }
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from PIL import Image
 
 from vqa.question import Question
+from vqa.tones import TONES
 
 # Test-time prompt tuning crops to 8-100 % of the area, for pictures of one object. A question may be about
 # anything in the picture, so most of it must stay in view, and shapes must stay what they are.
@@ -52,13 +53,16 @@ def look(picture: Image.Image, view: str) -> Image.Image:
 
     Args:
         picture: RGB, as loaded.
-        view: "" for the picture itself, or "crop:left,top,right,bottom" in shares of its width and height.
+        view: "" for the picture itself, "crop:left,top,right,bottom" in shares of its width and height, or a
+            correction of `vqa.tones`.
 
     Raises:
-        ValueError: The view is neither.
+        ValueError: The view is none of these.
     """
     if not view:
         return picture
+    if view in TONES:
+        return TONES[view](picture)
     left, top, right, bottom = _box(view)
     pixels = (left * picture.width, top * picture.height, right * picture.width, bottom * picture.height)
     return picture.resize(picture.size, Image.Resampling.BICUBIC, box=pixels)
