@@ -166,7 +166,7 @@ class Worker:
         self.interrupt = interrupt
         self.state = StateWriter(shared.folder, slot)
         loader = jobs.context.config_loader
-        self._groups = {name: bool(loader.get_group_options(name)) for name in shared.space.distributions}
+        self._groups = {name: bool(loader.get_group_options(name)) for name in shared.space.keys}
 
     def run(self) -> None:
         """Run trials until none is left, time is up or too many failed.
@@ -195,8 +195,7 @@ class Worker:
     def write_results(self) -> None:
         """Bring leaderboard.csv, best.yaml and the table up to date."""
         standings = self.standings()
-        names = list(self.shared.space.distributions)
-        write_leaderboard(standings, names, self.shared.folder / "leaderboard.csv")
+        write_leaderboard(standings, self.shared.space.keys, self.shared.folder / "leaderboard.csv")
         if winner_of(standings) is not None:
             record = self.shared.settings.record
             text = winner_text(standings, record, lambda name: self._groups.get(name, False))
@@ -218,7 +217,7 @@ class Worker:
 
     def _run_trial(self, claim: Claim) -> None:
         trial = claim.trial
-        overrides = overrides_of({name: trial.params[name] for name in self.shared.space.distributions})
+        overrides = overrides_of(self.shared.space.values(trial.params))
         self.board.event(describe_start(trial.number, overrides, claim.adopted))
         if claim.adopted and self.by == "part" and self.shared.would_stop(trial.number):
             self.shared.tell(trial, TrialState.PRUNED)
