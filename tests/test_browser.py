@@ -1,23 +1,13 @@
 """Pages in a real browser: no error, no request outside, keyboard, languages, filters. Needs Chromium."""
 
-import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.parse import quote
 
 import pytest
-from conftest import Compose, environment, served
+from conftest import Compose, served
 from PIL import Image
 from written_study import write_study
 
@@ -27,9 +17,7 @@ from vqa.encode import Encoder
 from vqa.question import Question
 from vqa.report import write_report
 from vqa.scoring import score
-from vqa.serve import HOST, make_app
-from vqa.settings import TrackingSettings
-from vqa.tracking import open_tracker
+from vqa.serve import make_app
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.browser
@@ -177,62 +165,3 @@ def test_the_doctor_page_opens_without_an_error(
     assert page.locator(".sheet img").count() == 30
     assert trouble == []
     assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
-
-
-TRIALS = {"trial 000": (2e-3, 8, 0.41), "trial 001": (1e-4, 16, 0.52), "trial 002": (5e-3, 32, 0.63)}
-# An address that MLflow's page asks its own server for in vain; what a machine without a GPU says of WebGL.
-OF_MLFLOW = ("/mlflow/users/current", "GL Driver Message")
-
-
-def test_mlflow_compares_the_trials_of_a_study(browser: Any, tmp_path: Path) -> None:
-    store = f"sqlite:///{tmp_path}/mlflow.db"
-    tracker = open_tracker(TrackingSettings(True, store, "vqa", None))
-    ids = []
-    with tracker.run("study", "study") as study:
-        for name, (lr, rank, nll) in TRIALS.items():
-            with tracker.run(name, "trial", None, study.run_id) as run:
-                run.params({"optimizer": {"lr": lr}, "lora": {"r": rank}})
-                for step in (1, 2):
-                    run.metrics({"nll": nll + 1 - step / 2, "accuracy": 1 - nll}, step)
-            ids.append(run.run_id)
-    with mlflow_ui(store) as address:
-        chosen = f"runs={quote(json.dumps(ids))}&experiments={quote(json.dumps(['1']))}"
-        page, trouble = opened(browser, f"{address}/#/compare-runs?{chosen}", DESKTOP)
-        page.wait_for_selector(".js-plotly-plot text.axis-title >> nth=2", timeout=60_000)
-        axes = page.locator(".js-plotly-plot text.axis-title").all_text_contents()
-        shown = page.inner_text("body")
-    assert axes == ["lora.r", "optimizer.lr", "nll"]
-    assert "Comparing 3 Runs from 1 Experiment" in shown
-    for name, (lr, rank, nll) in TRIALS.items():
-        assert all(text in shown for text in (name, str(lr), str(rank), str(nll)))
-    assert [line for line in trouble if not any(known in line for known in OF_MLFLOW)] == []
-
-
-@contextmanager
-def mlflow_ui(store: str) -> Iterator[str]:
-    """`mlflow ui` of the README, on a free port of this machine."""
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store, "--port", str(port)]
-    quiet = environment(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true")
-    address = f"http://{HOST}:{port}"
-    with subprocess.Popen(
-        [*command, "--workers", "1"], env=quiet, stderr=subprocess.DEVNULL, start_new_session=True
-    ) as server:
-        try:
-            wait_until_up(f"{address}/health", server)
-            yield address
-        finally:
-            os.killpg(server.pid, signal.SIGTERM)  # it has a process of its own below it
-
-
-def wait_until_up(address: str, server: subprocess.Popen[bytes]) -> None:
-    for _ in range(120):
-        try:
-            with urllib.request.urlopen(address):
-                return
-        except URLError:
-            assert server.poll() is None, "the server ended by itself"
-            time.sleep(0.5)
-    pytest.fail(f"nobody answers at {address}")

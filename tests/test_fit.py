@@ -83,6 +83,22 @@ def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_result(
     assert same(small, train(replace(plan, micro_batch_size=12)))
 
 
+def test_a_batch_that_no_cut_makes_fit_is_a_failure(
+    train: Train, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[int] = []
+
+    def refuse(base: Base, batch: PackedBatch, *rest: Any) -> torch.Tensor:
+        refused.append(len(batch.targets))
+        raise torch.OutOfMemoryError("too large")
+
+    monkeypatch.setattr("vqa.fit.letter_logits", refuse)
+    monkeypatch.setattr("vqa.memory._held", {})
+    with pytest.raises(torch.OutOfMemoryError, match="too large"):
+        train(plan)
+    assert refused == [12, 12, 12, 6, 3, 2, 1]  # keep all, recompute the MLP, then layers in smaller pieces
+
+
 class CutError(Exception):
     """Stands for a kill."""
 

@@ -1,20 +1,34 @@
 """One training in two processes: the same numbers and files as in one, and each goes on for the other."""
 
 import json
+import os
 import re
-import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from command_line import vqa
-from conftest import environment
+from conftest import CONF, environment
+from conftest import SMALL as SMALLEST
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from two_processes import free_port, in_two
 
-from vqa import final, plots, ranks, stage
+from vqa import final, fit, forward, plots, ranks, run, stage
+from vqa.adapter import adapter_state, attached
+from vqa.config import read_settings, register_resolvers
+from vqa.encode import Encoder
 from vqa.errors import UserError
+from vqa.model import load_base
+from vqa.plan import plan_fit
+from vqa.questions import split_questions
 from vqa.run_folder import MANIFEST
 from vqa.scoring import score
 
@@ -24,59 +38,57 @@ SMALL = [
     *("data.train_size=60", "data.test_size=12", "budget.epochs=2", "budget.evaluations_per_fit=2"),
     *("budget.batch_size=7", "budget.checkpoint_steps=3", "optimizer.lr=1e-3"),
 ]
-# Two runs in each process: the first dies at its second look at the held-out part, the second goes on.
-SCRIPT = """
-import os
-import sys
-import torch.distributed
-from hydra.core.global_hydra import GlobalHydra
-from vqa import final, run, stage
-
-*common, cut, go_on, second_port = sys.argv
-looks = []
-
-def dies(*arguments):
-    looks.append(arguments[-1])
-    if looks.count("held-out part") == 2:
-        raise RuntimeError("cut")
-    return score(*arguments)
-
-score, final.score = final.score, dies
-final.plots = stage._record_report = lambda *arguments: "unwritten"
-final.plots.confusion_matrix = final.plots.reliability = final.plots.learning_curve = final.plots
-sys.argv = [*common, cut]
-try:
-    run.main()
-except RuntimeError as error:
-    print(error)
-torch.distributed.destroy_process_group()
-GlobalHydra.instance().clear()
-# the launcher's store still holds the addresses of the first run
-os.environ.update(MASTER_PORT=second_port, TORCHELASTIC_USE_AGENT_STORE="False")
-final.score = score
-sys.argv = [*common, go_on]
-run.main()
-"""
 
 
-def free_ports() -> tuple[int, int]:
-    """Two ports that nobody uses."""
-    with socket.socket() as one, socket.socket() as other:
-        for probe in (one, other):
-            probe.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1]), int(other.getsockname()[1])
+@contextmanager
+def undrawn() -> Iterator[pytest.MonkeyPatch]:
+    """No pictures and no report: they have tests of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("confusion_matrix", "reliability", "learning_curve"):
+            patch.setattr(plots, name, lambda *arguments: None)
+        patch.setattr(stage, "_record_report", lambda *arguments: "unwritten")
+        yield patch
 
 
-def in_two(cut: Path, go_on: Path) -> "subprocess.CompletedProcess[str]":
-    """Run the final stage in two processes."""
-    first, second = free_ports()
-    script = cut.parent / "script.py"
-    script.write_text(SCRIPT)
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={first}"]
-    folders = [f"env.output_root={folder}" for folder in (cut, go_on)]
-    here = {"PYTHONPATH": str(Path(ranks.__file__).parents[1])}
-    command = [sys.executable, *launcher, str(script), *SMALL, *folders, str(second)]
-    return subprocess.run(command, env=environment(**here), capture_output=True, text=True, timeout=120)
+def short_of_memory(patch: pytest.MonkeyPatch, most: int) -> None:
+    """The second process's device holds no more than so many questions."""
+
+    def refuse(base: Any, batch: Any, *rest: Any) -> torch.Tensor:
+        if os.environ.get("RANK") == "1" and len(batch.targets) > most:
+            print(f"refused {len(batch.targets)}")
+            raise torch.OutOfMemoryError("too large")
+        return forward.letter_logits(base, batch, *rest)
+
+    patch.setattr(fit, "letter_logits", refuse)
+
+
+def dies_at_the_second_look(patch: pytest.MonkeyPatch) -> None:
+    """At the end of the second epoch; the last checkpoint is older."""
+    looks: list[str] = []
+
+    def dies(*arguments: Any) -> Any:
+        looks.append(arguments[-1])
+        if looks.count("held-out part") == 2:
+            raise UserError("cut")
+        return score(*arguments)
+
+    patch.setattr(final, "score", dies)
+
+
+def cut_then_go_on(cut: Path, go_on: Path, port: int) -> None:
+    """Two runs: the first dies; the second takes up what another left, and one process is short of memory."""
+    with undrawn() as patch:
+        dies_at_the_second_look(patch)
+        patch.setattr(sys, "argv", ["vqa", *SMALL, f"env.output_root={cut}"])
+        with pytest.raises(SystemExit):
+            run.main()
+    torch.distributed.destroy_process_group()
+    GlobalHydra.instance().clear()
+    os.environ["MASTER_PORT"] = str(port)
+    with undrawn() as patch:
+        short_of_memory(patch, most=2)
+        patch.setattr(sys, "argv", ["vqa", *SMALL, f"env.output_root={go_on}"])
+        run.main()
 
 
 def compare(one: Path, other: Path) -> None:
@@ -101,35 +113,105 @@ def test_two_processes_give_what_one_gives_and_either_goes_on_for_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one, two_one, one_two = tmp_path / "one", tmp_path / "two_one", tmp_path / "one_two"
-    for name in ("confusion_matrix", "reliability", "learning_curve"):  # they have tests of their own
-        monkeypatch.setattr(plots, name, lambda *arguments: None)
-    monkeypatch.setattr(stage, "_record_report", lambda *arguments: "unwritten")
 
     def in_one(folder: Path) -> int:
         return vqa(monkeypatch, capsys, *SMALL, f"env.output_root={folder}").code
 
-    looks: list[str] = []
-
-    def dies(*arguments: Any) -> Any:
-        looks.append(arguments[-1])
-        if looks.count("held-out part") == 2:
-            raise UserError("cut")
-        return score(*arguments)
-
-    assert in_one(one) == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(final, "score", dies)
+    with undrawn() as patch:
+        assert in_one(one) == 0
+        dies_at_the_second_look(patch)
         assert in_one(one_two) == 2
-    done = in_two(cut=two_one, go_on=one_two)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("cut") == 2
-    assert done.stdout.count("next: ") == 1
+    both = in_two(tmp_path, cut_then_go_on, two_one, one_two, free_port())
+    assert [ended.code for ended in both] == [0, 0], both
+    assert [ended.said.count("cut") for ended in both] == [1, 1]
+    assert [ended.said.count("next: ") for ended in both] == [1, 0]
+    assert "refused 4" in both[1].said
     left = two_one / "default/final"
     assert [(left / name).exists() for name in (MANIFEST, final.CHECKPOINT)] == [False, True]
-    assert in_one(two_one) == 0
+    with undrawn():
+        assert in_one(two_one) == 0
     compare(one, two_one)
     compare(one, one_two)
     assert json.loads((one_two / "default/final" / MANIFEST).read_text())["processes"] == 2
+
+
+class ScalesLosses(Accelerator):  # type: ignore[misc]  # accelerate ships no types
+    """Scales losses on a CPU as accelerate does on a GPU in float16; keeps the last one made."""
+
+    last: "ScalesLosses"
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.scaler = torch.amp.GradScaler("cpu")
+        ScalesLosses.last = self
+
+    def unscale_gradients(self, optimizer: Any = None) -> None:
+        for prepared in self._optimizers:
+            self.scaler.unscale_(prepared.optimizer)
+
+
+def overflows(patch: pytest.MonkeyPatch, step: int) -> None:
+    """In that step the gradients of the process of the step's last question are too large for float16."""
+    accumulate, steps = fit._Trainer._accumulate, iter(range(1, 100))
+
+    def accumulated(trainer: Any, batch: Any) -> torch.Tensor:
+        loss = accumulate(trainer, batch)
+        if next(steps) == step and ranks.rank() == ranks.count() - 1:
+            trainer.parameters[0].grad.mul_(torch.inf)
+        return loss
+
+    patch.setattr(fit._Trainer, "_accumulate", accumulated)
+
+
+def train_small(folder: Path, batch_size: int, most: int = 100, overflow: int | None = None) -> None:
+    """Train on 10 questions; leave weights and loss scale in folder/RANK.pt."""
+    register_resolvers()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF)):
+        settings = read_settings(compose("config", overrides=[*SMALLEST, "optimizer.lr=1e-3"]))
+    questions = split_questions(settings)[0].train[:10]
+    plan = replace(plan_fit(settings, 10), epochs=2, evaluations=1, batch_size=batch_size)
+    with pytest.MonkeyPatch.context() as patch, ranks.joined("cpu"):
+        short_of_memory(patch, most)
+        if overflow is not None:
+            patch.setattr("accelerate.Accelerator", ScalesLosses)
+            overflows(patch, overflow)
+        encoder = Encoder(load_base(settings), settings.prompt, settings.image)
+        with attached(encoder.base, settings.lora, seed=0) as model:
+            fit.fit(encoder, model, questions, plan, lambda moment: None)
+            weights = torch.cat([w.detach().flatten() for w in adapter_state(model).values()])
+    scale = ScalesLosses.last.scaler.get_scale() if overflow is not None else 1.0
+    torch.save({"weights": weights, "scale": scale}, folder / f"{ranks.rank()}.pt")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [4, 1])
+def test_an_overflow_in_one_process_is_skipped_by_all(tmp_path: Path, batch_size: int) -> None:
+    both = in_two(tmp_path, train_small, tmp_path, batch_size, 100, 2)
+    assert [ended.code for ended in both] == [0, 0], both
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    train_small(tmp_path, batch_size, overflow=2)
+    alone = torch.load(tmp_path / "0.pt")
+    assert first["scale"] == second["scale"] == alone["scale"] == 2.0**15  # half of where torch begins
+    assert torch.equal(first["weights"], second["weights"])
+    torch.testing.assert_close(first["weights"], alone["weights"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_process_that_no_batch_is_small_enough_for_ends_the_other_too(tmp_path: Path) -> None:
+    both = in_two(tmp_path, train_small, tmp_path, 4, 0)
+    assert [ended.code for ended in both] == [1, 1], both
+    assert [f"refused {n}" in both[1].said for n in (2, 1)] == [True, True]
+    assert "OutOfMemoryError: too large" in both[1].said
+
+
+def test_torchrun_sets_the_variables_that_are_read(tmp_path: Path) -> None:
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    command = [sys.executable, *launcher, "-m", "vqa.run", "stage=predict", f"env.output_root={tmp_path}"]
+    here = environment(PYTHONPATH=str(Path(ranks.__file__).parents[1]))
+    done = subprocess.run(command, env=here, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert "stage=predict was started in 2 processes" in done.stderr
 
 
 def test_alone_nothing_is_shared_or_summed() -> None:

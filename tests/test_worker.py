@@ -1,7 +1,10 @@
 """One worker in this process: how a trial may end, and that being cut off changes nothing."""
 
+import errno
+import gc
 import random
 import signal
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -155,6 +158,47 @@ def test_a_users_mistake_stops_the_sweep_at_once_and_costs_no_trial(tmp_path: Pa
     log = (tmp_path / "multirun/toy/trials/000/run.log").read_text()
     assert "row 7" in log
     assert "Traceback" not in log
+
+
+def test_a_full_disk_stops_the_sweep_and_costs_no_trial(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/data/folds.csv")
+
+    monkeypatch.setattr(toy_app.app, "write_fold", full)
+    for _ in range(5):  # more often than max_failures and max_retries allow
+        with pytest.raises(UserError, match=r"/data/folds.csv: No space left on device; mend it"):
+            run_toy(tmp_path, *SHORT)
+    monkeypatch.undo()
+    run_toy(tmp_path, *SHORT)
+    assert outcome(tmp_path) == outcome(whole)
+
+
+class Tensor:
+    """Something that a trial holds."""
+
+
+def test_what_a_failed_trial_held_is_gone_when_the_next_one_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[weakref.ref[Tensor]] = []
+    left: list[int] = []
+
+    def fail(*_: object) -> float:
+        left.append(sum(reference() is not None for reference in held))
+        tensor = Tensor()
+        held.append(weakref.ref(tensor))
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(toy_app.app, "run_trial", fail)
+    gc.disable()  # on a GPU nothing tells Python that memory is short
+    try:
+        run_toy(tmp_path, *SHORT, "hydra.sweeper.max_failures=9")
+    finally:
+        gc.enable()
+    assert left == [0, 0, 0, 0]
+    assert {row["state"] for row in board_rows(tmp_path)} == {"FAIL"}
 
 
 def test_a_pruned_trial_is_no_error_in_its_log(whole: Path) -> None:

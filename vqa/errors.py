@@ -1,6 +1,10 @@
 """The one error type that means "the user can mend this": exit code 2, message only, no traceback."""
 
+import errno
 from collections.abc import Callable
+
+# a full or read-only disk, missing rights, a file in the way
+NOT_OURS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 
 
 class UserError(Exception):
@@ -19,6 +23,15 @@ def require(ok: bool, key: str, rule: str, value: object) -> None:
     """
     if not ok:
         raise UserError(f"{key} must be {rule}, got {value!r}")
+
+
+def mendable(error: OSError) -> UserError | None:
+    """What to tell the user of a full disk, missing rights or a file in the way; None: of another error."""
+    if error.errno not in NOT_OURS:
+        return None
+    where = error.filename or "writing results"
+    advice = "mend it, or set VQA_OUTPUT=/a/writable/folder; the same command goes on from here"
+    return UserError(f"{where}: {error.strerror}; {advice}")
 
 
 def problems_of(*tasks: Callable[[], object]) -> list[str]:

@@ -119,8 +119,7 @@ def fit(
     model.eval()
     seen = len(train) * plan.epochs - min(done * plan.batch_size, len(train) * plan.epochs)
     rung = trainer.ladder.rung
-    rate = seen / seconds if seconds else 0.0
-    return FitRecord(seconds, rate, rung.micro_batch_size, rung.recompute)
+    return FitRecord(seconds, seen / seconds if seconds else 0.0, rung.micro_batch_size, rung.recompute)
 
 
 @dataclass(frozen=True)
@@ -153,6 +152,8 @@ class _Trainer:
         with refusals("optimizer"):
             optimizer = build("optimizer", plan.optimizer | {"lr": plan.lr})(self.parameters)
         self.optimizer = self.accelerator.prepare(optimizer)
+        if self.accelerator.scaler:  # it starts with its first loss: a process may have no question yet
+            self.accelerator.scaler.scale(torch.zeros((), device=base.device))
         with refusals("scheduler.schedule"):
             total = plan.steps(len(train))
             self.scheduler = build("scheduler.schedule", plan.schedule)(
@@ -165,9 +166,8 @@ class _Trainer:
         self.ladder = Ladder(min(plan.micro_batch_size, math.ceil(plan.batch_size / ranks.count())), shape)
         self.conversation = plan.loss == "full"  # the prefix's own tokens are taught too: it stays in the row
         self.outside = not self.conversation and encoder.shares_prefix(train[0])
-        self.losses: list[float] = []
+        self.losses, self.passes = list[float](), 0
         self.unread: list[tuple[int, torch.Tensor, Any]] = []
-        self.passes = 0
         ranks.equalise(self.parameters)
 
     def batches(self, done: int) -> Iterable[_Batch]:

@@ -13,6 +13,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from vqa.metrics import P_FLOOR, paired_p_value
+from vqa.multiples import plain_values
 from vqa.search_space import override_value
 from vqa.study import trial_folder
 from vqa.text_file import replace_text
@@ -48,7 +49,7 @@ class Standing:
         value: The objective that was told; a pruned trial's last report.
         last_step: The last step that was reported; None without a report.
         seconds: Time of the finished folds, else from start to end; None while running.
-        params: Searched key -> value.
+        params: Searched key -> value, multiples written out.
         scores: Out-of-fold results on record.
         tied: Whether a paired t-test tells the trial from the best one; None when there are no questions
             to compare.
@@ -167,7 +168,7 @@ def standing_of(trial: FrozenTrial, study_folder: Path) -> Standing:
         value=trial.value if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) else None,
         last_step=trial.last_step,
         seconds=seconds,
-        params=trial.params or trial.system_attrs.get("fixed_params", {}),
+        params=plain_values(trial.params or trial.system_attrs.get("fixed_params", {})),
         scores=scores,
         error=trial.user_attrs.get("error", ""),
     )

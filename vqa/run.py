@@ -1,6 +1,5 @@
 """The entry point: `python -m vqa.run`. It only decides who does the work and how the process ends."""
 
-import errno
 import os
 import sys
 from pathlib import Path
@@ -14,11 +13,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from vqa.config import register_resolvers
-from vqa.errors import UserError
+from vqa.errors import UserError, mendable
 
 USER_MISTAKE, INTERRUPTED = 2, 130
-# a full or read-only disk, missing rights, a file in the way
-NOT_OURS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 
 
 @hydra.main(config_path="../conf", config_name="config")
@@ -49,11 +46,9 @@ def main() -> None:
         print("vqa: stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except OSError as error:
-        if error.errno not in NOT_OURS:
+        if (refusal := mendable(error)) is None:
             raise
-        where = error.filename or "writing results"
-        advice = "mend it, or set VQA_OUTPUT=/a/writable/folder; the same command goes on from here"
-        _leave(UserError(f"{where}: {error.strerror}; {advice}"))
+        _leave(refusal)
 
 
 def _leave(error: Exception) -> NoReturn:

@@ -11,6 +11,7 @@ from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl, create_p
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from vqa.errors import UserError
+from vqa.multiples import drawn_values, key_of, other_of, plain_values, searched_name, with_constants
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,22 @@ class SearchSpace:
     """What a study asks.
 
     Args:
-        distributions: Searched key -> its range or choices, in the order in which they are drawn.
+        distributions: Searched name -> its range or choices, in the order in which they are drawn. A name is
+            a key, or `key / other` for a multiple (`vqa.multiples`).
         fixed: Overrides that every job of the study gets, as typed.
     """
 
     distributions: dict[str, BaseDistribution]
     fixed: tuple[str, ...]
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys that differ between trials, in order."""
+        return [key_of(name) for name in self.distributions]
+
+    def values(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Key -> value of a trial whose parameters are all drawn."""
+        return plain_values({name: params[name] for name in self.distributions})
 
     def grid(self) -> dict[str, list[Any]]:
         """Every value of every key.
@@ -47,7 +58,7 @@ class SearchSpace:
         return math.prod(len(values) for values in self.grid().values())
 
     def samples(self) -> list[dict[str, Any]]:
-        """A few points that together name every key and every choice, to try whether they compose."""
+        """Values that together name every key and every choice, to try whether they compose."""
         first = {name: _first(distribution) for name, distribution in self.distributions.items()}
         others = [
             {**first, name: choice}
@@ -55,7 +66,7 @@ class SearchSpace:
             if isinstance(distribution, CategoricalDistribution)
             for choice in distribution.choices[1:]
         ]
-        return [first, *others]
+        return [plain_values(params) for params in (first, *others)]
 
 
 def _first(distribution: BaseDistribution) -> Any:
@@ -65,15 +76,17 @@ def _first(distribution: BaseDistribution) -> Any:
 
 
 def _key(name: str) -> str:
-    return name.lstrip("+")
+    return key_of(name).lstrip("+")
 
 
 def _parse(where: str, override: str) -> tuple[dict[str, BaseDistribution], dict[str, Any], list[str]]:
     try:
         space, fixed, deletions = create_params_from_overrides([override])
+        [parsed] = OverridesParser.create().parse_overrides([override])
     except (HydraException, ValueError) as error:
         raise UserError(f"{where}: cannot read {override!r} as a value or a search range: {error}") from None
-    return space, fixed, deletions
+    tags = getattr(parsed.value(), "tags", ())  # a range's; a plain value has none
+    return {searched_name(key, tags): ranged for key, ranged in space.items()}, fixed, deletions
 
 
 def read_search_space(params: Mapping[str, Any], arguments: Sequence[str]) -> SearchSpace:
@@ -99,8 +112,10 @@ def read_search_space(params: Mapping[str, Any], arguments: Sequence[str]) -> Se
         space.update(found)
         fixed.update(dict.fromkeys(plain, override))
     typed: list[str] = []
+    constants: dict[str, str] = {}
     for argument in arguments:
         found, plain, _ = _parse("command line", argument)
+        constants |= {_key(name): text for name, text in plain.items()}
         for name in [*found, *plain]:
             known = [key for key in space if _key(key) == _key(name)]
             fixed.pop(_key(name), None)
@@ -115,11 +130,14 @@ def read_search_space(params: Mapping[str, Any], arguments: Sequence[str]) -> Se
             "hydra.sweeper.params is empty, or the command line fixes every searched key: nothing to search. "
             "Give a range such as 'optimizer.lr=tag(log, interval(1e-5, 1e-3))', or leave out -m."
         )
-    return SearchSpace(space, (*fixed.values(), *typed))
+    constants |= {key: override.split("=", 1)[1] for key, override in fixed.items()}
+    others = {other_of(name) for name in space}
+    numbers = {key: plain_value(text) for key, text in constants.items() if key in others}
+    return SearchSpace(with_constants(space, numbers), (*fixed.values(), *typed))
 
 
 def read_enqueued(entries: Sequence[Mapping[str, Any]], space: SearchSpace) -> list[dict[str, Any]]:
-    """Check the configurations to try first; keys that the command line fixes are dropped.
+    """Check the configurations to try first; keys that have one value only are dropped.
 
     Args:
         entries: `hydra.sweeper.enqueue`.
@@ -136,11 +154,13 @@ def read_enqueued(entries: Sequence[Mapping[str, Any]], space: SearchSpace) -> l
     for index, entry in enumerate(entries):
         where = f"hydra.sweeper.enqueue[{index}]"
         params: dict[str, Any] = {}
-        for name, value in entry.items():
+        for name, value in drawn_values(where, entry, space.distributions).items():
+            if name in space.distributions and space.distributions[name].single():
+                continue
             if name in space.distributions:
                 params[name] = _inside(where, name, value, space.distributions[name])
             elif _key(name) not in fixed:
-                searched = ", ".join(space.distributions)
+                searched = ", ".join(space.keys)
                 raise UserError(f"{where} names {name!r}, which is not searched. Searched: {searched}.")
         if params and params not in result:
             result.append(params)

@@ -79,7 +79,7 @@ def run_sweep(
         slot = own_slot()
         shared = SharedStudy(settings, space, folder, enqueued, begun=slot is not None)
         with shared.locked():
-            write_address(folder, settings, shared.n_trials, list(space.distributions))
+            write_address(folder, settings, shared.n_trials, space.keys)
         if slot is None:
             return Sweep(shared, jobs, interrupt).run()
         _run_as_copy(shared, jobs, slot, interrupt)
@@ -93,7 +93,7 @@ def _run_as_copy(shared: SharedStudy, jobs: HydraJobs, slot: int, interrupt: Int
         log.info(f"worker {slot} is up already")
         return
     jobs = replace(jobs, parent_run_id=_parent_run(shared, jobs.config, anew=False))
-    with lock, Board(shared.settings.study_name, list(shared.space.distributions), shared.n_trials) as board:
+    with lock, Board(shared.settings.study_name, shared.space.keys, shared.n_trials) as board:
         try:
             Worker(shared, jobs, board, own_deadline(), interrupt, slot).run()
         except UserError as error:
@@ -144,7 +144,7 @@ class Sweep:
             log.info(f"Results are in {self.shared.folder}; study=other starts another study.")
             return self._best_value()
         self.jobs = replace(self.jobs, parent_run_id=_parent_run(self.shared, self.config, anew=True))
-        board = Board(self.settings.study_name, list(self.shared.space.distributions), self.shared.n_trials)
+        board = Board(self.settings.study_name, self.shared.space.keys, self.shared.n_trials)
         deadline = time.time() + (self.settings.timeout_s or float("inf"))
         worker = Worker(self.shared, self.jobs, board, deadline, self.interrupt)
         try:
@@ -234,7 +234,7 @@ class Sweep:
                 f"{self.name} has no complete trial, so there is nothing for the final run. Widen "
                 "hydra.sweeper.params, take a gentler hydra/sweeper/pruner, or raise hydra.sweeper.n_trials."
             )
-        params = {name: best.params[name] for name in self.shared.space.distributions}
+        params = {name: best.params[name] for name in self.shared.space.keys}
         chosen = [*overrides_of(params), *overrides_of(self.settings.record), *self.settings.final_overrides]
         overrides = [*self.shared.space.fixed, *chosen]
         lock = try_lock(self.shared.locks / "final")

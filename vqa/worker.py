@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ from optuna.pruners import WilcoxonPruner
 from optuna.trial import Trial, TrialState
 
 from vqa.board import Board, describe_end, describe_start
-from vqa.errors import UserError
+from vqa.errors import UserError, mendable
 from vqa.interrupt import Interrupt
 from vqa.job_configs import JobConfigs
 from vqa.leaderboard import Standing, rank, standing_of, write_leaderboard
@@ -61,7 +62,7 @@ class HydraJobs:
 
         Returns:
             What Hydra says of it; the value is a Pruned or a UserError when the job raised one, so that
-            Hydra does not log these as failures.
+            Hydra does not log these as failures. A full disk is no fault of the trial either.
         """
         config = self.configs.compose(fixed, searched)
         with read_write(config.hydra), open_dict(config.hydra):
@@ -92,6 +93,11 @@ class HydraJobs:
         except UserError as error:
             logging.getLogger(__name__).error(str(error))
             return error
+        except OSError as error:
+            if (refusal := mendable(error)) is None:
+                raise
+            logging.getLogger(__name__).error(str(refusal))
+            return refusal
 
 
 class TrialReporter:
@@ -160,7 +166,7 @@ class Worker:
         self.interrupt = interrupt
         self.state = StateWriter(shared.folder, slot)
         loader = jobs.context.config_loader
-        self._groups = {name: bool(loader.get_group_options(name)) for name in shared.space.distributions}
+        self._groups = {name: bool(loader.get_group_options(name)) for name in shared.space.keys}
 
     def run(self) -> None:
         """Run trials until none is left, time is up or too many failed.
@@ -189,8 +195,7 @@ class Worker:
     def write_results(self) -> None:
         """Bring leaderboard.csv, best.yaml and the table up to date."""
         standings = self.standings()
-        names = list(self.shared.space.distributions)
-        write_leaderboard(standings, names, self.shared.folder / "leaderboard.csv")
+        write_leaderboard(standings, self.shared.space.keys, self.shared.folder / "leaderboard.csv")
         if winner_of(standings) is not None:
             record = self.shared.settings.record
             text = winner_text(standings, record, lambda name: self._groups.get(name, False))
@@ -212,7 +217,7 @@ class Worker:
 
     def _run_trial(self, claim: Claim) -> None:
         trial = claim.trial
-        overrides = overrides_of({name: trial.params[name] for name in self.shared.space.distributions})
+        overrides = overrides_of(self.shared.space.values(trial.params))
         self.board.event(describe_start(trial.number, overrides, claim.adopted))
         if claim.adopted and self.by == "part" and self.shared.would_stop(trial.number):
             self.shared.tell(trial, TrialState.PRUNED)
@@ -233,6 +238,7 @@ class Worker:
             job = self.jobs.run(subdir, trial.number, self.shared.space.fixed, overrides)
         if job.status is JobStatus.FAILED:
             error = job._return_value  # the property `return_value` would raise it
+            traceback.clear_frames(error.__traceback__)  # they hold the trial's tensors
             self.shared.tell(trial, TrialState.FAIL, error=f"{type(error).__name__}: {error}")
             return
         value = job.return_value

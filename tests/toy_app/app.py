@@ -69,13 +69,14 @@ def finished_folds(folder: Path) -> int:
 def run_trial(cfg: DictConfig, folder: Path) -> float:
     """Score the folds that are missing; returns the mean NLL over all questions."""
     everything: list[float] = []
+    pause_s = cfg.pauses_s[HydraConfig.get().job.num] if cfg.pauses_s else cfg.pause_s
     for fold in range(cfg.budget.folds):
         first = fold * QUESTIONS_PER_FOLD
         nll = [question_nll(cfg, first + index) for index in range(QUESTIONS_PER_FOLD)]
         last = fold == cfg.budget.folds - 1
         if fold >= finished_folds(folder):
             for part in range(cfg.budget.parts):
-                time.sleep(cfg.pause_s)
+                time.sleep(pause_s)
                 progress(f"fold {fold + 1} of {cfg.budget.folds}", part + 1, cfg.budget.parts)
                 if not (last and part == cfg.budget.parts - 1):
                     report(sum(nll) / len(nll), fold * cfg.budget.parts + part + 1)
