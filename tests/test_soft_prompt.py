@@ -93,14 +93,16 @@ def test_gradient_is_that_of_the_padded_batch(
     assert torch.linalg.norm(gradient - expected) <= 1e-5 * torch.linalg.norm(expected)
 
 
-def half_precision_gradient(device: torch.device, dtype: torch.dtype, ours: bool) -> torch.Tensor:
+def half_precision_gradient(device: torch.device, dtype: torch.dtype, ours: bool, seed: int) -> torch.Tensor:
     """By the shift, on the CPU; not ours: transformers' own forward."""
-    model = adapted("qwen3_vl")
+    model = adapted("qwen3_vl", seed)
     model.requires_grad_(False)
     suffixes = make_suffixes(model, SHAPES)
     shift = shifted(suffixes).detach().to(device).requires_grad_()
-    # adapters too: ours are multiplied in the base's type wherever they are kept, PEFT's in their own
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data *= 0.1  # as large as training leaves it
+        # adapters too: ours are multiplied in the base's type wherever they are kept, PEFT's in their own
         parameter.data = parameter.data.to(device, dtype)
     model.model.language_model.rotary_emb.to(device)
     if ours:
@@ -113,10 +115,18 @@ def half_precision_gradient(device: torch.device, dtype: torch.dtype, ours: bool
 
 
 def check_distance_of_gradient(device: torch.device) -> None:
-    """Half precision rounds; ours may round no further from float32 than the padded batch does."""
-    exact = half_precision_gradient(CPU, torch.float32, False)
-    plain, ours = (half_precision_gradient(device, torch.bfloat16, way) - exact for way in (False, True))
-    assert torch.linalg.norm(ours) <= 1.15 * torch.linalg.norm(plain)
+    """Half precision rounds; ours may round no further from float32 than the padded batch does.
+
+    In the geometric mean of eight random models, as in tests/test_decoder.py.
+    """
+    ratios = []
+    for seed in range(8):
+        exact = half_precision_gradient(CPU, torch.float32, False, seed)
+        plain, ours = (
+            half_precision_gradient(device, torch.bfloat16, way, seed) - exact for way in (False, True)
+        )
+        ratios.append(torch.linalg.norm(ours) / torch.linalg.norm(plain))
+    assert torch.stack(ratios).log().mean().exp() <= 1.15
 
 
 def test_a_bfloat16_gradient_is_as_near_to_float32_as_transformers_own() -> None:
