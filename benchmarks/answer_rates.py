@@ -1,9 +1,9 @@
 """What every way to answer costs at full size: rows per second and memory, with random weights.
 
-From image files, with a fresh adapter on, through the product's own `answer()`; each way first answers a
-few rows to warm up. Four separate forwards stand beside the cyclic orders, which share prefix and picture. A
-way is what one would type on the command line; SAR learns from every question here, as random weights are
-never sure.
+From image files, with a fresh adapter on, through the product's own `answer()`; each way first answers rows
+of the same shapes to warm up. Four separate forwards stand beside the cyclic orders, which share prefix and
+picture. A way is what one would type on the command line; SAR learns from every question here, as random
+weights are never sure.
 
     python -m benchmarks.answer_rates --work FOLDER --model qwen3_vl_8b --memory-gib 40 --out FILE
 """
@@ -27,7 +27,6 @@ from vqa.model import load_base
 from vqa.question import Question
 from vqa.questions import data_source
 from vqa.scoring import answer, option_scores
-from vqa.settings import Settings
 
 WAYS = (
     "inference=letters",
@@ -38,6 +37,7 @@ WAYS = (
     "adapt=tpt",
     "adapt=zero",
     "adapt=views",
+    "adapt=repair",
     "adapt=consistency",
     "adapt=lora_align",
     "adapt=prompt_align",
@@ -80,18 +80,14 @@ def measured(way: str, arguments: argparse.Namespace, rows: list[Question]) -> d
                 answer(encoder, model, part, settings, facts, rows)
             return facts
 
-        warm = batch(settings, rows)
-        work(warm)
+        learns = way.startswith("adapt")
+        first = rows[: settings.adapt.batch_size] if learns else rows
+        work(first)  # warm: the shapes that follow are compiled
         facts: dict[str, Any] = {}
-        chosen = rows[: arguments.rows if way.startswith("inference") or way == SEPARATE else 4 * len(warm)]
+        chosen = rows[: arguments.batches * len(first)] if learns else rows
         row = timed(way, lambda: facts.update(work(chosen)), len(chosen))
     cost: dict[str, Any] = facts.get("adapt", {})
     return row | cost
-
-
-def batch(settings: Settings, rows: list[Question]) -> list[Question]:
-    """As many questions as the way takes at once, a few at least."""
-    return rows[: max(4, min(16, settings.adapt.batch_size))]
 
 
 def main() -> None:
@@ -101,6 +97,7 @@ def main() -> None:
     parser.add_argument("--model", default="qwen3_vl_8b")
     parser.add_argument("--memory-gib", type=float, default=40)
     parser.add_argument("--rows", type=int, default=128, help="rows of the ways that only read")
+    parser.add_argument("--batches", type=int, default=4, help="batches of the ways that adapt")
     parser.add_argument("--ways", nargs="*", default=[*WAYS, SEPARATE])
     parser.add_argument("--limit-s", type=float, default=1e9, help="start no further way after so long")
     parser.add_argument("--out", type=Path)

@@ -7,9 +7,8 @@ from collections.abc import Callable
 
 from PIL import Image, ImageFilter, ImageOps
 
-CUTOFF = (
-    1  # per cent of the darkest and of the lightest pixels that are let go, so that noise does not decide
-)
+# Per cent of the darkest and of the lightest pixels that are let go, so that noise does not decide.
+CUTOFF = 1
 
 
 def levels(picture: Image.Image) -> Image.Image:
