@@ -39,7 +39,7 @@ class Consistency:
     def step(self, questions: Sequence[Question]) -> Scores:
         """One step on a batch; returns the predictions of the forward pass it was computed from."""
         settings = self.adapting.settings
-        asked = [view for question in questions for view in self._views(question)]
+        asked = [view for question in questions for view in viewed(question, settings.views, settings.seed)]
         found, gradients = letter_gradient(self.adapting.encoder, self.weights, asked, self._loss)
         if gradients is not None:
             self.adapting.counts["steps" if self.weights.step(gradients) else "not_finite"] += 1
@@ -47,12 +47,6 @@ class Consistency:
 
     def reset(self) -> None:
         """Nothing of its own to forget."""
-
-    def _views(self, question: Question) -> list[Question]:
-        """W views; without a picture they are all the same."""
-        settings = self.adapting.settings
-        found = viewed(question, settings.views, settings.seed)
-        return (found * settings.views)[: settings.views]
 
     def _loss(self, outputs: Outputs) -> torch.Tensor:
         """From (B x W, C), a question's views side by side."""
