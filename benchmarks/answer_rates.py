@@ -107,13 +107,15 @@ def main() -> None:
     rows = [replace(q, answer=None) for q in data_source(settings).train()[: arguments.rows]]
     began = time.perf_counter()
     about = {"who": "vqa", "model": arguments.model, "base": "none", "limit_gib": arguments.memory_gib}
+    found: list[dict[str, Any]] = []
     for way in arguments.ways:
         if time.perf_counter() - began > arguments.limit_s:
             print(f"no time left for {way}", flush=True)
             continue
-        row = measured(way, arguments, rows)
-        print(row, flush=True)
-        write_rows(arguments.out, "answer_rates", [about | row])
+        found.append(about | measured(way, arguments, rows))
+        print(found[-1], flush=True)
+        if arguments.out:  # after each: a run that is cut off keeps what it has
+            write_rows(arguments.out, "answer_rates", found, append=False)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,10 @@ def evaluate(work: Path, more: Sequence[str], cell: Cell) -> Result:
     if done.returncode:
         raise RuntimeError(f"{' '.join(overrides)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
     metrics = json.loads((folder / "metrics.json").read_text())
+    if not metrics["train_samples_per_s"]:  # taken up after its last step
+        raise RuntimeError(
+            f"{folder}: an earlier call trained it, so its speed is not known; delete the folder"
+        )
     return {
         "nll": metrics["nll"],
         "accuracy": metrics["accuracy"],

@@ -37,7 +37,7 @@ def evaluate(work: Path, cell: Cell) -> Result:
     """Answer the questions of one cell in every way, `repeats` times by turns."""
     from vqa.adapter import loaded
     from vqa.encode import Encoder
-    from vqa.metrics import per_question_nll
+    from vqa.metrics import mcnemar_p_value, per_question_nll
     from vqa.model import load_base
     from vqa.scoring import read_letters
 
@@ -67,6 +67,7 @@ def evaluate(work: Path, cell: Cell) -> Result:
         "ids": [q.id for q in questions],
         "right": {name: [int(p.answer == p.gold) for p in ps] for name, ps in answers.items()},
         "nll": {name: list(per_question_nll(ps).values()) for name, ps in answers.items()},
+        "mcnemar_p": {name: mcnemar_p_value(answers[LETTERS], ps) for name, ps in answers.items()},
         "seconds_per_row": seconds,
     }
 
@@ -117,18 +118,9 @@ def _row(results: Sequence[Result], name: str) -> dict[str, Any]:
         "nll_gain": float((nll - nll_before).mean()),
         "p": sign_flip_p_value((right - before).mean(0).tolist()),
         "p_nll": sign_flip_p_value((nll - nll_before).mean(0).tolist()),
-        "mcnemar_p_by_seed": [mcnemar(a, b) for a, b in zip(before, right, strict=True)],
+        "mcnemar_p_by_seed": [r["mcnemar_p"][name] for r in results],
         "cost": _ratio(results, name, LETTERS)[0],
     }
-
-
-def mcnemar(before: Sequence[float], after: Sequence[float]) -> float:
-    """The exact McNemar p value of right (1) and wrong (0) answers to the same questions."""
-    from scipy.stats import binomtest
-
-    lost = sum(a > b for a, b in zip(before, after, strict=True))
-    won = sum(a < b for a, b in zip(before, after, strict=True))
-    return float(binomtest(lost, lost + won, 0.5).pvalue) if lost + won else 1.0
 
 
 def _ratio(results: Sequence[Result], name: str, other: str) -> list[float]:

@@ -16,6 +16,7 @@ import torch
 from vqa import ranks
 from vqa.adapting import Adapting, Method, Scores
 from vqa.consistency import make_consistency
+from vqa.device import restart_peak
 from vqa.encode import Encoder
 from vqa.lora_align import make_lora_align
 from vqa.picture_repair import make_repair
@@ -75,7 +76,7 @@ def adapted_scores(
     adapting.generator.manual_seed(adapt.seed)
     before = weight_digest(encoder.base.model)
     encoder.look(questions)
-    begun, held = time.perf_counter(), _start_of_peak(device)
+    begun, held = time.perf_counter(), restart_peak(device)
     method = METHODS[adapt.method](adapting)
     try:
         found = _in_batches(method, questions, adapt)
@@ -100,14 +101,6 @@ def _in_batches(method: Method, questions: Sequence[Question], adapt: AdaptSetti
         found.append((log_p.detach().cpu(), log_mass.detach().cpu()))
         progress(f"adapting ({adapt.method})", start + len(batch), len(questions))
     return torch.cat([log_p for log_p, _ in found]), torch.cat([log_mass for _, log_mass in found])
-
-
-def _start_of_peak(device: torch.device) -> int:
-    """Bytes in use now; the peak is counted from here on."""
-    if device.type != "cuda":
-        return 0
-    torch.cuda.reset_peak_memory_stats(device)
-    return torch.cuda.memory_allocated(device)
 
 
 def _extra_memory(device: torch.device, held: int) -> dict[str, float]:

@@ -10,6 +10,8 @@ import torch
 from vqa import ranks
 from vqa.errors import UserError
 
+_earlier_peak = 0  # bytes on the GPU, before its peak was last counted anew
+
 
 def choose_device(wanted: str) -> torch.device:
     """The device for `env.device`.
@@ -79,10 +81,24 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def restart_peak(device: torch.device) -> int:
+    """Count the GPU's peak anew, for what one part of a run takes; `peak_memory_gib` keeps the earlier one.
+
+    Returns:
+        Bytes held now; 0 on a CPU, whose peak cannot be counted anew.
+    """
+    global _earlier_peak
+    if device.type != "cuda":
+        return 0
+    _earlier_peak = max(_earlier_peak, torch.cuda.max_memory_allocated(device))
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
 def peak_memory_gib(device: torch.device) -> float:
     """Most memory held so far, GiB: tensors on a GPU, the whole process on a CPU."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
+        return max(_earlier_peak, torch.cuda.max_memory_allocated(device)) / 2**30
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
     return kilobytes / 2**20
 

