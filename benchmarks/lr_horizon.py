@@ -4,7 +4,7 @@ For every seed: out-of-fold NLL of short K-fold trials over a grid of learning r
 full-length final run over the same grid. Then the short trials' favourite as it is, the same lowered for the
 longer run with two exponents, and the best of the full-length grid are compared.
 
-    python -m benchmarks.lr_horizon --seeds 3 --processes 8 --out FILE
+    python -m benchmarks.lr_horizon --first-seed 3 --seeds 5 --processes 8 --out FILE
 """
 
 import argparse
@@ -94,14 +94,16 @@ def compare(rows: list[dict[str, Any]], seed: int) -> dict[str, Any]:
 def main() -> None:
     """Parse the command line, run the grid in parallel, write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     add_output_arguments(parser)
     arguments = parser.parse_args()
-    jobs = [(kind, s, rate) for s in range(arguments.seeds) for kind in ("long", "short") for rate in RATES]
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    jobs = [(kind, seed, rate) for seed in seeds for kind in ("long", "short") for rate in RATES]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.processes) as pool:
         rows = list(pool.map(lambda job: run(job, Path(folder)), jobs))
-    rows += [compare(rows, seed) for seed in range(arguments.seeds)]
+    rows += [compare(rows, seed) for seed in seeds]
     write_rows(arguments.out, "lr_horizon", rows, arguments.machine, append=False)
 
 
