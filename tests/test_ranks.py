@@ -227,9 +227,7 @@ def test_alone_nothing_is_shared_or_summed() -> None:
 
 
 @pytest.mark.parametrize("processes", [2, 3, 5])
-def test_a_batch_is_cut_into_even_shares_that_stay_with_their_process(
-    monkeypatch: pytest.MonkeyPatch, processes: int
-) -> None:
+def test_a_batch_is_cut_into_even_shares(monkeypatch: pytest.MonkeyPatch, processes: int) -> None:
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     chosen = torch.randperm(100, generator=torch.Generator().manual_seed(0))[:16].tolist()
     for batch in (chosen, chosen[:2]):
@@ -239,10 +237,18 @@ def test_a_batch_is_cut_into_even_shares_that_stay_with_their_process(
             shares.append(ranks.share(batch))
         assert sorted(place for share in shares for place in share) == list(range(len(batch)))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
-    if processes == 2:  # even numbers first
-        monkeypatch.setenv("RANK", "0")
-        home = [chosen[place] % 2 for place in ranks.share(chosen)]
-        assert home.count(0) >= min(len(home), sum(i % 2 == 0 for i in chosen))
+
+
+def test_few_pictures_are_looked_at_by_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    shuffle = torch.Generator().manual_seed(0)
+    steps = [part.tolist() for _ in range(5) for part in torch.randperm(640, generator=shuffle).split(64)]
+    seen = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        seen.append({chosen[place] for chosen in steps for place in ranks.share(chosen)})
+    assert len(seen[0] | seen[1]) == 640
+    assert len(seen[0] & seen[1]) < 0.2 * 640
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from vqa import ranks
+from vqa.checkpoint import CheckpointWriter
 from vqa.device import memory_share, release_memory
 from vqa.encode import Encoder, Order
 from vqa.forward import letter_logits, shared_prefix
@@ -88,13 +89,16 @@ def fit(
         on_evaluation: Called with the model in evaluation mode; may raise to stop.
         checkpoint: File to save to and resume from; None: no checkpoints.
         checkpoint_steps: Save every so many steps, and after every evaluation.
-        extra: A dictionary of the caller's that is saved and restored with the checkpoint.
+        extra: A dictionary of the caller's that is saved and restored with the checkpoint; only
+            `on_evaluation` may change it, and never a tensor in it.
 
     Raises:
         DivergedError: The loss became NaN or infinite.
         UserError: The optimiser or the schedule refuses its values.
+        OSError: A checkpoint cannot be written.
     """
-    encoder.look(ranks.own(train))
+    mine = (chosen[place] for chosen, _ in batches(len(train), plan) for place in ranks.share(chosen))
+    encoder.look([train[i] for i in dict.fromkeys(mine)])
     trainer = _Trainer(encoder, model, plan, train)
     extra = {} if extra is None else extra
     done = trainer.load(checkpoint, extra) if checkpoint and checkpoint.exists() else 0
@@ -102,20 +106,21 @@ def fit(
     total = plan.steps(len(train))
     seconds = 0.0
     model.train()
-    started = time.perf_counter()
-    for step, batch in enumerate(trainer.batches(done), start=done + 1):
-        trainer.step(batch, step)
-        progress("training", step, total)
-        if step in points:
-            model.eval()
-            moment = trainer.moment(points.index(step), step, last=step == total)
-            seconds += time.perf_counter() - started
-            on_evaluation(moment)
-            model.train()
-            release_memory()
-            started = time.perf_counter()
-        if checkpoint and (step in points or step % checkpoint_steps == 0):
-            trainer.save(checkpoint, step, extra)
+    with CheckpointWriter(checkpoint if ranks.is_main() else None) as writer:
+        started = time.perf_counter()
+        for step, batch in enumerate(trainer.batches(done), start=done + 1):
+            trainer.step(batch, step)
+            progress("training", step, total)
+            if step in points:
+                model.eval()
+                moment = trainer.moment(points.index(step), step, last=step == total)
+                seconds += time.perf_counter() - started
+                on_evaluation(moment)
+                model.train()
+                release_memory()
+                started = time.perf_counter()
+            if checkpoint and (step in points or step % checkpoint_steps == 0):
+                writer.write(trainer.state(step), {"extra": extra})
     model.eval()
     seen = len(train) * plan.epochs - min(done * plan.batch_size, len(train) * plan.epochs)
     rung = trainer.ladder.rung
@@ -260,12 +265,10 @@ class _Trainer:
         self.losses = []
         return Moment(index, step, self.passes, mean, self.scheduler.get_last_lr()[0], last)
 
-    def save(self, path: Path, step: int, extra: dict[str, Any]) -> None:
-        """Write everything the next step depends on; the file appears complete or not at all."""
+    def state(self, step: int) -> dict[str, Any]:
+        """Everything the step after this one depends on."""
         self._read_losses(keep=0)
-        if not ranks.is_main():
-            return
-        state = {
+        return {
             "step": step,
             "parameters": self.parameters,
             "optimizer": self.optimizer.state_dict(),
@@ -275,11 +278,7 @@ class _Trainer:
             "rng_cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
             "losses": self.losses,
             "passes": self.passes,
-            "extra": extra,
         }
-        unfinished = path.with_suffix(".tmp")
-        torch.save(state, unfinished)
-        unfinished.replace(path)
 
     def load(self, path: Path, extra: dict[str, Any]) -> int:
         """Take up a saved state; returns the number of steps it has done."""

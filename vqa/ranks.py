@@ -124,7 +124,7 @@ def agreed(decide: Callable[[], Result]) -> Result:
 def share(chosen: Sequence[int]) -> list[int]:
     """Places in a step's batch that are this process's.
 
-    A question goes to the same process in most epochs, so that each picture is looked at by few of them.
+    A question goes to the same process in nearly every epoch, so that few pictures are looked at by two.
 
     Args:
         chosen: Numbers of the batch's questions.
@@ -136,7 +136,7 @@ def share(chosen: Sequence[int]) -> list[int]:
     places = list(range(len(chosen)))
     if count() == 1:
         return places
-    places.sort(key=lambda place: chosen[place] % count())
+    places.sort(key=lambda place: chosen[place])
     return places[len(places) * rank() // count() : len(places) * (rank() + 1) // count()]
 
 
