@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks.record import write_rows
 
 TRIALS, FOLDS, SUBSAMPLE, EVALUATIONS = 24, 3, 400, 3
+FINAL = ("stage=final", "budget=final", "budget.subsample=null", "budget.epochs=1")
 FINAL_ROWS, EPOCHS, HELD_OUT, TEST_ROWS = 3100, 5, 775, 3900
 
 
@@ -33,7 +34,7 @@ def run_study(arguments: argparse.Namespace) -> tuple[float, Path, str]:
         *("data=csv", f"data.train_csv={contest / 'train.csv'}", f"data.test_csv={contest / 'test.csv'}"),
         *(f"data.image_root={contest}", "tracking=none", f"env.output_root={root}"),
         *(f"hydra.sweeper.n_trials={arguments.trials}", "budget.batch_size=16"),
-        "hydra.sweeper.final_overrides=[stage=final,budget=final,budget.subsample=null,budget.epochs=1]",
+        f"hydra.sweeper.final_overrides=[{','.join(map(repr, FINAL))}]",
     ]
     began = time.perf_counter()
     done = subprocess.run(command, check=True, capture_output=True, text=True)

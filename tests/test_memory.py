@@ -12,7 +12,7 @@ def nothing_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vqa.memory._held", {})
 
 
-def test_computing_twice_comes_before_smaller_micro_batches() -> None:
+def test_computing_twice_comes_before_small_micro_batches() -> None:
     assert rungs(6) == [
         Rung(6, "nothing"),
         Rung(6, "mlp"),
@@ -21,6 +21,11 @@ def test_computing_twice_comes_before_smaller_micro_batches() -> None:
         Rung(2, "layer"),
         Rung(1, "layer"),
     ]
+
+
+def test_large_micro_batches_come_before_computing_twice() -> None:
+    keeping = [Rung(size, recompute) for recompute in ("nothing", "mlp") for size in (64, 32, 16)]
+    assert rungs(64) == keeping + [Rung(size, "layer") for size in (64, 32, 16, 8, 4, 2, 1)]
 
 
 def test_one_question_can_still_be_made_leaner() -> None:

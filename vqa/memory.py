@@ -11,6 +11,8 @@ from vqa.decoder import Recompute
 from vqa.device import release_memory
 
 log = logging.getLogger(__name__)
+LARGE = 16  # questions whose products fill the device
+KEEPING: tuple[Recompute, ...] = ("nothing", "mlp")  # what backward computes again, the least first
 _held: dict[tuple[object, ...], int] = {}
 
 
@@ -32,9 +34,10 @@ def rungs(batch_size: int) -> list[Rung]:
     while sizes[-1] > 1:
         sizes.append((sizes[-1] + 1) // 2)
     # measured (benchmarks/README.md): computing twice what a large micro-batch cannot keep is faster than
-    # small micro-batches, whose products do not fill the device
-    found = [Rung(batch_size, "nothing"), Rung(batch_size, "mlp")]
-    return found + [Rung(size, "layer") for size in sizes]
+    # small micro-batches, whose products do not fill the device, and slower than two large ones
+    large = [size for size in sizes if size >= LARGE] or [batch_size]
+    keeping = [Rung(size, recompute) for recompute in KEEPING for size in large]
+    return keeping + [Rung(size, "layer") for size in sizes]
 
 
 class Ladder:
