@@ -24,8 +24,8 @@ FINAL = ("stage=final", "budget=final", "budget.subsample=null", "budget.epochs=
 FINAL_ROWS, EPOCHS, HELD_OUT, TEST_ROWS = 3100, 5, 775, 3900
 
 
-def run_study(arguments: argparse.Namespace) -> tuple[float, Path, str]:
-    """Run the study; returns wall seconds, its folder and what it logged."""
+def run_study(arguments: argparse.Namespace) -> tuple[float, Path]:
+    """Run the study; returns wall seconds and its folder."""
     contest, root = arguments.work / "contest", arguments.work / "multirun"
     command = [
         *(sys.executable, "-m", "vqa.run", "-m", "+sweep=lora", "study=timed", f"model={arguments.model}"),
@@ -37,8 +37,8 @@ def run_study(arguments: argparse.Namespace) -> tuple[float, Path, str]:
         f"hydra.sweeper.final_overrides=[{','.join(map(repr, FINAL))}]",
     ]
     began = time.perf_counter()
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return time.perf_counter() - began, root / "timed", done.stdout + done.stderr
+    subprocess.run(command, check=True)
+    return time.perf_counter() - began, root / "timed"
 
 
 def read_trials(study: Path) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--padded-score", type=float, help="rows/s of padded scoring")
     parser.add_argument("--out", type=Path)
     a = parser.parse_args()
-    wall, study, _ = run_study(a)
+    wall, study = run_study(a)
     trials = read_trials(study)
     final = json.loads((study / "final" / "metrics.json").read_text())
     share = sum(trials["trial_seconds"][1:]) / (trials["fold_s"] * FOLDS * (trials["trials"] - 1))
