@@ -74,34 +74,49 @@ def reference(model: Any, prefix: torch.Tensor, suffixes: list[Suffix], shift: t
     return out.logits[:, -1]
 
 
+def check_gradient_of_padded_batch(
+    model: Any, tokens: int, outside: bool, recompute: Recompute, tolerance: float
+) -> None:
+    """Logits, and the shift's gradient, relative."""
+    model.requires_grad_(False)
+    suffixes, prefix = make_suffixes(model, SHAPES), LONG[:tokens]
+    shift = shifted(suffixes).detach().to(model.dtype).requires_grad_()
+    logits = reference(model, prefix, suffixes, shift)
+    (expected,) = torch.autograd.grad(logits.square().sum(), shift)
+    soft = made(model, prefix, outside)
+    found = answer_logits(model, soft.row(suffixes, shift), soft.known, recompute)
+    (gradient,) = torch.autograd.grad(found.square().sum(), shift)
+    assert torch.allclose(found, logits, rtol=0, atol=tolerance)
+    assert torch.linalg.norm(gradient - expected) <= tolerance * torch.linalg.norm(expected)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("tokens", "outside"), [(4, False), (6, False), (40, False), (40, True)])
 @pytest.mark.parametrize("recompute", ["nothing", "layer"])
 def test_gradient_is_that_of_the_padded_batch(
     family: str, tokens: int, outside: bool, recompute: Recompute
 ) -> None:
-    model = adapted(family)
-    model.requires_grad_(False)
-    suffixes, prefix = make_suffixes(model, SHAPES), LONG[:tokens]
-    shift = shifted(suffixes)
-    logits = reference(model, prefix, suffixes, shift)
-    (expected,) = torch.autograd.grad(logits.square().sum(), shift)
-    soft = made(model, prefix, outside)
-    found = answer_logits(model, soft.row(suffixes, shift), soft.known, recompute)
-    (gradient,) = torch.autograd.grad(found.square().sum(), shift)
-    assert torch.allclose(found, logits, atol=1e-5)
-    assert torch.linalg.norm(gradient - expected) <= 1e-5 * torch.linalg.norm(expected)
+    model = adapted(family, b_size=0.1)  # as large as training leaves it
+    check_gradient_of_padded_batch(model, tokens, outside, recompute, 1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("tokens", "outside"), [(4, False), (6, False), (40, False), (40, True)])
+@pytest.mark.parametrize("recompute", ["nothing", "layer"])
+def test_in_float64_gradient_and_padded_batchs_differ_by_nothing_but_its_rounding(
+    family: str, tokens: int, outside: bool, recompute: Recompute
+) -> None:
+    model = adapted(family, dtype=torch.float64)
+    check_gradient_of_padded_batch(model, tokens, outside, recompute, 1e-11)
 
 
 def half_precision_gradient(device: torch.device, dtype: torch.dtype, ours: bool, seed: int) -> torch.Tensor:
     """By the shift, on the CPU; not ours: transformers' own forward."""
-    model = adapted("qwen3_vl", seed)
+    model = adapted("qwen3_vl", seed, b_size=0.1)
     model.requires_grad_(False)
     suffixes = make_suffixes(model, SHAPES)
     shift = shifted(suffixes).detach().to(device).requires_grad_()
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            parameter.data *= 0.1  # as large as training leaves it
+    for parameter in model.parameters():
         # adapters too: ours are multiplied in the base's type wherever they are kept, PEFT's in their own
         parameter.data = parameter.data.to(device, dtype)
     model.model.language_model.rotary_emb.to(device)

@@ -46,8 +46,8 @@ def known_prefix(base: Base, prefix: torch.Tensor) -> list[KeyValue]:
 def shared_prefix(base: Base, prefix: torch.Tensor) -> Iterator[list[KeyValue]]:
     """Keys and values of the prefix for the micro-batches of one optimiser step, computed once.
 
-    The micro-batches' gradients by these keys and values add up, in float32; when the block ends they go
-    through the prefix in one backward. That is exact: the sum over micro-batches moves inside a linear map.
+    The micro-batches' gradients by these keys and values add up, in float32 at least; when the block ends
+    they go through the prefix in one backward. That is exact: the sum moves inside a linear map.
 
     Args:
         base: The resident model.
@@ -56,7 +56,7 @@ def shared_prefix(base: Base, prefix: torch.Tensor) -> Iterator[list[KeyValue]]:
     # computed again at the end, layer by layer: the micro-batches need the memory until then
     pairs = prefix_key_values(base.model, pack_prefix(prefix, base.device), "layer")
     outputs = [x for pair in pairs for x in pair]
-    leaves = [x.detach().float().requires_grad_() for x in outputs]
+    leaves = [x.detach().to(torch.promote_types(x.dtype, torch.float32)).requires_grad_() for x in outputs]
     used = [leaf.to(x.dtype) for leaf, x in zip(leaves, outputs, strict=True)]
     yield list(zip(used[::2], used[1::2], strict=True))
     grads = [leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for leaf in leaves]
