@@ -11,6 +11,7 @@ from hydra.plugins.sweeper import Sweeper
 
 from vqa.sweeper import StudySweeper
 
+ROOT = Path(__file__).parent.parent
 APP = Path(__file__).parent / "toy_app" / "app.py"
 
 
@@ -23,6 +24,19 @@ def test_importing_the_plugin_loads_nothing_heavy() -> None:
     heavy = ["optuna", "torch", "scipy", "mlflow"]
     code = f"import sys, vqa.sweeper; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_a_checkout_that_was_never_installed_finds_it_too() -> None:
+    # an installed package is known by its entry points; without them a refusal must still be the sweeper's own
+    code = (
+        "import importlib.metadata as m, runpy\n"
+        "m.entry_points = lambda **_: []\n"
+        "runpy.run_module('vqa.run', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code, "-m", "+sweep=lora", "hydra.sweeper.n_trials=0"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == "vqa: hydra.sweeper.n_trials must be a whole number >= 1, got 0.\n"
 
 
 @pytest.mark.slow

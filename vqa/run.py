@@ -7,6 +7,7 @@ from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -14,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vqa.config import register_resolvers
 from vqa.errors import UserError, mendable
+from vqa.sweeper import StudySweeper
 
 USER_MISTAKE, INTERRUPTED = 2, 130
 
@@ -38,6 +40,7 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors on; this function words them
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     register_resolvers()
+    Plugins.instance().register(StudySweeper)  # a checkout that was never installed has no entry points
     try:
         app()
     except (UserError, HydraException, OmegaConfBaseException) as error:
