@@ -118,7 +118,6 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_another_split(
 def test_an_interrupted_study_ends_as_an_uninterrupted_one(
     how: signal.Signals, command: Vqa, tmp_path: Path
 ) -> None:
-    # Hyperband's brackets follow from the study's name: same name, another folder
     short = [*SWEEP, "hydra.sweeper.final=false"]
     assert command(*short).code == 0
     other = tmp_path / "other"

@@ -58,8 +58,8 @@ def test_the_learning_rate_of_short_trials_is_lowered_for_a_longer_run(settings:
     tuned = ["budget.lr_tuned.subsample=600", "budget.lr_tuned.folds=3", "budget.lr_tuned.epochs=1"]
     final = ["budget=final", "budget.epochs=2", "optimizer.lr=3e-3"]
     made = settings(*final, *tuned)
-    # 400 passes per fold against 2400 x 2: (1/12) ** 0.1 = 0.780
-    assert plan_fit(made, 2400, pool=2400).lr == pytest.approx(3e-3 * (400 / 4800) ** 0.1)
+    # 400 passes per fold against 2400 x 2: (1/12) ** 0.2 = 0.608
+    assert plan_fit(made, 2400, pool=2400).lr == pytest.approx(3e-3 * (400 / 4800) ** 0.2)
     assert plan_fit(settings(*final), 2400, pool=2400).lr == 3e-3
     assert plan_fit(made, 100, pool=2400).lr == 3e-3  # never raised
 

@@ -27,7 +27,7 @@ def test_importing_the_plugin_loads_nothing_heavy() -> None:
 
 
 def test_a_checkout_that_was_never_installed_finds_it_too() -> None:
-    # an installed package is known by its entry points; without them a refusal must still be the sweeper's own
+    # an installed package is known by its entry points; without them the refusal must still be the sweeper's
     code = (
         "import importlib.metadata as m, runpy\n"
         "m.entry_points = lambda **_: []\n"

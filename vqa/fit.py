@@ -19,7 +19,7 @@ import torch
 
 from vqa import ranks
 from vqa.checkpoint import CheckpointWriter
-from vqa.device import memory_share, release_memory
+from vqa.device import memory_share
 from vqa.encode import Encoder, Order
 from vqa.forward import letter_logits, shared_prefix
 from vqa.library import build, refusals
@@ -117,7 +117,6 @@ def fit(
                 seconds += time.perf_counter() - started
                 on_evaluation(moment)
                 model.train()
-                release_memory()
                 started = time.perf_counter()
             if checkpoint and (step in points or step % checkpoint_steps == 0):
                 writer.write(trainer.state(step), {"extra": extra})
