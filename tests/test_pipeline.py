@@ -79,7 +79,7 @@ def test_a_sweep_ends_in_a_submission_and_a_rerun_changes_nothing(command: Vqa, 
     assert low <= metrics["accuracy"] <= high
     assert metrics["n_train"] == 96  # the final run takes all of the 80 %, not the subsample
     best_lr = float(board[0]["optimizer.lr"])
-    assert metrics["learning_rate"] == pytest.approx(best_lr * (32 / (96 * 3)) ** 0.1)
+    assert metrics["learning_rate"] == pytest.approx(best_lr * (32 / (96 * 3)) ** 0.2)
     assert json.loads((final / "manifest.json").read_text())["seed"] == 0
     answers = rows(final / "test_predictions.csv")
     assert [row["id"] for row in rows(final / "submission.csv")] == [row["id"] for row in answers]
