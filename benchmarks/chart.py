@@ -1,4 +1,4 @@
-"""Draws docs/speed.png, the README's chart, from the newest throughput and peers results.
+"""Draws docs/speed.png, the README's chart, from the throughput and peers results of one run.
 
 python -m benchmarks.chart
 """
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 RESULTS = Path(__file__).parent / "results"
 CHART = Path(__file__).parents[1] / "docs" / "speed.png"
+RUN = "2026-11-22-h200"  # the newest in which every tool ran on the same card
 MODEL = "qwen3_vl_8b"
 NAMES = {
     "vqa": "vqa",
@@ -23,10 +24,9 @@ NAMES = {
 CARDS = ((76, "80 GB card"), (24, "24 GB card"))
 
 
-def newest_rows(name: str) -> list[dict[str, Any]]:
-    """Rows of the newest result of that name, 16-bit base, that have a speed."""
-    path = sorted(RESULTS.glob(f"*-{name}.json"))[-1]
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+def rows_of(name: str) -> list[dict[str, Any]]:
+    """Rows of that result, 16-bit base, that have a speed."""
+    rows = json.loads((RESULTS / f"{RUN}-{name}.json").read_text(encoding="utf-8"))["rows"]
     return [r for r in rows if r.get("samples_s") and r["model"] == MODEL and r["base"] == "none"]
 
 
@@ -59,7 +59,7 @@ def draw_bars(axes: Axes, title: str, values: dict[str, float]) -> None:
 
 def main() -> None:
     """Read the results and write the chart."""
-    rows = newest_rows("throughput") + newest_rows("peers")
+    rows = rows_of("throughput") + rows_of("peers")
     figure = Figure(figsize=(10, 4.6), layout="constrained", dpi=110)
     panels = figure.subplots(1, 3)
     for axes, (gib, card) in zip(panels, CARDS, strict=False):
