@@ -77,8 +77,8 @@ def memory_share(device: torch.device) -> float:
 def release_memory() -> None:
     """Give unused GPU memory back, between trials and folds; a CPU has nothing to give back.
 
-    Not within a fold: collecting garbage takes 0.4 s, mapping the memory again about as long, and torch
-    gives back what it keeps unused before it says that memory is short.
+    Not within a fold: collecting garbage alone takes 0.4 s, and torch gives back what it keeps unused before
+    it says that memory is short.
     """
     if torch.cuda.is_available():
         gc.collect()
