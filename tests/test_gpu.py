@@ -1,16 +1,20 @@
 """What only a GPU can show: fused kernels and FlashAttention against the portable formulas. Run by hand."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from test_decoder import check_distance_to_float32
+from test_packing import FAMILIES
 from test_soft_prompt import check_distance_of_gradient
 
 from vqa import pointwise
 from vqa.attention import LayerTree, attend
 from vqa.decoder import Recompute
+from vqa.tower import FLASH, Patches, Tower
 from vqa.tree import tree_layout
+from vqa.vision_features import HostCopies
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
@@ -70,3 +74,28 @@ def test_a_bfloat16_step_is_as_near_to_float32_as_transformers_own(
 
 def test_a_soft_prompts_bfloat16_gradient_is_as_near_to_float32_as_transformers_own() -> None:
     check_distance_of_gradient(CUDA)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_pictures_in_one_call_are_as_near_to_float32_as_one_by_one(family: str) -> None:
+    torch.manual_seed(0)
+    model = FAMILIES[family]()
+    processor = SimpleNamespace(image_mean=[0.5] * 3, image_std=[0.5] * 3, rescale_factor=1 / 255)
+    grids = torch.tensor([[1, 12, 8], [1, 4, 20], [1, 16, 16]])
+    pixels = torch.randint(0, 256, (int(grids.prod(1).sum()), 3 * 2 * 8 * 8), dtype=torch.uint8)
+    exact = Tower(model, processor).features(Patches(pixels, grids))
+    tower = Tower(model.to(CUDA, torch.bfloat16), processor)
+    assert tower.visual.config._attn_implementation == FLASH
+    together = tower.features(Patches(pixels.pin_memory(), grids))
+    tower.visual.config._attn_implementation = "sdpa"
+    one_by_one = tower.features(Patches(pixels.pin_memory(), grids))
+    for ours, own, wanted in zip(together, one_by_one, exact, strict=True):
+        assert ours.grid == wanted.grid
+        pairs = zip((ours.pooled, *ours.deepstack), (own.pooled, *own.deepstack), strict=True)
+        for (fast, plain), target in zip(pairs, (wanted.pooled, *wanted.deepstack), strict=True):
+            assert off(fast.cpu(), target) < 1.1 * off(plain.cpu(), target) < 0.05
+    copied = HostCopies().begin(together).result()
+    for ours, copy in zip(together, copied, strict=True):
+        assert not copy.pooled.is_pinned()
+        assert torch.equal(copy.pooled, ours.pooled.cpu())
+        assert all(torch.equal(a, b.cpu()) for a, b in zip(copy.deepstack, ours.deepstack, strict=True))

@@ -15,7 +15,7 @@ from transformers import (
 
 from vqa.decoder import answer_logits
 from vqa.packing import Suffix, pack, pad, suffix_positions
-from vqa.vision import VisionFeatures
+from vqa.vision_features import VisionFeatures
 
 IMAGE, START, END, PAD, VOCAB = 7, 8, 9, 0, 300
 TEXT: dict[str, Any] = {

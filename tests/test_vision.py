@@ -13,7 +13,8 @@ from vqa.errors import UserError
 from vqa.image import file_sha256, load_image
 from vqa.model import Base
 from vqa.question import Question
-from vqa.vision import VisionCache, VisionFeatures
+from vqa.vision import VisionCache
+from vqa.vision_features import VisionFeatures
 
 Picture = Callable[[int, int], Question]
 

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from vqa.attention import LayerTree, attend, tree_attention_on
 from vqa.projection import Projection, gated_mlp, norm_project, project_onto, read_projection, rotary
 from vqa.tree import KeyValue, TreeLayout
-from vqa.vision import JoinedFeatures
+from vqa.vision_features import JoinedFeatures
 
 Recompute = Literal["nothing", "mlp", "layer"]
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

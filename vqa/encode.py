@@ -11,7 +11,7 @@ from vqa.packing import PackedBatch, Suffix, is_short, pack, pack_orders, pad
 from vqa.prompt import render
 from vqa.question import LETTERS, Question
 from vqa.settings import ImageSettings, PromptSettings
-from vqa.vision import VisionFeatures
+from vqa.vision_features import VisionFeatures
 
 AS_WRITTEN = (0, 1, 2, 3)
 MANY = 64  # questions of one scoring batch

@@ -55,6 +55,20 @@ class _Span:
         )  # fmt: skip
 
 
+def attend_in_parts(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ends: torch.Tensor, longest: int, scaling: float
+) -> torch.Tensor:
+    """(T, H, D): tokens see those of their own part, before and after them; without gradients.
+
+    Args:
+        q: (T, H, D); k and v alike.
+        ends: (B + 1,) int32: where the parts begin, and T.
+        longest: Tokens of the longest part.
+        scaling: Of the scores.
+    """
+    return _Span(ends, ends, longest, longest, causal=False).forward(q, k, v, scaling)[0]
+
+
 class FlashTree(torch.autograd.Function):
     """Attention of a row (T, H, D); keys and values of a prefix outside the row come as two more inputs."""
 

@@ -13,7 +13,7 @@ from vqa.branches import branch_layout
 from vqa.decoder import Row
 from vqa.device import to_device
 from vqa.tree import tree_layout
-from vqa.vision import VisionFeatures, encoder_outputs, join_features
+from vqa.vision_features import VisionFeatures, encoder_outputs, join_features
 
 MAX_FILL = 1.15  # fill up and repeat while that adds at most 15 % tokens each
 

@@ -1,0 +1,52 @@
+"""The tower's weights may be widened, and its features copied beside its work, without changing them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Make
+from PIL import Image
+from test_packing import tiny_qwen2_5
+
+from vqa.errors import UserError
+from vqa.image import file_sha256
+from vqa.model import Base
+from vqa.question import Question
+from vqa.tower import pad_mlp
+from vqa.vision import PICTURES_AT_ONCE, VisionCache
+from vqa.vision_features import HostCopies, VisionFeatures
+
+
+def test_a_widened_mlp_gives_the_same() -> None:
+    torch.manual_seed(0)
+    mlp = tiny_qwen2_5().model.visual.blocks[0].mlp.double()
+    x = torch.randn(9, 32, dtype=torch.float64)
+    before = mlp(x)
+    assert before.abs().max() > 0
+    pad_mlp(mlp, 5)
+    assert (mlp.gate_proj.out_features, mlp.down_proj.in_features) == (69, 69)
+    assert torch.allclose(mlp(x), before, rtol=1e-12, atol=1e-14)
+
+
+def test_copies_of_what_lies_in_host_memory_are_the_tensors_themselves() -> None:
+    made = VisionFeatures(torch.ones(4, 3), (torch.zeros(4, 3),), (2, 2), (1, 4, 4))
+    (found,) = HostCopies().begin([made]).result()
+    assert found.pooled is made.pooled
+    assert found.deepstack == made.deepstack
+
+
+def test_what_was_computed_before_a_picture_broke_is_kept(base: Base, settings: Make, tmp_path: Path) -> None:
+    questions = []
+    for i in range(2 * PICTURES_AT_ONCE + 1):
+        path = tmp_path / f"{i}.png"
+        Image.new("RGB", (32, 32), (i, 2 * i, 3 * i)).save(path)
+        questions.append(Question(path.name, path, file_sha256(path), "What is it?", ("a", "b", "c", "d")))
+    cache = VisionCache(base.model, base.vision.processor, 1.0)
+    broken = replace(questions[-1], image=tmp_path / "gone.png")
+    with pytest.raises(UserError, match=r"gone\.png"):
+        cache.fill([*questions[:-1], broken], settings().image)
+    assert len(cache.kept) == 2 * PICTURES_AT_ONCE
+    assert cache.nbytes == sum(features.nbytes for features in cache.kept.values())
+    cache.fill(questions, settings().image)
+    assert (cache.misses, len(cache.kept)) == (len(questions), len(questions))

@@ -1,0 +1,152 @@
+"""The vision tower on its device: patches of several pictures to features, in one pass.
+
+transformers computes attention picture by picture, for Qwen2.5-VL even window by window, unless a kernel is
+registered that takes all of them at once; torch carries one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vqa.device import release_memory
+from vqa.flash import attend_in_parts, has_flash
+from vqa.vision_features import VisionFeatures
+
+FLASH = "flash_in_parts"  # transformers hands over everything at once to what has "flash" in its name
+WIDTH = 8  # half-precision products of other widths run on kernels of a third of the speed
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Pictures cut into patches.
+
+    Args:
+        pixels: (N, channels x pixels of a patch), bytes.
+        grids: (B, 3) int64, each picture's patches: (1, height, width).
+    """
+
+    pixels: torch.Tensor
+    grids: torch.Tensor
+
+
+def join_patches(parts: Sequence[Patches], device: torch.device) -> Patches:
+    """Patches of several pictures, in memory from which they can be copied to the device beside its work."""
+    rows = sum(len(part.pixels) for part in parts)
+    first = parts[0].pixels
+    pixels = torch.empty(rows, first.shape[1], dtype=first.dtype, pin_memory=device.type == "cuda")
+    torch.cat([part.pixels for part in parts], out=pixels)
+    return Patches(pixels, torch.cat([part.grids for part in parts]))
+
+
+class Tower:
+    """The frozen tower of one model.
+
+    Args:
+        model: The whole model; only its vision tower is used.
+        processor: Knows the pixels' mean and standard deviation.
+    """
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.model = model.model
+        self.visual = model.model.visual
+        self.processor = processor
+        self.device: torch.device = model.lm_head.weight.device
+        self.parked = False
+        _use_flash(self.visual, self.device)
+        _widen(self.visual, self.device)
+
+    def features(self, patches: Patches) -> list[VisionFeatures]:
+        """What the tower makes of each picture, on the device."""
+        if self.parked:
+            self.visual.to(self.device)
+            self.parked = False
+        pixels = self._normalised(patches.pixels.to(self.device, non_blocking=True))
+        grids = patches.grids.to(self.device)
+        with torch.no_grad():
+            output = self.model.get_image_features(pixels, grids, return_dict=True)
+        deepstack = getattr(output, "deepstack_features", None) or []
+        merge = self.visual.spatial_merge_size
+        return [
+            VisionFeatures(
+                output.pooler_output[i].clone(),
+                tuple(tap[i].clone() for tap in deepstack),
+                (height // merge, width // merge),
+                (1, height, width),
+            )
+            for i, (_, height, width) in enumerate(patches.grids.tolist())
+        ]
+
+    def park(self) -> None:
+        """Keep the tower in host memory until a picture needs it; for when the GPU's memory is short."""
+        self.visual.to("cpu")
+        self.parked = True
+        release_memory()
+
+    def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Bytes (N, channels x pixels of a patch) to the tower's range; here, as bytes are faster to copy."""
+        mean, std = (
+            torch.tensor(values, device=pixels.device)[:, None]
+            for values in (self.processor.image_mean, self.processor.image_std)
+        )
+        by_channel = pixels.float().view(len(pixels), len(mean), -1) * self.processor.rescale_factor
+        normalised: torch.Tensor = (by_channel - mean) / std
+        return normalised.flatten(1)
+
+
+def _use_flash(visual: Any, device: torch.device) -> None:
+    """Let torch's FlashAttention take all pictures, or windows, in one call, where it can."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    attention = visual.blocks[0].attn
+    if has_flash(torch.empty(1, attention.num_heads, attention.head_dim, dtype=visual.dtype, device=device)):
+        ALL_ATTENTION_FUNCTIONS.register(FLASH, _flash_in_parts)
+        visual.config._attn_implementation = FLASH
+
+
+def _flash_in_parts(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    *,
+    scaling: float,
+    cu_seq_lens_q: torch.Tensor,
+    max_length_q: int,
+    **unused: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface: (1, H, T, D) to (1, T, H, D); every part sees itself."""
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    return attend_in_parts(q, k, v, cu_seq_lens_q, max_length_q, scaling)[None], None
+
+
+def _widen(visual: Any, device: torch.device) -> None:
+    """Pad the gated MLPs with zeros to a width that fast kernels take (Qwen2.5-VL-7B: 3,420).
+
+    What is added is silu(0) x 0 = 0, and counts nothing further on.
+    """
+    if device.type != "cuda" or visual.dtype.itemsize > 2:
+        return
+    for block in visual.blocks:
+        gate = getattr(block.mlp, "gate_proj", None)  # Qwen3-VL's MLP has none
+        if gate is not None and gate.weight.is_floating_point() and gate.out_features % WIDTH:
+            pad_mlp(block.mlp, -gate.out_features % WIDTH)
+
+
+def pad_mlp(mlp: Any, missing: int) -> None:
+    """Add so many columns of zeros to a gated MLP's inner width; the result stays the same."""
+    for linear in (mlp.gate_proj, mlp.up_proj):
+        _replace(linear, "weight", (0, 0, 0, missing))
+        if linear.bias is not None:
+            _replace(linear, "bias", (0, missing))
+        linear.out_features += missing
+    _replace(mlp.down_proj, "weight", (0, missing))
+    mlp.down_proj.in_features += missing
+
+
+def _replace(linear: torch.nn.Linear, name: str, padding: tuple[int, ...]) -> None:
+    old = getattr(linear, name)
+    padded = torch.nn.functional.pad(old.detach(), padding)
+    setattr(linear, name, torch.nn.Parameter(padded, requires_grad=old.requires_grad))

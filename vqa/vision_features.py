@@ -1,0 +1,110 @@
+"""What the vision tower made of pictures: on the device, in host memory, on the way between them."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class VisionFeatures:
+    """What the tower and its merger made of one picture.
+
+    Args:
+        pooled: (N, hidden) one row per visual token.
+        deepstack: One (N, hidden) per tap of Qwen3-VL's DeepStack; empty for Qwen2.5-VL.
+        grid: Rows and columns of visual tokens, rows x columns = N.
+        grid_thw: The same in patches, as the model wants it: (1, height, width).
+    """
+
+    pooled: torch.Tensor
+    deepstack: tuple[torch.Tensor, ...]
+    grid: tuple[int, int]
+    grid_thw: tuple[int, int, int]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the tensors, in bytes."""
+        return sum(t.numel() * t.element_size() for t in (self.pooled, *self.deepstack))
+
+    def to(self, device: torch.device) -> "VisionFeatures":
+        """The same features on another device."""
+        if self.pooled.device == device:
+            return self
+        return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "VisionFeatures":
+        """The same picture with every tensor changed."""
+        return replace(self, pooled=change(self.pooled), deepstack=tuple(map(change, self.deepstack)))
+
+
+class HostCopies:
+    """Copies features from the GPU to host memory while it computes the next ones."""
+
+    def __init__(self) -> None:
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="to host")
+
+    def begin(self, features: Sequence[VisionFeatures]) -> Future[list[VisionFeatures]]:
+        """The features in host memory, once they are there; those of a CPU as they are."""
+        if not any(f.pooled.is_cuda for f in features):
+            return self.pool.submit(lambda: list(features))
+        # through pinned memory: a copy to ordinary memory would stop the GPU for as long as it takes
+        passing = [f.mapped(_to_pinned) for f in features]
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived.record()
+        return self.pool.submit(_taken_out, passing, arrived)
+
+
+def _to_pinned(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def _taken_out(features: list[VisionFeatures], arrived: Any) -> list[VisionFeatures]:
+    """Copies in ordinary memory, so that the pinned one can be used again."""
+    arrived.synchronize()
+    return [f.mapped(torch.clone) for f in features]
+
+
+@dataclass(frozen=True)
+class JoinedFeatures:
+    """Features of several pictures, one after the other: `pooled` (N, hidden) and each tap of `deepstack`."""
+
+    pooled: torch.Tensor
+    deepstack: tuple[torch.Tensor, ...]
+
+
+def join_features(features: Sequence[VisionFeatures], device: torch.device) -> JoinedFeatures | None:
+    """One run of visual tokens, on the device; None without pictures."""
+    if not features:
+        return None
+    taps = range(len(features[0].deepstack))
+    pooled = _join([f.pooled for f in features], device)
+    return JoinedFeatures(pooled, tuple(_join([f.deepstack[tap] for f in features], device) for tap in taps))
+
+
+def _join(parts: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+    if device.type != "cuda":
+        return torch.cat(parts)
+    rows = sum(len(part) for part in parts)
+    if any(part.device.type == "cuda" for part in parts):  # just made, and the cache is full
+        return torch.cat([part.to(device) for part in parts])
+    # joined in pinned memory: the copy to the GPU goes on beside the computation
+    whole = torch.empty(rows, parts[0].shape[1], dtype=parts[0].dtype, pin_memory=True)
+    return torch.cat(parts, out=whole).to(device, non_blocking=True)
+
+
+def encoder_outputs(features: Sequence[VisionFeatures], device: torch.device) -> dict[str, Any]:
+    """Features of several pictures as the `mm_encoder_outputs` of transformers' own forward."""
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+
+    moved = [f.to(device) for f in features]
+    taps = range(len(moved[0].deepstack))
+    # typed as tensors there, but one tensor per picture is what the models take
+    output_class: Any = BaseModelOutputWithDeepstackFeatures
+    output = output_class(
+        pooler_output=tuple(f.pooled for f in moved),
+        deepstack_features=[tuple(f.deepstack[tap] for f in moved) for tap in taps],
+    )
+    return {"image": output}
