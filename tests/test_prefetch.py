@@ -1,5 +1,6 @@
 """Results come in order, errors when they are due, and on a CPU nothing runs ahead."""
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -47,3 +48,25 @@ def test_an_error_comes_when_its_result_is_due(device: torch.device) -> None:
     assert next(results) == 0
     with pytest.raises(ValueError, match="broken picture"):
         next(results)
+
+
+def test_what_had_no_room_beside_the_computation_is_made_again_when_it_is_due() -> None:
+    tried: list[tuple[int, bool]] = []
+
+    def make(job: int) -> int:
+        ahead = threading.current_thread() is not threading.main_thread()
+        tried.append((job, ahead))
+        if job == 1 and ahead:
+            raise torch.OutOfMemoryError("too large")
+        return job * 10
+
+    assert list(prefetched(make, range(4), torch.device("cuda"))) == [0, 10, 20, 30]
+    assert sorted(tried) == [(0, True), (1, False), (1, True), (2, True), (3, True)]
+
+
+def test_what_never_has_room_says_so() -> None:
+    def make(job: int) -> int:
+        raise torch.OutOfMemoryError("too large")
+
+    with pytest.raises(torch.OutOfMemoryError, match="too large"):
+        next(prefetched(make, [1], torch.device("cuda")))

@@ -3,9 +3,12 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 import torch
+
+from vqa.device import release_memory
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -15,7 +18,8 @@ AHEAD = 2
 def prefetched(make: Callable[[Job], Result], jobs: Iterable[Job], device: torch.device) -> Iterator[Result]:
     """make(job) for every job, in order; on a GPU the next two are made meanwhile.
 
-    On a CPU there is nothing to hide: each is made when it is asked for.
+    On a CPU there is nothing to hide: each is made when it is asked for. What does not fit into the device's
+    memory beside the computation is made again when it is due.
 
     Raises:
         Whatever `make` raises, when the result is due.
@@ -24,14 +28,23 @@ def prefetched(make: Callable[[Job], Result], jobs: Iterable[Job], device: torch
         yield from map(make, jobs)
         return
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
-        waiting: deque[Future[Result]] = deque()
+        waiting: deque[tuple[Job, Future[Result]]] = deque()
+
+        def due() -> Result:
+            job, future = waiting.popleft()
+            with suppress(torch.OutOfMemoryError):
+                return future.result()
+            del future  # and with it whatever the attempt still holds
+            release_memory()
+            return make(job)
+
         try:
             for job in jobs:
-                waiting.append(pool.submit(make, job))
+                waiting.append((job, pool.submit(make, job)))
                 if len(waiting) > AHEAD:
-                    yield waiting.popleft().result()
+                    yield due()
             while waiting:
-                yield waiting.popleft().result()
+                yield due()
         finally:
-            for future in waiting:
+            for _, future in waiting:
                 future.cancel()
