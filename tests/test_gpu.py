@@ -12,7 +12,7 @@ from test_soft_prompt import check_distance_of_gradient
 from vqa import pointwise
 from vqa.attention import LayerTree, attend
 from vqa.decoder import Recompute
-from vqa.tower import FLASH, Patches, Tower
+from vqa.tower import FLASH, Tower, join_pictures
 from vqa.tree import tree_layout
 from vqa.vision_features import HostCopies
 
@@ -80,15 +80,16 @@ def test_a_soft_prompts_bfloat16_gradient_is_as_near_to_float32_as_transformers_
 def test_all_pictures_in_one_call_are_as_near_to_float32_as_one_by_one(family: str) -> None:
     torch.manual_seed(0)
     model = FAMILIES[family]()
-    processor = SimpleNamespace(image_mean=[0.5] * 3, image_std=[0.5] * 3, rescale_factor=1 / 255)
-    grids = torch.tensor([[1, 12, 8], [1, 4, 20], [1, 16, 16]])
-    pixels = torch.randint(0, 256, (int(grids.prod(1).sum()), 3 * 2 * 8 * 8), dtype=torch.uint8)
-    exact = Tower(model, processor).features(Patches(pixels, grids))
+    shape = {"patch_size": 8, "merge_size": 2, "temporal_patch_size": 2}
+    processor = SimpleNamespace(image_mean=[0.5] * 3, image_std=[0.5] * 3, rescale_factor=1 / 255, **shape)
+    sizes = [(96, 64), (32, 160), (128, 128)]
+    drawn = [torch.randint(0, 256, (*size, 3), dtype=torch.uint8) for size in sizes]
+    exact = Tower(model, processor).features(join_pictures(drawn, CPU))
     tower = Tower(model.to(CUDA, torch.bfloat16), processor)
     assert tower.visual.config._attn_implementation == FLASH
-    together = tower.features(Patches(pixels.pin_memory(), grids))
+    together = tower.features(join_pictures(drawn, CUDA))
     tower.visual.config._attn_implementation = "sdpa"
-    one_by_one = tower.features(Patches(pixels.pin_memory(), grids))
+    one_by_one = tower.features(join_pictures(drawn, CUDA))
     for ours, own, wanted in zip(together, one_by_one, exact, strict=True):
         assert ours.grid == wanted.grid
         pairs = zip((ours.pooled, *ours.deepstack), (own.pooled, *own.deepstack), strict=True)

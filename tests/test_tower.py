@@ -1,8 +1,9 @@
-"""The tower's weights may be widened, and its features copied beside its work, without changing them."""
+"""Pictures are cut as the processor would, weights widened and features copied without changing anything."""
 
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import Make
@@ -13,9 +14,26 @@ from vqa.errors import UserError
 from vqa.image import file_sha256
 from vqa.model import Base
 from vqa.question import Question
-from vqa.tower import pad_mlp
+from vqa.tower import cut_patches, pad_mlp, resized
 from vqa.vision import PICTURES_AT_ONCE, VisionCache
 from vqa.vision_features import HostCopies, VisionFeatures
+
+
+@pytest.mark.parametrize(("least", "most"), [(4, 16), (16, 1 << 20)])
+@pytest.mark.parametrize("size", [(64, 64), (16, 16), (200, 31), (37, 301), (640, 480)])
+def test_patches_are_the_processors(base: Base, size: tuple[int, int], least: int, most: int) -> None:
+    processor = base.vision.processor
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    token = (processor.patch_size * processor.merge_size) ** 2  # pixels
+    limits = {"shortest_edge": least * token, "longest_edge": most * token}
+    wanted = processor(
+        images=[picture], size=limits, do_rescale=False, do_normalize=False, return_tensors="pt"
+    )
+    pixels = resized(picture, processor, least, most)
+    shape = (processor.patch_size, processor.merge_size, processor.temporal_patch_size)
+    assert torch.equal(cut_patches(pixels, *shape).float(), wanted["pixel_values"])
+    assert wanted["image_grid_thw"].tolist() == [[1, *(side // shape[0] for side in pixels.shape[:2])]]
 
 
 def test_a_widened_mlp_gives_the_same() -> None:

@@ -1,43 +1,88 @@
-"""The vision tower on its device: patches of several pictures to features, in one pass.
+"""The vision tower on its device: several pictures to features, in one pass.
 
 transformers computes attention picture by picture, for Qwen2.5-VL even window by window, unless a kernel is
-registered that takes all of them at once; torch carries one.
+registered that takes all of them at once; torch carries one. Its processor takes more time on a picture than
+reading it does, much of it under the interpreter's lock: here pictures are resized on the host as it does, and
+cut into patches on the device.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from vqa.device import release_memory
 from vqa.flash import attend_in_parts, has_flash
 from vqa.vision_features import VisionFeatures
 
 FLASH = "flash_in_parts"  # transformers hands over everything at once to what has "flash" in its name
+CHANNELS = 3
 WIDTH = 8  # half-precision products of other widths run on kernels of a third of the speed
 
 
 @dataclass(frozen=True)
-class Patches:
-    """Pictures cut into patches.
+class Pictures:
+    """Pictures ready for the tower.
 
     Args:
-        pixels: (N, channels x pixels of a patch), bytes.
-        grids: (B, 3) int64, each picture's patches: (1, height, width).
+        pixels: Bytes of all of them, one after the other: rows x columns x channels each.
+        sizes: Rows and columns of each, multiples of a visual token's side.
     """
 
     pixels: torch.Tensor
-    grids: torch.Tensor
+    sizes: list[tuple[int, int]]
 
 
-def join_patches(parts: Sequence[Patches], device: torch.device) -> Patches:
-    """Patches of several pictures, in memory from which they can be copied to the device beside its work."""
-    rows = sum(len(part.pixels) for part in parts)
-    first = parts[0].pixels
-    pixels = torch.empty(rows, first.shape[1], dtype=first.dtype, pin_memory=device.type == "cuda")
-    torch.cat([part.pixels for part in parts], out=pixels)
-    return Patches(pixels, torch.cat([part.grids for part in parts]))
+def resized(picture: Image.Image, processor: Any, least: int, most: int) -> torch.Tensor:
+    """(H, W, C) bytes of an RGB picture, scaled as the processor would.
+
+    Args:
+        picture: Of any size.
+        processor: The model's image processor.
+        least: Visual tokens it gets at least: smaller pictures are enlarged.
+        most: Visual tokens it gets at most.
+
+    Raises:
+        ValueError: One side is more than 200 times the other.
+    """
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+    side = processor.patch_size * processor.merge_size
+    limits = {"min_pixels": least * side**2, "max_pixels": most * side**2}
+    height, width = smart_resize(picture.height, picture.width, factor=side, **limits)
+    if (width, height) != picture.size:
+        picture = picture.resize((width, height), resample=processor.resample)
+    return torch.from_numpy(np.array(picture))
+
+
+def join_pictures(parts: Sequence[torch.Tensor], device: torch.device) -> Pictures:
+    """Several pictures (H, W, C), in memory from which they can be copied to the device beside its work."""
+    pixels = torch.empty(
+        sum(part.numel() for part in parts), dtype=torch.uint8, pin_memory=device.type == "cuda"
+    )
+    torch.cat([part.flatten() for part in parts], out=pixels)
+    return Pictures(pixels, [(part.shape[0], part.shape[1]) for part in parts])
+
+
+def cut_patches(picture: torch.Tensor, patch: int, merge: int, temporal: int) -> torch.Tensor:
+    """(N, channels x frames x pixels of a patch): the patches of a visual token one after the other.
+
+    Source: the layout of transformers' Qwen2VLImageProcessor.
+
+    Args:
+        picture: (H, W, C).
+        patch: Side of a patch, pixels.
+        merge: Patches along a visual token's side.
+        temporal: Frames of a patch; a still picture repeats itself.
+    """
+    H, W, C = picture.shape
+    rows, columns = H // (patch * merge), W // (patch * merge)
+    blocks = picture.view(rows, merge, patch, columns, merge, patch, C).permute(0, 3, 1, 4, 6, 2, 5)
+    frames = blocks[..., None, :, :].expand(*blocks.shape[:5], temporal, patch, patch)
+    return frames.reshape(rows * columns * merge**2, -1)
 
 
 class Tower:
@@ -45,7 +90,7 @@ class Tower:
 
     Args:
         model: The whole model; only its vision tower is used.
-        processor: Knows the pixels' mean and standard deviation.
+        processor: Knows the patches' size and the pixels' mean and standard deviation.
     """
 
     def __init__(self, model: Any, processor: Any) -> None:
@@ -57,17 +102,24 @@ class Tower:
         _use_flash(self.visual, self.device)
         _widen(self.visual, self.device)
 
-    def features(self, patches: Patches) -> list[VisionFeatures]:
+    def features(self, pictures: Pictures) -> list[VisionFeatures]:
         """What the tower makes of each picture, on the device."""
         if self.parked:
             self.visual.to(self.device)
             self.parked = False
-        pixels = self._normalised(patches.pixels.to(self.device, non_blocking=True))
-        grids = patches.grids.to(self.device)
+        of = self.processor
+        patch, merge = of.patch_size, of.merge_size
+        grids = [(1, height // patch, width // patch) for height, width in pictures.sizes]
+        pixels = pictures.pixels.to(self.device, non_blocking=True)
+        whole = pixels.split_with_sizes([height * width * CHANNELS for height, width in pictures.sizes])
+        patches = [
+            cut_patches(part.view(*size, CHANNELS), patch, merge, of.temporal_patch_size)
+            for part, size in zip(whole, pictures.sizes, strict=True)
+        ]
+        inputs = self._normalised(torch.cat(patches)), torch.tensor(grids, device=self.device)
         with torch.no_grad():
-            output = self.model.get_image_features(pixels, grids, return_dict=True)
+            output = self.model.get_image_features(*inputs, return_dict=True)
         deepstack = getattr(output, "deepstack_features", None) or []
-        merge = self.visual.spatial_merge_size
         return [
             VisionFeatures(
                 output.pooler_output[i].clone(),
@@ -75,7 +127,7 @@ class Tower:
                 (height // merge, width // merge),
                 (1, height, width),
             )
-            for i, (_, height, width) in enumerate(patches.grids.tolist())
+            for i, (_, height, width) in enumerate(grids)
         ]
 
     def park(self) -> None:
@@ -85,7 +137,7 @@ class Tower:
         release_memory()
 
     def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Bytes (N, channels x pixels of a patch) to the tower's range; here, as bytes are faster to copy."""
+        """Bytes (N, channels x frames x pixels of a patch) to the tower's range."""
         mean, std = (
             torch.tensor(values, device=pixels.device)[:, None]
             for values in (self.processor.image_mean, self.processor.image_std)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from vqa.errors import UserError
 from vqa.feature_store import FeatureStore, tower_digest
@@ -19,23 +18,23 @@ from vqa.prefetch import prefetched
 from vqa.question import Question
 from vqa.reporting import progress
 from vqa.settings import ImageSettings
-from vqa.tower import Patches, Tower, join_patches
+from vqa.tower import Pictures, Tower, join_pictures, resized
 from vqa.views import look
 from vqa.vision_features import HostCopies, VisionFeatures
 
 UNLIMITED_TOKENS = 1 << 20
 PICTURES_AT_ONCE = 16
 Key = tuple[Any, ...]  # the picture's digest, how it is processed, its view
-Found = VisionFeatures | Patches
+Found = VisionFeatures | torch.Tensor  # a picture: (H, W, C), bytes
 
 
 @dataclass(frozen=True)
 class _Read:
-    """Pictures read from disk: features stored there, and patches of the others, in the order of `keys`."""
+    """What was read from disk: features stored there, and the other pictures, in the order of `keys`."""
 
     stored: dict[Key, VisionFeatures]
     keys: list[Key]
-    patches: Patches | None
+    pictures: Pictures | None
 
 
 @dataclass(frozen=True)
@@ -150,15 +149,15 @@ class VisionCache:
         futures = {key: self.pool.submit(self._found, key, q, image) for key, q in missing.items()}
         found = {key: future.result() for key, future in futures.items()}
         stored = {key: value for key, value in found.items() if isinstance(value, VisionFeatures)}
-        patches = {key: value for key, value in found.items() if isinstance(value, Patches)}
-        joined = join_patches(list(patches.values()), self.tower.device) if patches else None
-        return _Read(stored, list(patches), joined)
+        pictures = {key: value for key, value in found.items() if isinstance(value, torch.Tensor)}
+        joined = join_pictures(list(pictures.values()), self.tower.device) if pictures else None
+        return _Read(stored, list(pictures), joined)
 
     def _found(self, key: Key, question: Question, image: ImageSettings) -> Found:
-        """The picture's features from disk, or else its patches to make them from."""
+        """The picture's features from disk, or else the picture to make them from."""
         stored = self.disk.read(self._disk_key(key)) if self.disk and not question.view else None
         if stored is None:
-            return self._patches(question, image)
+            return self._picture(question, image)
         tensors, notes = stored
         height, width = (int(side) for side in notes["grid_hw"].split())
         merge = self.tower.visual.spatial_merge_size
@@ -170,7 +169,7 @@ class VisionCache:
 
     def _obtain(self, read: _Read) -> tuple[dict[Key, VisionFeatures], _Arriving]:
         """Features from disk or computed; those that will be kept in memory or on disk are on their way."""
-        computed = self.tower.features(read.patches) if read.patches else []
+        computed = self.tower.features(read.pictures) if read.pictures else []
         found = read.stored | dict(zip(read.keys, computed, strict=True))
         pictures = {key: value for key, value in found.items() if not key[-1]}  # views are not kept
         self.disk_hits += len(read.stored)
@@ -198,24 +197,15 @@ class VisionCache:
                 # in the pool that reads: a slow disk holds reading up instead of filling the memory
                 self.pool.submit(self.disk.write, self._disk_key(key), tensors, notes)
 
-    def _patches(self, question: Question, image: ImageSettings) -> Patches:
+    def _picture(self, question: Question, image: ImageSettings) -> torch.Tensor:
         if question.image is None:
             raise ValueError(f"question {question.id} has no picture")
+        most = image.max_visual_tokens or UNLIMITED_TOKENS
         try:
             picture = fit_image(look(load_image(question.image), question.view), image.mode, image.size)
-            return self._processed(picture, image)
+            # never scaled up beyond the minimum: the cap is the picture's own size where that is smaller
+            return resized(picture, self.processor, image.min_visual_tokens, most)
         except ValueError as error:  # ImageError, or sides that differ by more than the processor takes
             raise UserError(
                 f"{question.image} (question {question.id}): {error}; mend it, or look with stage=doctor"
             ) from error
-
-    def _processed(self, picture: Image.Image, image: ImageSettings) -> Patches:
-        side = (self.processor.patch_size * self.processor.merge_size) ** 2  # pixels per visual token
-        top = image.max_visual_tokens or UNLIMITED_TOKENS
-        # never scaled up: the cap is the picture's own size where that is smaller, but at least the minimum
-        low = image.min_visual_tokens * side
-        size = {"shortest_edge": low, "longest_edge": top * side}
-        out = self.processor(
-            images=[picture], size=size, do_rescale=False, do_normalize=False, return_tensors="pt"
-        )
-        return Patches(out["pixel_values"].to(torch.uint8), out["image_grid_thw"])
