@@ -2,8 +2,8 @@
 
 transformers computes attention picture by picture, for Qwen2.5-VL even window by window, unless a kernel is
 registered that takes all of them at once; torch carries one. Its processor takes more time on a picture than
-reading it does, much of it under the interpreter's lock: here pictures are resized on the host as it does, and
-cut into patches on the device.
+reading it does, much of it under the interpreter's lock: here pictures are resized on the host as it would,
+and cut into patches on the device.
 """
 
 from collections.abc import Sequence
