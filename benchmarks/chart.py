@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 RESULTS = Path(__file__).parent / "results"
 CHART = Path(__file__).parents[1] / "docs" / "speed.png"
-RUN = "2026-11-22-h200"  # the newest in which every tool ran on the same card
+RUN = "2026-11-25-h100"  # the newest in which every tool ran on cards of the same host
 MODEL = "qwen3_vl_8b"
 NAMES = {
     "vqa": "vqa",
@@ -67,10 +67,10 @@ def main() -> None:
         draw_bars(axes, f"LoRA training, {card}, questions/s", values)
     scoring = {
         "vqa": best(rows, "vqa", "score", 24),
-        "generate()\nper row": best(rows, "transformers", "score", 80),
+        "generate()\nper row": best(rows, "generate", "score", 80),
     }
     draw_bars(panels[2], "answering, questions/s", scoring)
-    figure.suptitle("Qwen3-VL-8B, 16-bit, r 32, 880-token prompt, 512 x 512, one H200", fontsize=11)
+    figure.suptitle("Qwen3-VL-8B, 16-bit, r 32, 880-token prompt, 512 x 512, one H100", fontsize=11)
     figure.savefig(CHART)
 
 
