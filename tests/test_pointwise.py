@@ -2,7 +2,11 @@
 
 import pytest
 import torch
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRMSNorm, apply_rotary_pos_emb
+from transformers.models.qwen3_vl.modeling_qwen3_vl import (
+    Qwen3VLTextRMSNorm,
+    apply_rotary_pos_emb,
+    apply_rotary_pos_emb_vision,
+)
 
 from vqa.pointwise import (
     fused,
@@ -11,6 +15,7 @@ from vqa.pointwise import (
     rms_norm_backward,
     rotate,
     rotate_backward,
+    rotate_wide,
     swiglu,
     swiglu_backward,
 )
@@ -58,6 +63,16 @@ def test_rotation_is_that_of_the_model(angles: tuple[torch.Tensor, torch.Tensor]
         heads_first = before.transpose(0, 1)[None]
         expected, _ = apply_rotary_pos_emb(heads_first, heads_first, angles[0][None], angles[1][None])
         assert torch.allclose(rotate(x, *angles, weight, EPS), expected[0].transpose(0, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_towers_rotation_is_that_of_the_model(
+    angles: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype
+) -> None:
+    q, k = randn(5, 2, 8).to(dtype), randn(5, 2, 8, seed=1).to(dtype)
+    expected = apply_rotary_pos_emb_vision(q, k, *angles)
+    for x, wanted in zip((q, k), expected, strict=True):
+        assert torch.equal(rotate_wide(x, *angles), wanted)
 
 
 @pytest.mark.parametrize("with_norm", [False, True])

@@ -10,6 +10,7 @@ from conftest import Make
 from PIL import Image
 from test_packing import tiny_qwen2_5
 
+from vqa import tower
 from vqa.errors import UserError
 from vqa.image import file_sha256
 from vqa.model import Base
@@ -34,6 +35,14 @@ def test_patches_are_the_processors(base: Base, size: tuple[int, int], least: in
     shape = (processor.patch_size, processor.merge_size, processor.temporal_patch_size)
     assert torch.equal(cut_patches(pixels, *shape).float(), wanted["pixel_values"])
     assert wanted["image_grid_thw"].tolist() == [[1, *(side // shape[0] for side in pixels.shape[:2])]]
+
+
+def test_passes_hold_every_picture_once_and_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tower, "PIXELS_AT_ONCE", 100)
+    drawn = [torch.full((side, 5, 3), i, dtype=torch.uint8) for i, side in enumerate((8, 8, 12, 50, 1, 1))]
+    parts = list(tower._passes(tower.join_pictures(drawn, torch.device("cpu"))))
+    assert [part.sizes for part in parts] == [[(8, 5), (8, 5)], [(12, 5)], [(50, 5)], [(1, 5), (1, 5)]]
+    assert torch.equal(torch.cat([part.pixels for part in parts]), torch.cat([d.flatten() for d in drawn]))
 
 
 def test_a_widened_mlp_gives_the_same() -> None:

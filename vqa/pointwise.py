@@ -92,6 +92,13 @@ def rotate(
 
 
 @fused
+def rotate_wide(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """The vision towers' rotary embedding, in float32 whatever the type of x (T, H, D); cos, sin (T, D)."""
+    wide = x.float()
+    return (wide * cos[:, None].float() + _half_turn(wide) * sin[:, None].float()).to(x.dtype)
+
+
+@fused
 def rotate_backward(
     grad: torch.Tensor,
     x: torch.Tensor | None,

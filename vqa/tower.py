@@ -6,7 +6,8 @@ reading it does, much of it under the interpreter's lock: here pictures are resi
 and cut into patches on the device.
 """
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +17,12 @@ from PIL import Image
 
 from vqa.device import release_memory
 from vqa.flash import attend_in_parts, has_flash
+from vqa.pointwise import rotate_wide
 from vqa.vision_features import VisionFeatures
 
 FLASH = "flash_in_parts"  # transformers hands over everything at once to what has "flash" in its name
 CHANNELS = 3
+PIXELS_AT_ONCE = 32 * 512 * 512  # in one pass: bounds the memory, and fills the device
 WIDTH = 8  # half-precision products of other widths run on kernels of a third of the speed
 
 
@@ -99,7 +102,7 @@ class Tower:
         self.processor = processor
         self.device: torch.device = model.lm_head.weight.device
         self.parked = False
-        _use_flash(self.visual, self.device)
+        _use_fast_kernels(self.visual, self.device)
         _widen(self.visual, self.device)
 
     def features(self, pictures: Pictures) -> list[VisionFeatures]:
@@ -107,6 +110,9 @@ class Tower:
         if self.parked:
             self.visual.to(self.device)
             self.parked = False
+        return [features for part in _passes(pictures) for features in self._in_one_pass(part)]
+
+    def _in_one_pass(self, pictures: Pictures) -> list[VisionFeatures]:
         of = self.processor
         patch, merge = of.patch_size, of.merge_size
         grids = [(1, height // patch, width // patch) for height, width in pictures.sizes]
@@ -147,14 +153,32 @@ class Tower:
         return normalised.flatten(1)
 
 
-def _use_flash(visual: Any, device: torch.device) -> None:
-    """Let torch's FlashAttention take all pictures, or windows, in one call, where it can."""
+def _passes(pictures: Pictures) -> Iterator[Pictures]:
+    """The same pictures, as many at a time as the tower takes; one alone may be larger."""
+    lengths = [height * width * CHANNELS for height, width in pictures.sizes]
+    begin = end = start = 0
+    for i, length in enumerate(lengths):
+        if i > begin and end + length - start > PIXELS_AT_ONCE * CHANNELS:
+            yield Pictures(pictures.pixels[start:end], pictures.sizes[begin:i])
+            begin, start = i, end
+        end += length
+    yield Pictures(pictures.pixels[start:end], pictures.sizes[begin:])
+
+
+def _use_fast_kernels(visual: Any, device: torch.device) -> None:
+    """FlashAttention in one call for all pictures or windows, and one kernel that rotates; where they run."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     attention = visual.blocks[0].attn
     if has_flash(torch.empty(1, attention.num_heads, attention.head_dim, dtype=visual.dtype, device=device)):
         ALL_ATTENTION_FUNCTIONS.register(FLASH, _flash_in_parts)
         visual.config._attn_implementation = FLASH
+        # a third of the tower's time otherwise; transformers offers no other place to exchange it
+        sys.modules[type(visual).__module__].apply_rotary_pos_emb_vision = _rotated  # type: ignore[attr-defined]
+
+
+def _rotated(q: Any, k: Any, cos: Any, sin: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return rotate_wide(q, cos, sin), rotate_wide(k, cos, sin)
 
 
 def _flash_in_parts(

@@ -23,7 +23,7 @@ from vqa.views import look
 from vqa.vision_features import HostCopies, VisionFeatures
 
 UNLIMITED_TOKENS = 1 << 20
-PICTURES_AT_ONCE = 16
+PICTURES_AT_ONCE = 32
 Key = tuple[Any, ...]  # the picture's digest, how it is processed, its view
 Found = VisionFeatures | torch.Tensor  # a picture: (H, W, C), bytes
 
