@@ -47,6 +47,10 @@ def test_the_report_is_rebuilt_without_the_data_named_again(
     outcome = vqa(monkeypatch, capsys, "study=s", "stage=report", "tracking=none", "lang=ko")
     assert outcome.code == 0, outcome.err
     assert (study / "report.html").read_text(encoding="utf-8") == before
+    (study / "final/adapter").rename(study / "moved")  # adapters are large
+    outcome = vqa(monkeypatch, capsys, "study=s", "stage=report", "tracking=none", "lang=ko")
+    assert outcome.code == 0, outcome.err
+    assert not (study / "final/adapter").exists()
     nothing = vqa(monkeypatch, capsys, "study=other", "stage=report", "tracking=none")
     assert (nothing.code, "nothing to report" in nothing.err) == (2, True)
 

@@ -130,7 +130,8 @@ def _record_report(settings: Settings, run: Path) -> Path:
     from vqa.report import write_report
     from vqa.tracking import open_tracker
 
-    card = write_hand_over(run) if (run / MANIFEST).exists() else None
+    whole = (run / MANIFEST).exists() and (run / "adapter").is_dir()  # it may have been moved: it is large
+    card = write_hand_over(run) if whole else None
     page = write_report(run, settings.lang)
     if (run / ".mlflow_run_id").exists():
         with open_tracker(settings.tracking).run("final", "final", run) as record:
