@@ -111,12 +111,14 @@ def train_row(encoder: Encoder, settings: Settings, plan: Plan, case: str, rows:
     }
 
 
-def score_row(encoder: Encoder, settings: Settings, rows: list[Question], gib: int) -> Any:
-    """Score the rows twice with an adapter on; the figures of the second time."""
+def score_row(encoder: Encoder, settings: Settings, rows: list[Question], gib: int, new: bool) -> Any:
+    """Score the rows twice with an adapter on; the figures of the second time. `new`: no picture is known."""
     limit_memory(gib, encoder.base.device)
     with attached(encoder.base, settings.lora, seed=0) as model:
         model.eval()
         score(encoder, rows, 64)
+        if new:
+            encoder.base.vision.forget()
         torch.cuda.reset_peak_memory_stats()
         began = time.perf_counter()
         with busy_share() as busy:
@@ -124,7 +126,7 @@ def score_row(encoder: Encoder, settings: Settings, rows: list[Question], gib: i
         seconds = time.perf_counter() - began
     release_memory()
     return {
-        "mode": "score",
+        "mode": "score, pictures new" if new else "score",
         "batch": 64,
         "limit_gib": gib,
         "samples_s": round(len(rows) / seconds, 1),
@@ -190,7 +192,7 @@ def main() -> None:
     if arguments.profile:
         found.append(profile_row(encoder, settings, plan, rows))
     if arguments.score_gib:
-        found.append(score_row(encoder, settings, rows, arguments.score_gib))
+        found += [score_row(encoder, settings, rows, arguments.score_gib, new) for new in (True, False)]
     about = {"who": "vqa", "model": arguments.model, "base": arguments.quantization}
     write_rows(arguments.out, "throughput", [about | row for row in found])
     print(found[0], found[-1], flush=True)

@@ -64,8 +64,7 @@ def train_once(given: argparse.Namespace) -> None:
         plan = replace(plan_fit(settings, len(rows)), epochs=1, evaluations=1)
         with attached(encoder.base, settings.lora, seed=0) as model:
             fit(encoder, model, rows[: 3 * given.batch], plan, nothing)
-        encoder.base.vision.kept.clear()  # the run looks at every picture itself
-        encoder.base.vision.nbytes = 0
+        encoder.base.vision.forget()  # the run looks at every picture itself
         if ranks.is_main():
             folder.mkdir(parents=True)
         ranks.agreed(lambda: None)

@@ -54,6 +54,10 @@ def test_a_picture_is_computed_once(cache: VisionCache, picture: Picture, settin
     assert all(same(a, b) for a, b in zip(again, [first[0], first[1]], strict=True))
     cache.features([small], settings("image=pad_512", "image.size=64").image)
     assert cache.misses == 3  # another way of processing is another key
+    cache.forget()
+    assert (cache.nbytes, cache.kept) == (0, {})
+    cache.features([small], settings().image)
+    assert cache.misses == 4
 
 
 def test_a_question_without_its_picture_has_no_features_and_is_no_hit(

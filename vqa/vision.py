@@ -137,6 +137,11 @@ class VisionCache:
             figures |= {"vision_disk_gib": self.disk.nbytes / 2**30, "vision_disk_hits": self.disk_hits}
         return figures
 
+    def forget(self) -> None:
+        """Keep nothing in memory of the pictures seen so far."""
+        self.kept.clear()
+        self.nbytes = 0
+
     def park(self) -> None:
         """Keep the tower in host memory until a picture needs it; for when the GPU's memory is short."""
         self.tower.park()
