@@ -57,7 +57,7 @@ class VisionCache:
 
     Args:
         model: The whole model; only its vision tower is used.
-        processor: Turns pictures into patches.
+        processor: The model's image processor: sizes, mean and standard deviation.
         limit_gib: Largest size, GiB; 0 keeps nothing.
     """
 
