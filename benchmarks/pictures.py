@@ -19,11 +19,10 @@ import torch
 
 from benchmarks.full_size import make_contest
 from benchmarks.record import add_output_arguments, write_rows
-from vqa.image import fit_image, load_image
+from vqa.image import UNLIMITED_TOKENS, fit_image, load_image
 from vqa.tower import resized
 
 PICTURES, SIDE, ROUNDS, SPIN_S = 48, 512, 4, 8.0
-MOST = 1 << 20  # visual tokens: as many as there are
 Read = Callable[[Path], Any]
 
 
@@ -81,10 +80,10 @@ def main() -> None:
     processor = Qwen2VLImageProcessorPil(patch_size=16)
 
     def ours(path: Path) -> torch.Tensor:
-        return resized(fit_image(load_image(path), "pad", SIDE), processor, 4, MOST)
+        return resized(fit_image(load_image(path), "pad", SIDE), processor, 4, None)
 
     def own(path: Path) -> torch.Tensor:
-        size = {"shortest_edge": 4 * 32**2, "longest_edge": MOST * 32**2}
+        size = {"shortest_edge": 4 * 32**2, "longest_edge": UNLIMITED_TOKENS * 32**2}
         out = processor(
             images=[fit_image(load_image(path), "pad", SIDE)],
             size=size,

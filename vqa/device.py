@@ -4,6 +4,7 @@ import gc
 import os
 import resource
 import sys
+from collections.abc import Sequence
 
 import torch
 
@@ -60,6 +61,15 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy host memory to the device without waiting for what the device has still to do."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def join_on_host(parts: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """One after the other along the first dimension, in memory from which a GPU copies beside its work."""
+    if device.type != "cuda":
+        return torch.cat(list(parts))
+    rows = sum(len(part) for part in parts)
+    whole = torch.empty(rows, *parts[0].shape[1:], dtype=parts[0].dtype, pin_memory=True)
+    return torch.cat(list(parts), out=whole)
 
 
 def limit_memory(gib: float | None, device: torch.device) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqa.image import ImageError, load_image
+from vqa.image import ImageError, load_image, tower_size
 from vqa.metrics import accuracy_interval
 from vqa.prompt import render
 from vqa.question import LETTERS, Question
@@ -200,10 +200,8 @@ def sizes(settings: Settings, questions: Sequence[Question], config: Any, tokeni
         config: The model's configuration.
         tokenizer: Its tokenizer.
     """
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
-
     side = config.vision_config.patch_size * config.vision_config.spatial_merge_size
-    low, top = settings.image.min_visual_tokens, settings.image.max_visual_tokens or 1 << 20
+    budget = settings.image.min_visual_tokens, settings.image.max_visual_tokens
     found: dict[str, list[float]] = {"width": [], "height": [], "visual tokens": [], "text tokens": []}
     for q in questions:
         rendered = render(tokenizer, settings.prompt, q, (0, 1, 2, 3))
@@ -215,7 +213,7 @@ def sizes(settings: Settings, questions: Sequence[Question], config: Any, tokeni
         width, height = size if settings.image.size is None else (settings.image.size, settings.image.size)
         found["width"].append(size[0])
         found["height"].append(size[1])
-        tall, wide = smart_resize(height, width, side, low * side**2, top * side**2)
+        wide, tall = tower_size(width, height, side, *budget)
         found["visual tokens"].append(tall * wide // side**2)
     return {
         name: np.percentile(values, [0, 50, 95, 100]).tolist() for name, values in found.items() if values

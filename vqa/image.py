@@ -19,6 +19,7 @@ MAX_PIXELS = 50_000_000
 # Mid grey, because image processors subtract a mean near 0.5: the border becomes nearly zero and pulls the
 # patches beside it less than black would.
 PAD_COLOUR = (128, 128, 128)
+UNLIMITED_TOKENS = 1 << 20
 
 # What Pillow's decoders raise on damaged files, beside OSError.
 _DECODE_ERRORS = (
@@ -144,6 +145,27 @@ def fit_image(image: Image.Image, mode: str, size: int | None) -> Image.Image:
     if mode == "pad":
         return ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC, color=PAD_COLOUR)
     raise ValueError(f"image.mode must be native, resize or pad, got {mode}")
+
+
+def tower_size(width: int, height: int, side: int, least: int, most: int | None) -> tuple[int, int]:
+    """Width and height with which a picture goes through the tower: whole visual tokens, within the budget.
+
+    Source: transformers' Qwen2-VL processor.
+
+    Args:
+        width: Of the picture, pixels; height alike.
+        side: Of a visual token, pixels.
+        least: Visual tokens it gets at least: smaller pictures are enlarged.
+        most: Visual tokens it gets at most; None: as many as it has.
+
+    Raises:
+        ValueError: One side is more than 200 times the other.
+    """
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+    limits = {"min_pixels": least * side**2, "max_pixels": (most or UNLIMITED_TOKENS) * side**2}
+    tall, wide = smart_resize(height, width, factor=side, **limits)
+    return wide, tall
 
 
 def _read(path: Path) -> bytes:

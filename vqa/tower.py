@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vqa.device import release_memory
+from vqa.device import join_on_host, release_memory
 from vqa.flash import attend_in_parts, has_flash
+from vqa.image import tower_size
 from vqa.pointwise import rotate_wide
 from vqa.vision_features import VisionFeatures
 
@@ -38,35 +39,33 @@ class Pictures:
     pixels: torch.Tensor
     sizes: list[tuple[int, int]]
 
+    @property
+    def lengths(self) -> list[int]:
+        """Bytes of each."""
+        return [height * width * CHANNELS for height, width in self.sizes]
 
-def resized(picture: Image.Image, processor: Any, least: int, most: int) -> torch.Tensor:
+
+def resized(picture: Image.Image, processor: Any, least: int, most: int | None) -> torch.Tensor:
     """(H, W, C) bytes of an RGB picture, scaled as the processor would.
 
     Args:
         picture: Of any size.
         processor: The model's image processor.
         least: Visual tokens it gets at least: smaller pictures are enlarged.
-        most: Visual tokens it gets at most.
+        most: Visual tokens it gets at most; None: as many as it has.
 
     Raises:
         ValueError: One side is more than 200 times the other.
     """
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
-
-    side = processor.patch_size * processor.merge_size
-    limits = {"min_pixels": least * side**2, "max_pixels": most * side**2}
-    height, width = smart_resize(picture.height, picture.width, factor=side, **limits)
-    if (width, height) != picture.size:
-        picture = picture.resize((width, height), resample=processor.resample)
+    size = tower_size(*picture.size, processor.patch_size * processor.merge_size, least, most)
+    if size != picture.size:
+        picture = picture.resize(size, resample=processor.resample)
     return torch.from_numpy(np.array(picture))
 
 
 def join_pictures(parts: Sequence[torch.Tensor], device: torch.device) -> Pictures:
     """Several pictures (H, W, C), in memory from which they can be copied to the device beside its work."""
-    pixels = torch.empty(
-        sum(part.numel() for part in parts), dtype=torch.uint8, pin_memory=device.type == "cuda"
-    )
-    torch.cat([part.flatten() for part in parts], out=pixels)
+    pixels = join_on_host([part.flatten() for part in parts], device)
     return Pictures(pixels, [(part.shape[0], part.shape[1]) for part in parts])
 
 
@@ -101,15 +100,13 @@ class Tower:
         self.visual = model.model.visual
         self.processor = processor
         self.device: torch.device = model.lm_head.weight.device
-        self.parked = False
         _use_fast_kernels(self.visual, self.device)
         _widen(self.visual, self.device)
 
     def features(self, pictures: Pictures) -> list[VisionFeatures]:
         """What the tower makes of each picture, on the device."""
-        if self.parked:
+        if self.visual.device != self.device:  # it was parked
             self.visual.to(self.device)
-            self.parked = False
         return [features for part in _passes(pictures) for features in self._in_one_pass(part)]
 
     def _in_one_pass(self, pictures: Pictures) -> list[VisionFeatures]:
@@ -117,7 +114,7 @@ class Tower:
         patch, merge = of.patch_size, of.merge_size
         grids = [(1, height // patch, width // patch) for height, width in pictures.sizes]
         pixels = pictures.pixels.to(self.device, non_blocking=True)
-        whole = pixels.split_with_sizes([height * width * CHANNELS for height, width in pictures.sizes])
+        whole = pixels.split_with_sizes(pictures.lengths)
         patches = [
             cut_patches(part.view(*size, CHANNELS), patch, merge, of.temporal_patch_size)
             for part, size in zip(whole, pictures.sizes, strict=True)
@@ -139,7 +136,6 @@ class Tower:
     def park(self) -> None:
         """Keep the tower in host memory until a picture needs it; for when the GPU's memory is short."""
         self.visual.to("cpu")
-        self.parked = True
         release_memory()
 
     def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -155,9 +151,8 @@ class Tower:
 
 def _passes(pictures: Pictures) -> Iterator[Pictures]:
     """The same pictures, as many at a time as the tower takes; one alone may be larger."""
-    lengths = [height * width * CHANNELS for height, width in pictures.sizes]
     begin = end = start = 0
-    for i, length in enumerate(lengths):
+    for i, length in enumerate(pictures.lengths):
         if i > begin and end + length - start > PIXELS_AT_ONCE * CHANNELS:
             yield Pictures(pictures.pixels[start:end], pictures.sizes[begin:i])
             begin, start = i, end

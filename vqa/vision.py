@@ -22,7 +22,6 @@ from vqa.tower import Pictures, Tower, join_pictures, resized
 from vqa.views import look
 from vqa.vision_features import HostCopies, VisionFeatures
 
-UNLIMITED_TOKENS = 1 << 20
 PICTURES_AT_ONCE = 32
 Key = tuple[Any, ...]  # the picture's digest, how it is processed, its view
 Found = VisionFeatures | torch.Tensor  # a picture: (H, W, C), bytes
@@ -205,11 +204,10 @@ class VisionCache:
     def _picture(self, question: Question, image: ImageSettings) -> torch.Tensor:
         if question.image is None:
             raise ValueError(f"question {question.id} has no picture")
-        most = image.max_visual_tokens or UNLIMITED_TOKENS
         try:
             picture = fit_image(look(load_image(question.image), question.view), image.mode, image.size)
             # never scaled up beyond the minimum: the cap is the picture's own size where that is smaller
-            return resized(picture, self.processor, image.min_visual_tokens, most)
+            return resized(picture, self.processor, image.min_visual_tokens, image.max_visual_tokens)
         except ValueError as error:  # ImageError, or sides that differ by more than the processor takes
             raise UserError(
                 f"{question.image} (question {question.id}): {error}; mend it, or look with stage=doctor"

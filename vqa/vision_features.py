@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from vqa.device import join_on_host
+
 
 @dataclass(frozen=True)
 class VisionFeatures:
@@ -90,14 +92,9 @@ def join_features(features: Sequence[VisionFeatures], device: torch.device) -> J
 
 
 def _join(parts: list[torch.Tensor], device: torch.device) -> torch.Tensor:
-    if device.type != "cuda":
-        return torch.cat(parts)
-    rows = sum(len(part) for part in parts)
-    if any(part.device.type == "cuda" for part in parts):  # just made, and the cache is full
+    if any(part.is_cuda for part in parts):  # just made, and the cache is full
         return torch.cat([part.to(device) for part in parts])
-    # joined in pinned memory: the copy to the GPU goes on beside the computation
-    whole = torch.empty(rows, parts[0].shape[1], dtype=parts[0].dtype, pin_memory=True)
-    return torch.cat(parts, out=whole).to(device, non_blocking=True)
+    return join_on_host(parts, device).to(device, non_blocking=True)
 
 
 def encoder_outputs(features: Sequence[VisionFeatures], device: torch.device) -> dict[str, Any]:
