@@ -44,7 +44,7 @@ def test_the_placeholder_is_repeated_for_every_visual_token(encoder: Encoder, qu
     assert suffix.features is not None
     count = int((suffix.ids == encoder.base.image_token).sum())
     assert count == len(suffix.features.pooled) == 16  # a 64 x 64 picture
-    assert len(suffix.ids) == encoder.text_length(question) + count - 1
+    assert [len(suffix.ids)] == [length + count - 1 for length in encoder.text_lengths([question])]
 
 
 def test_without_its_picture_a_question_keeps_only_its_text(encoder: Encoder, question: Question) -> None:

@@ -1,5 +1,6 @@
 """What only a GPU can show: fused kernels and FlashAttention against the portable formulas. Run by hand."""
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,10 +10,11 @@ from test_decoder import check_distance_to_float32
 from test_packing import FAMILIES
 from test_soft_prompt import check_distance_of_gradient
 
-from vqa import pointwise
+from vqa import pointwise, tower
 from vqa.attention import LayerTree, attend
 from vqa.decoder import Recompute
-from vqa.tower import FLASH, Tower, join_pictures
+from vqa.tower import Tower, join_pictures
+from vqa.tower_kernels import FLASH
 from vqa.tree import tree_layout
 from vqa.vision_features import HostCopies
 
@@ -76,27 +78,31 @@ def test_a_soft_prompts_bfloat16_gradient_is_as_near_to_float32_as_transformers_
     check_distance_of_gradient(CUDA)
 
 
+@pytest.mark.parametrize(
+    "sizes", [[(96, 64), (32, 160), (128, 128)], [(128, 160)] * 3], ids=["mixed", "alike"]
+)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_all_pictures_in_one_call_are_as_near_to_float32_as_one_by_one(family: str) -> None:
+def test_all_pictures_in_one_call_are_as_near_to_float32_as_one_by_one(
+    family: str, sizes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     model = FAMILIES[family]()
     shape = {"patch_size": 8, "merge_size": 2, "temporal_patch_size": 2}
     processor = SimpleNamespace(image_mean=[0.5] * 3, image_std=[0.5] * 3, rescale_factor=1 / 255, **shape)
-    sizes = [(96, 64), (32, 160), (128, 128)]
     drawn = [torch.randint(0, 256, (*size, 3), dtype=torch.uint8) for size in sizes]
     exact = Tower(model, processor).features(join_pictures(drawn, CPU))
-    tower = Tower(model.to(CUDA, torch.bfloat16), processor)
-    assert tower.visual.config._attn_implementation == FLASH
-    together = tower.features(join_pictures(drawn, CUDA))
-    tower.visual.config._attn_implementation = "sdpa"
-    one_by_one = tower.features(join_pictures(drawn, CUDA))
+    fast_tower = Tower(copy.deepcopy(model).to(CUDA, torch.bfloat16), processor)
+    assert fast_tower.visual.config._attn_implementation == FLASH
+    together = fast_tower.features(join_pictures(drawn, CUDA))
+    monkeypatch.setattr(tower, "use_fast_kernels", lambda visual, device: None)
+    one_by_one = Tower(model.to(CUDA, torch.bfloat16), processor).features(join_pictures(drawn, CUDA))
     for ours, own, wanted in zip(together, one_by_one, exact, strict=True):
         assert ours.grid == wanted.grid
         pairs = zip((ours.pooled, *ours.deepstack), (own.pooled, *own.deepstack), strict=True)
         for (fast, plain), target in zip(pairs, (wanted.pooled, *wanted.deepstack), strict=True):
             assert off(fast.cpu(), target) < 1.1 * off(plain.cpu(), target) < 0.05
     copied = HostCopies().begin(together).result()
-    for ours, copy in zip(together, copied, strict=True):
-        assert not copy.pooled.is_pinned()
-        assert torch.equal(copy.pooled, ours.pooled.cpu())
-        assert all(torch.equal(a, b.cpu()) for a, b in zip(copy.deepstack, ours.deepstack, strict=True))
+    for ours, moved in zip(together, copied, strict=True):
+        assert not moved.pooled.is_pinned()
+        assert torch.equal(moved.pooled, ours.pooled.cpu())
+        assert all(torch.equal(a, b.cpu()) for a, b in zip(moved.deepstack, ours.deepstack, strict=True))

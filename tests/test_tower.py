@@ -15,7 +15,8 @@ from vqa.errors import UserError
 from vqa.image import file_sha256
 from vqa.model import Base
 from vqa.question import Question
-from vqa.tower import cut_patches, pad_mlp, resized
+from vqa.tower import cut_patches, resized
+from vqa.tower_kernels import pad_mlp
 from vqa.vision import PICTURES_AT_ONCE, VisionCache
 from vqa.vision_features import HostCopies, VisionFeatures
 
@@ -33,7 +34,9 @@ def test_patches_are_the_processors(base: Base, size: tuple[int, int], least: in
     )
     pixels = resized(picture, processor, least, most)
     shape = (processor.patch_size, processor.merge_size, processor.temporal_patch_size)
-    assert torch.equal(cut_patches(pixels, *shape).float(), wanted["pixel_values"])
+    cut = cut_patches(torch.stack([pixels, pixels.flip(0)]), *shape)
+    assert torch.equal(cut[: len(cut) // 2].float(), wanted["pixel_values"])
+    assert torch.equal(cut[len(cut) // 2 :], cut_patches(pixels.flip(0)[None], *shape))
     assert wanted["image_grid_thw"].tolist() == [[1, *(side // shape[0] for side in pixels.shape[:2])]]
 
 

@@ -85,9 +85,10 @@ class Encoder:
         """Compute the vision features of all pictures that are not known yet, as far as there is room."""
         self.base.vision.fill(questions, self.image)
 
-    def text_length(self, question: Question) -> int:
-        """Tokens of the suffix without its picture, for sorting questions of like length together."""
-        return len(self.base.ids(render(self.base.tokenizer, self.prompt, question, AS_WRITTEN).suffix))
+    def text_lengths(self, questions: Sequence[Question]) -> list[int]:
+        """Tokens of each suffix without its picture, for sorting questions of like length together."""
+        texts = [render(self.base.tokenizer, self.prompt, q, AS_WRITTEN).suffix for q in questions]
+        return [len(ids) for ids in self.base.tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
     def _suffix(
         self, question: Question, order: Order, features: VisionFeatures | None, answered: bool

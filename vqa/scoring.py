@@ -54,7 +54,8 @@ def option_scores(
         vocabulary; in the questions' order, on the CPU.
     """
     base = encoder.base
-    by_length = sorted(range(len(questions)), key=lambda i: encoder.text_length(questions[i]), reverse=True)
+    lengths = encoder.text_lengths(questions)
+    by_length = sorted(range(len(questions)), key=lengths.__getitem__, reverse=True)
     prefix = encoder.prefix(questions[0])
     known = known_prefix(base, prefix) if encoder.shares_prefix(questions[by_length[-1]]) else None
 

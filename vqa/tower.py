@@ -1,12 +1,10 @@
 """The vision tower on its device: several pictures to features, in one pass.
 
-transformers computes attention picture by picture, for Qwen2.5-VL even window by window, unless a kernel is
-registered that takes all of them at once; torch carries one. Its processor takes more time on a picture than
-reading it does, much of it under the interpreter's lock: here pictures are resized on the host as it would,
-and cut into patches on the device.
+transformers' processor takes more time on a picture than reading it does, much of it under the interpreter's
+lock: here pictures are resized on the host as it would, and cut into patches on the device.
 """
 
-import sys
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,16 +13,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vqa.device import join_on_host, release_memory
-from vqa.flash import attend_in_parts, has_flash
+from vqa.device import join_on_host, release_memory, to_device
 from vqa.image import tower_size
-from vqa.pointwise import rotate_wide
+from vqa.tower_kernels import use_fast_kernels
 from vqa.vision_features import VisionFeatures
 
-FLASH = "flash_in_parts"  # transformers hands over everything at once to what has "flash" in its name
 CHANNELS = 3
 PIXELS_AT_ONCE = 32 * 512 * 512  # in one pass: bounds the memory, and fills the device
-WIDTH = 8  # half-precision products of other widths run on kernels of a third of the speed
+Grid = tuple[int, int, int]  # frames, rows and columns of patches
 
 
 @dataclass(frozen=True)
@@ -69,22 +65,22 @@ def join_pictures(parts: Sequence[torch.Tensor], device: torch.device) -> Pictur
     return Pictures(pixels, [(part.shape[0], part.shape[1]) for part in parts])
 
 
-def cut_patches(picture: torch.Tensor, patch: int, merge: int, temporal: int) -> torch.Tensor:
-    """(N, channels x frames x pixels of a patch): the patches of a visual token one after the other.
+def cut_patches(pictures: torch.Tensor, patch: int, merge: int, temporal: int) -> torch.Tensor:
+    """(B x N, channels x frames x pixels of a patch): the patches of a visual token one after the other.
 
     Source: the layout of transformers' Qwen2VLImageProcessor.
 
     Args:
-        picture: (H, W, C).
+        pictures: (B, H, W, C), B of one size.
         patch: Side of a patch, pixels.
         merge: Patches along a visual token's side.
         temporal: Frames of a patch; a still picture repeats itself.
     """
-    H, W, C = picture.shape
+    B, H, W, C = pictures.shape
     rows, columns = H // (patch * merge), W // (patch * merge)
-    blocks = picture.view(rows, merge, patch, columns, merge, patch, C).permute(0, 3, 1, 4, 6, 2, 5)
-    frames = blocks[..., None, :, :].expand(*blocks.shape[:5], temporal, patch, patch)
-    return frames.reshape(rows * columns * merge**2, -1)
+    blocks = pictures.view(B, rows, merge, patch, columns, merge, patch, C).permute(0, 1, 4, 2, 5, 7, 3, 6)
+    frames = blocks[..., None, :, :].expand(*blocks.shape[:6], temporal, patch, patch)
+    return frames.reshape(B * rows * columns * merge**2, -1)
 
 
 class Tower:
@@ -96,12 +92,11 @@ class Tower:
     """
 
     def __init__(self, model: Any, processor: Any) -> None:
-        self.model = model.model
         self.visual = model.model.visual
         self.processor = processor
         self.device: torch.device = model.lm_head.weight.device
-        _use_fast_kernels(self.visual, self.device)
-        _widen(self.visual, self.device)
+        self.placed: tuple[tuple[Grid, ...], dict[str, Any]] = (), {}  # of the pass before: often alike
+        use_fast_kernels(self.visual, self.device)
 
     def features(self, pictures: Pictures) -> list[VisionFeatures]:
         """What the tower makes of each picture, on the device."""
@@ -112,26 +107,34 @@ class Tower:
     def _in_one_pass(self, pictures: Pictures) -> list[VisionFeatures]:
         of = self.processor
         patch, merge = of.patch_size, of.merge_size
-        grids = [(1, height // patch, width // patch) for height, width in pictures.sizes]
         pixels = pictures.pixels.to(self.device, non_blocking=True)
-        whole = pixels.split_with_sizes(pictures.lengths)
+        alike = [(size, len(list(same))) for size, same in itertools.groupby(pictures.sizes)]
+        parts = pixels.split_with_sizes([height * width * CHANNELS * n for (height, width), n in alike])
         patches = [
-            cut_patches(part.view(*size, CHANNELS), patch, merge, of.temporal_patch_size)
-            for part, size in zip(whole, pictures.sizes, strict=True)
+            cut_patches(part.view(n, *size, CHANNELS), patch, merge, of.temporal_patch_size)
+            for part, (size, n) in zip(parts, alike, strict=True)
         ]
-        inputs = self._normalised(torch.cat(patches)), torch.tensor(grids, device=self.device)
+        grids = tuple((1, height // patch, width // patch) for height, width in pictures.sizes)
+        values = self._normalised(torch.cat(patches)).to(self.visual.dtype)
         with torch.no_grad():
-            output = self.model.get_image_features(*inputs, return_dict=True)
-        deepstack = getattr(output, "deepstack_features", None) or []
+            output = self.visual(
+                values, grid_thw=torch.tensor(grids), return_dict=True, **self._places(grids)
+            )
+        tensors = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
+        tokens = [height * width // merge**2 for _, height, width in grids]
+        single = zip(*(tensor.split(tokens) for tensor in tensors), strict=True)
         return [
             VisionFeatures(
-                output.pooler_output[i].clone(),
-                tuple(tap[i].clone() for tap in deepstack),
-                (height // merge, width // merge),
-                (1, height, width),
+                pooled.clone(), tuple(tap.clone() for tap in taps), (grid[1] // merge, grid[2] // merge), grid
             )
-            for i, (_, height, width) in enumerate(grids)
+            for (pooled, *taps), grid in zip(single, grids, strict=True)
         ]
+
+    def _places(self, grids: tuple[Grid, ...]) -> dict[str, Any]:
+        """Where patches lie and pictures end, on the device: transformers would ask it for them and wait."""
+        if self.placed[0] != grids:
+            self.placed = grids, places(self.visual, grids, self.device)
+        return self.placed[1]
 
     def park(self) -> None:
         """Keep the tower in host memory until a picture needs it; for when the GPU's memory is short."""
@@ -160,64 +163,31 @@ def _passes(pictures: Pictures) -> Iterator[Pictures]:
     yield Pictures(pictures.pixels[start:end], pictures.sizes[begin:])
 
 
-def _use_fast_kernels(visual: Any, device: torch.device) -> None:
-    """FlashAttention in one call for all pictures or windows, and one kernel that rotates; where they run."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+def places(visual: Any, grids: tuple[Grid, ...], device: torch.device) -> dict[str, Any]:
+    """What a tower would work out of its pictures' sizes: positions of the patches, where pictures end.
 
-    attention = visual.blocks[0].attn
-    if has_flash(torch.empty(1, attention.num_heads, attention.head_dim, dtype=visual.dtype, device=device)):
-        ALL_ATTENTION_FUNCTIONS.register(FLASH, _flash_in_parts)
-        visual.config._attn_implementation = FLASH
-        # a third of the tower's time otherwise; transformers offers no other place to exchange it
-        sys.modules[type(visual).__module__].apply_rotary_pos_emb_vision = _rotated  # type: ignore[attr-defined]
+    Args:
+        visual: The tower.
+        grids: Of the pictures, in patches.
+        device: Where the tensors go.
 
-
-def _rotated(q: Any, k: Any, cos: Any, sin: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    return rotate_wide(q, cos, sin), rotate_wide(k, cos, sin)
-
-
-def _flash_in_parts(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None = None,
-    *,
-    scaling: float,
-    cu_seq_lens_q: torch.Tensor,
-    max_length_q: int,
-    **unused: Any,
-) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface: (1, H, T, D) to (1, T, H, D); every part sees itself."""
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    return attend_in_parts(q, k, v, cu_seq_lens_q, max_length_q, scaling)[None], None
-
-
-def _widen(visual: Any, device: torch.device) -> None:
-    """Pad the gated MLPs with zeros to a width that fast kernels take (Qwen2.5-VL-7B: 3,420).
-
-    What is added is silu(0) x 0 = 0, and counts nothing further on.
+    Returns:
+        The arguments that spare it that, named as transformers.vision_utils takes them.
     """
-    if device.type != "cuda" or visual.dtype.itemsize > 2:
-        return
-    for block in visual.blocks:
-        gate = getattr(block.mlp, "gate_proj", None)  # Qwen3-VL's MLP has none
-        if gate is not None and gate.weight.is_floating_point() and gate.out_features % WIDTH:
-            pad_mlp(block.mlp, -gate.out_features % WIDTH)
+    from transformers import vision_utils as of
 
-
-def pad_mlp(mlp: Any, missing: int) -> None:
-    """Add so many columns of zeros to a gated MLP's inner width; the result stays the same."""
-    for linear in (mlp.gate_proj, mlp.up_proj):
-        _replace(linear, "weight", (0, 0, 0, missing))
-        if linear.bias is not None:
-            _replace(linear, "bias", (0, missing))
-        linear.out_features += missing
-    _replace(mlp.down_proj, "weight", (0, missing))
-    mlp.down_proj.in_features += missing
-
-
-def _replace(linear: torch.nn.Linear, name: str, padding: tuple[int, ...]) -> None:
-    old = getattr(linear, name)
-    padded = torch.nn.functional.pad(old.detach(), padding)
-    setattr(linear, name, torch.nn.Parameter(padded, requires_grad=old.requires_grad))
+    grid_thw, merge = torch.tensor(grids), visual.spatial_merge_size
+    ends = of.get_vision_cu_seqlens(grid_thw)
+    found = {"cu_seqlens": ends, "position_ids": of.get_vision_position_ids(grid_thw, merge)}
+    longest = {"max_seqlen": int(ends.diff().max())}
+    if hasattr(visual, "window_size"):  # Qwen2.5-VL
+        order, ends = of.get_vision_window_index(grid_thw, merge, visual.window_size, visual.patch_size)
+        found |= {"window_index": order, "cu_window_seqlens": ends}
+        longest["max_window_seqlen"] = int(ends.diff().max())
+    else:
+        mode, corners = visual.interpolation_mode, visual.interpolation_align_corners
+        near = of.get_vision_interpolation_indices_and_weights(
+            grid_thw, visual.num_grid_per_side, mode, corners, merge
+        )
+        found |= dict(zip(("interp_indices", "interp_weights"), near, strict=True))
+    return {name: to_device(tensor, device) for name, tensor in found.items()} | longest
