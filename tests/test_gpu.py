@@ -1,6 +1,8 @@
 """What only a GPU can show: fused kernels and FlashAttention against the portable formulas. Run by hand."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -78,6 +80,16 @@ def test_a_soft_prompts_bfloat16_gradient_is_as_near_to_float32_as_transformers_
     check_distance_of_gradient(CUDA)
 
 
+@contextmanager
+def waiting_forbidden() -> Iterator[None]:
+    """Raise where the host waits for what the GPU has still to do."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.parametrize(
     "sizes", [[(96, 64), (32, 160), (128, 128)], [(128, 160)] * 3], ids=["mixed", "alike"]
 )
@@ -94,6 +106,8 @@ def test_all_pictures_in_one_call_are_as_near_to_float32_as_one_by_one(
     fast_tower = Tower(copy.deepcopy(model).to(CUDA, torch.bfloat16), processor)
     assert fast_tower.visual.config._attn_implementation == FLASH
     together = fast_tower.features(join_pictures(drawn, CUDA))
+    with waiting_forbidden():
+        fast_tower.features(join_pictures(drawn, CUDA))
     monkeypatch.setattr(tower, "use_fast_kernels", lambda visual, device: None)
     one_by_one = Tower(model.to(CUDA, torch.bfloat16), processor).features(join_pictures(drawn, CUDA))
     for ours, own, wanted in zip(together, one_by_one, exact, strict=True):

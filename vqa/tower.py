@@ -95,6 +95,10 @@ class Tower:
         self.visual = model.model.visual
         self.processor = processor
         self.device: torch.device = model.lm_head.weight.device
+        self.mean, self.std = (
+            torch.tensor(values, device=self.device)[:, None]
+            for values in (processor.image_mean, processor.image_std)
+        )
         self.placed: tuple[tuple[Grid, ...], dict[str, Any]] = (), {}  # of the pass before: often alike
         use_fast_kernels(self.visual, self.device)
 
@@ -143,12 +147,8 @@ class Tower:
 
     def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
         """Bytes (N, channels x frames x pixels of a patch) to the tower's range."""
-        mean, std = (
-            torch.tensor(values, device=pixels.device)[:, None]
-            for values in (self.processor.image_mean, self.processor.image_std)
-        )
-        by_channel = pixels.float().view(len(pixels), len(mean), -1) * self.processor.rescale_factor
-        normalised: torch.Tensor = (by_channel - mean) / std
+        by_channel = pixels.float().view(len(pixels), CHANNELS, -1) * self.processor.rescale_factor
+        normalised: torch.Tensor = (by_channel - self.mean) / self.std
         return normalised.flatten(1)
 
 
