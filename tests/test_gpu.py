@@ -1,8 +1,8 @@
 """What only a GPU can show: fused kernels and FlashAttention against the portable formulas. Run by hand."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any
 
@@ -103,7 +103,7 @@ def test_all_pictures_in_one_call_are_as_near_to_float32_as_one_by_one(
     processor = SimpleNamespace(image_mean=[0.5] * 3, image_std=[0.5] * 3, rescale_factor=1 / 255, **shape)
     drawn = [torch.randint(0, 256, (*size, 3), dtype=torch.uint8) for size in sizes]
     exact = Tower(model, processor).features(join_pictures(drawn, CPU))
-    fast_tower = Tower(copy.deepcopy(model).to(CUDA, torch.bfloat16), processor)
+    fast_tower = Tower(deepcopy(model).to(CUDA, torch.bfloat16), processor)
     assert fast_tower.visual.config._attn_implementation == FLASH
     together = fast_tower.features(join_pictures(drawn, CUDA))
     with waiting_forbidden():
@@ -115,7 +115,9 @@ def test_all_pictures_in_one_call_are_as_near_to_float32_as_one_by_one(
         pairs = zip((ours.pooled, *ours.deepstack), (own.pooled, *own.deepstack), strict=True)
         for (fast, plain), target in zip(pairs, (wanted.pooled, *wanted.deepstack), strict=True):
             assert off(fast.cpu(), target) < 1.1 * off(plain.cpu(), target) < 0.05
-    copied = HostCopies().begin(together).result()
+    from_disk = together[0].to(CPU)
+    *copied, kept = (copy.result() for copy in HostCopies().begin([*together, from_disk]))
+    assert kept.pooled is from_disk.pooled
     for ours, moved in zip(together, copied, strict=True):
         assert not moved.pooled.is_pinned()
         assert torch.equal(moved.pooled, ours.pooled.cpu())

@@ -59,11 +59,16 @@ def test_a_widened_mlp_gives_the_same() -> None:
     assert torch.allclose(mlp(x), before, rtol=1e-12, atol=1e-14)
 
 
-def test_copies_of_what_lies_in_host_memory_are_the_tensors_themselves() -> None:
-    made = VisionFeatures(torch.ones(4, 3), (torch.zeros(4, 3),), (2, 2), (1, 4, 4))
-    (found,) = HostCopies().begin([made]).result()
-    assert found.pooled is made.pooled
-    assert found.deepstack == made.deepstack
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_copies_in_host_memory_hold_nothing_else(dtype: torch.dtype) -> None:
+    several = torch.randn(8, 3).to(dtype)
+    own = torch.zeros(4, 3, dtype=dtype)
+    (found,) = (
+        copy.result() for copy in HostCopies().begin([VisionFeatures(several[4:], (own,), (2, 2), (1, 4, 4))])
+    )
+    assert torch.equal(found.pooled, several[4:])
+    assert found.pooled.untyped_storage().nbytes() == found.pooled.nbytes
+    assert found.deepstack[0] is own
 
 
 def test_what_was_computed_before_a_picture_broke_is_kept(base: Base, settings: Make, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ class Tower:
         use_fast_kernels(self.visual, self.device)
 
     def features(self, pictures: Pictures) -> list[VisionFeatures]:
-        """What the tower makes of each picture, on the device."""
+        """What the tower makes of each picture, on the device; parts of one tensor for all."""
         if self.visual.device != self.device:  # it was parked
             self.visual.to(self.device)
         return [features for part in _passes(pictures) for features in self._in_one_pass(part)]
@@ -128,9 +128,7 @@ class Tower:
         tokens = [height * width // merge**2 for _, height, width in grids]
         single = zip(*(tensor.split(tokens) for tensor in tensors), strict=True)
         return [
-            VisionFeatures(
-                pooled.clone(), tuple(tap.clone() for tap in taps), (grid[1] // merge, grid[2] // merge), grid
-            )
+            VisionFeatures(pooled, tuple(taps), (grid[1] // merge, grid[2] // merge), grid)
             for (pooled, *taps), grid in zip(single, grids, strict=True)
         ]
 
@@ -147,9 +145,8 @@ class Tower:
 
     def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
         """Bytes (N, channels x frames x pixels of a patch) to the tower's range."""
-        by_channel = pixels.float().view(len(pixels), CHANNELS, -1) * self.processor.rescale_factor
-        normalised: torch.Tensor = (by_channel - self.mean) / self.std
-        return normalised.flatten(1)
+        by_channel = pixels.float().view(len(pixels), CHANNELS, -1)
+        return by_channel.mul_(self.processor.rescale_factor).sub_(self.mean).div_(self.std).flatten(1)
 
 
 def _passes(pictures: Pictures) -> Iterator[Pictures]:

@@ -41,7 +41,7 @@ class _Arriving:
     """Features on their way to host memory. `kept` stay there; those `stored` are on disk already."""
 
     keys: list[Key]
-    features: Future[list[VisionFeatures]]
+    features: list[Future[VisionFeatures]]
     kept: set[Key]
     stored: set[Key]
 
@@ -191,7 +191,8 @@ class VisionCache:
         """Wait for features and keep them, in memory and on disk."""
         if arriving is None:
             return
-        for key, features in zip(arriving.keys, arriving.features.result(), strict=True):
+        for key, copied in zip(arriving.keys, arriving.features, strict=True):
+            features = copied.result()
             if key in arriving.kept:
                 self.kept[key] = features
             if self.disk and key not in arriving.stored:
