@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Make
 from test_decoder import check_distance_to_float32
 from test_packing import FAMILIES
 from test_soft_prompt import check_distance_of_gradient
@@ -15,6 +16,12 @@ from test_soft_prompt import check_distance_of_gradient
 from vqa import pointwise, tower
 from vqa.attention import LayerTree, attend
 from vqa.decoder import Recompute
+from vqa.encode import Encoder
+from vqa.forward import letter_logits
+from vqa.letters import option_log_probabilities
+from vqa.model import load_base
+from vqa.questions import data_source
+from vqa.scoring import score
 from vqa.tower import Tower, join_pictures
 from vqa.tower_kernels import FLASH
 from vqa.tree import tree_layout
@@ -122,3 +129,22 @@ def test_all_pictures_in_one_call_are_as_near_to_float32_as_one_by_one(
         assert not moved.pooled.is_pinned()
         assert torch.equal(moved.pooled, ours.pooled.cpu())
         assert all(torch.equal(a, b.cpu()) for a, b in zip(moved.deepstack, ours.deepstack, strict=True))
+
+
+def test_answers_are_the_same_when_pictures_are_looked_at_beside_them(
+    settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = settings("env.device=cuda", "data.train_size=300")
+    questions = data_source(made).train()
+    encoder = Encoder(load_base(made), made.prompt, made.image)
+    cache = encoder.base.vision
+    assert cache.works_beside()
+    beside = score(encoder, questions, 64)
+    assert len(cache.kept) == cache.misses > 64
+    cache.forget()
+    monkeypatch.setattr(cache, "works_beside", lambda: False)
+    before = score(encoder, questions, 64)
+    assert torch.allclose(torch.tensor([p.p for p in beside]), torch.tensor([p.p for p in before]), atol=0.02)
+    batch = encoder.batch(questions[:64])
+    with waiting_forbidden(), torch.no_grad():
+        option_log_probabilities(letter_logits(encoder.base, batch), encoder.base.letters)

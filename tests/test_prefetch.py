@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from vqa.prefetch import AHEAD, prefetched
+from vqa.prefetch import AHEAD, one_ahead, prefetched
 
 DEVICES = [torch.device("cpu"), torch.device("cuda")]  # the thread needs no GPU
 
@@ -70,3 +70,17 @@ def test_what_never_has_room_says_so() -> None:
 
     with pytest.raises(torch.OutOfMemoryError, match="too large"):
         next(prefetched(make, [1], torch.device("cuda")))
+
+
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_each_result_is_read_after_the_next_was_begun(count: int) -> None:
+    begun: list[int] = []
+
+    def begin() -> Iterator[int]:
+        for i in range(count):
+            begun.append(i)
+            yield i
+
+    for i in one_ahead(begin()):
+        assert begun[-1] == min(i + 1, count - 1)
+    assert begun == list(range(count))

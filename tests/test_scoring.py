@@ -8,12 +8,17 @@ import pytest
 import torch
 from conftest import Make
 
+from vqa import scoring
 from vqa.debias import CYCLIC, entropy
 from vqa.encode import Encoder
 from vqa.errors import UserError
 from vqa.metrics import no_answer_rate
+from vqa.prefetch import prefetched
 from vqa.question import Question
 from vqa.scoring import answer, option_scores, score
+from vqa.vision import VisionCache
+
+CUDA = torch.device("cuda")
 
 
 def test_predictions_keep_the_order_and_do_not_depend_on_the_batch(
@@ -24,6 +29,21 @@ def test_predictions_keep_the_order_and_do_not_depend_on_the_batch(
     assert [p.id for p in one] == [p.id for p in many] == [q.id for q in questions]
     assert torch.allclose(torch.tensor([p.p for p in one]), torch.tensor([p.p for p in many]), atol=1e-5)
     assert [p.gold for p in one] == [q.answer for q in questions]
+
+
+def test_pictures_looked_at_beside_the_answers_change_nothing(
+    encoder: Encoder, questions: list[Question], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = VisionCache(encoder.base.model, encoder.base.vision.processor, 1.0)
+    monkeypatch.setattr(cache, "works_beside", lambda: True)
+    monkeypatch.setattr(scoring, "prefetched", lambda make, jobs, device: prefetched(make, jobs, CUDA))
+    found = score(replace(encoder, base=replace(encoder.base, vision=cache)), questions, 8)
+    expected = score(encoder, questions, 20)
+    assert torch.allclose(
+        torch.tensor([p.p for p in found]), torch.tensor([p.p for p in expected]), atol=1e-5
+    )
+    assert len(cache.kept) == cache.misses == len({q.image_sha256 for q in questions})
+    assert not cache.arriving
 
 
 def test_packed_scores_are_those_of_the_plain_padded_forward(

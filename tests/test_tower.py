@@ -10,7 +10,7 @@ from conftest import Make
 from PIL import Image
 from test_packing import tiny_qwen2_5
 
-from vqa import tower
+from vqa import tower, tower_kernels
 from vqa.errors import UserError
 from vqa.image import file_sha256
 from vqa.model import Base
@@ -46,6 +46,22 @@ def test_passes_hold_every_picture_once_and_are_bounded(monkeypatch: pytest.Monk
     parts = list(tower._passes(tower.join_pictures(drawn, torch.device("cpu"))))
     assert [part.sizes for part in parts] == [[(8, 5), (8, 5)], [(12, 5)], [(50, 5)], [(1, 5), (1, 5)]]
     assert torch.equal(torch.cat([part.pixels for part in parts]), torch.cat([d.flatten() for d in drawn]))
+
+
+def test_exchanged_parts_of_a_tower_give_the_same() -> None:
+    torch.manual_seed(0)
+    visual = tiny_qwen2_5().model.visual.double()
+    embed, block = visual.patch_embed, visual.blocks[0]
+    block.norm1.weight.data.normal_()
+    patches, x = torch.randn(5, embed.proj.weight[0].numel()).double(), torch.randn(9, 32).double()
+    pairs = [
+        (tower_kernels._embed_patches(embed.proj, patches), embed(patches)),
+        (tower_kernels._rms_norm(block.norm1, x), block.norm1(x)),
+        (tower_kernels._gated_mlp(block.mlp, x), block.mlp(x)),
+    ]
+    for found, expected in pairs:
+        assert expected.abs().max() > 0
+        assert torch.allclose(found, expected, rtol=1e-6)
 
 
 def test_a_widened_mlp_gives_the_same() -> None:

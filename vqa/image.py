@@ -140,11 +140,13 @@ def fit_image(image: Image.Image, mode: str, size: int | None) -> Image.Image:
         return image
     if size is None or size < 1:
         raise ValueError(f"image.size must be >= 1 with image.mode={mode}, got {size}")
+    if mode not in ("resize", "pad"):
+        raise ValueError(f"image.mode must be native, resize or pad, got {mode}")
+    if image.size == (size, size):
+        return image
     if mode == "resize":
         return image.resize((size, size), Image.Resampling.BICUBIC)
-    if mode == "pad":
-        return ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC, color=PAD_COLOUR)
-    raise ValueError(f"image.mode must be native, resize or pad, got {mode}")
+    return ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC, color=PAD_COLOUR)
 
 
 def tower_size(width: int, height: int, side: int, least: int, most: int | None) -> tuple[int, int]:
@@ -210,4 +212,4 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from vqa.device import to_device
 from vqa.errors import UserError
 from vqa.question import LETTERS
 
@@ -65,7 +66,7 @@ def option_log_probabilities(logits: torch.Tensor, tokens: LetterTokens) -> tupl
         (B, C) log probabilities that add up to 1 over the four options, and (B,) the log of the probability
         mass that the whole vocabulary gives to them ("option mass").
     """
-    ids = torch.tensor(tokens.spellings, device=logits.device)  # (spellings, C)
+    ids = to_device(torch.tensor(tokens.spellings), logits.device)  # (spellings, C)
     logits = logits.float()
     per_letter = torch.logsumexp(logits[:, ids], dim=1)  # (B, C), summed over spellings
     mass = torch.logsumexp(per_letter, dim=1) - torch.logsumexp(logits, dim=1)

@@ -1,4 +1,4 @@
-"""Work done ahead in one thread, so that the GPU finds its next batch ready."""
+"""Work given out ahead, so that the GPU finds its next batch ready."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -48,3 +48,13 @@ def prefetched(make: Callable[[Job], Result], jobs: Iterable[Job], device: torch
         finally:
             for _, future in waiting:
                 future.cancel()
+
+
+def one_ahead(results: Iterable[Result]) -> Iterator[Result]:
+    """The same results, each after the next one was begun: reading one off a GPU waits for it."""
+    waiting: deque[Result] = deque()
+    for result in results:
+        waiting.append(result)
+        if len(waiting) > 1:
+            yield waiting.popleft()
+    yield from waiting

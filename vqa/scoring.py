@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from vqa.letters import option_log_probabilities
 from vqa.metrics import accuracy, mcnemar_p_value, nll
 from vqa.packing import PackedBatch
 from vqa.predictions import NO_ANSWER, Prediction
-from vqa.prefetch import prefetched
+from vqa.prefetch import one_ahead, prefetched
 from vqa.question import LETTERS, Question
 from vqa.reporting import progress
 from vqa.settings import InferenceSettings, Settings
@@ -77,14 +77,20 @@ def option_scores(
         return torch.cat([logits(*batch(chosen[:half])), logits(*batch(chosen[half:]))])
 
     def scored(mine: Sequence[int]) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
-        encoder.look([questions[i] for i in sorted(mine)])
+        if not base.vision.works_beside():
+            encoder.look([questions[i] for i in sorted(mine)])
         found: list[tuple[int, torch.Tensor, torch.Tensor]] = []
         chunks = [list(mine[start : start + batch_size]) for start in range(0, len(mine), batch_size)]
-        for chosen, made in prefetched(batch, chunks, base.device):
-            log_p, log_mass = option_log_probabilities(logits(chosen, made), base.letters)
+
+        def answers() -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+            for chosen, made in prefetched(batch, chunks, base.device):
+                yield chosen, *option_log_probabilities(logits(chosen, made), base.letters)
+
+        for chosen, log_p, log_mass in one_ahead(answers()):
             shaped = log_p.double().cpu().view(len(chosen), len(orders), -1)
             found += zip(chosen, shaped, log_mass.cpu().view(len(chosen), len(orders)), strict=True)
             progress(what, len(found), len(mine))
+        base.vision.settle()
         return found
 
     rows = sorted(ranks.spread(by_length, scored), key=lambda row: row[0])

@@ -104,7 +104,7 @@ class Tower:
 
     def features(self, pictures: Pictures) -> list[VisionFeatures]:
         """What the tower makes of each picture, on the device; parts of one tensor for all."""
-        if self.visual.device != self.device:  # it was parked
+        if self.is_parked:
             self.visual.to(self.device)
         return [features for part in _passes(pictures) for features in self._in_one_pass(part)]
 
@@ -137,6 +137,11 @@ class Tower:
         if self.placed[0] != grids:
             self.placed = grids, places(self.visual, grids, self.device)
         return self.placed[1]
+
+    @property
+    def is_parked(self) -> bool:
+        """Whether it waits in host memory."""
+        return bool(self.visual.device != self.device)
 
     def park(self) -> None:
         """Keep the tower in host memory until a picture needs it; for when the GPU's memory is short."""

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from vqa.flash import attend_in_parts, has_flash
-from vqa.pointwise import rotate_wide
+from vqa.pointwise import rms_norm, rotate_wide, swiglu
 
 FLASH = "flash_in_parts"  # transformers hands over everything at once to what has "flash" in its name
 WIDTH = 8  # half-precision products of other widths run on kernels of a third of the speed
@@ -25,6 +25,9 @@ def use_fast_kernels(visual: Any, device: torch.device) -> None:
     embed = visual.patch_embed
     embed.forward = functools.partial(_embed_patches, embed.proj)
     for block in visual.blocks:
+        for norm in (block.norm1, block.norm2):
+            if hasattr(norm, "variance_epsilon"):  # Qwen2.5-VL; torch has a kernel for Qwen3-VL's
+                norm.forward = functools.partial(_rms_norm, norm)
         _use_fast_mlp(block.mlp)
     attention = visual.blocks[0].attn
     if has_flash(torch.empty(1, attention.num_heads, attention.head_dim, dtype=visual.dtype, device=device)):
@@ -40,10 +43,22 @@ def use_fast_kernels(visual: Any, device: torch.device) -> None:
 def _use_fast_mlp(mlp: Any) -> None:
     gate = getattr(mlp, "gate_proj", None)
     if gate is None:  # Qwen3-VL
-        if type(mlp.linear_fc1) is torch.nn.Linear and _is_tanh_gelu(mlp.act_fn):
+        if type(mlp.linear_fc1) is torch.nn.Linear and _same(mlp.act_fn, _gelu):
             mlp.forward = functools.partial(_gelu_mlp, mlp)
-    elif gate.weight.is_floating_point() and gate.out_features % WIDTH:  # Qwen2.5-VL-7B: 3,420
+        return
+    if gate.weight.is_floating_point() and gate.out_features % WIDTH:  # Qwen2.5-VL-7B: 3,420
         pad_mlp(mlp, -gate.out_features % WIDTH)
+    if _same(mlp.act_fn, F.silu):
+        mlp.forward = functools.partial(_gated_mlp, mlp)
+
+
+def _same(activation: Any, function: Any) -> bool:
+    x = torch.linspace(-3, 3, 7)
+    return torch.equal(activation(x), function(x))
+
+
+def _gelu(x: torch.Tensor) -> torch.Tensor:
+    return F.gelu(x, approximate="tanh")
 
 
 def _embed_patches(convolution: torch.nn.Conv3d, patches: torch.Tensor) -> torch.Tensor:
@@ -52,9 +67,12 @@ def _embed_patches(convolution: torch.nn.Conv3d, patches: torch.Tensor) -> torch
     return F.linear(patches.to(weight.dtype), weight, convolution.bias)
 
 
-def _is_tanh_gelu(activation: Any) -> bool:
-    x = torch.linspace(-3, 3, 7)
-    return torch.equal(activation(x), F.gelu(x, approximate="tanh"))
+def _rms_norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
+    return rms_norm(x, norm.weight, norm.variance_epsilon)
+
+
+def _gated_mlp(mlp: Any, x: torch.Tensor) -> torch.Tensor:
+    return mlp.down_proj(swiglu(mlp.gate_proj(x), mlp.up_proj(x)))  # type: ignore[no-any-return]
 
 
 def _gelu_mlp(mlp: Any, x: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import os
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from vqa.device import free_memory_gib
 from vqa.errors import UserError
 from vqa.feature_store import FeatureStore, tower_digest
 from vqa.image import fit_image, load_image
@@ -23,6 +25,7 @@ from vqa.views import look
 from vqa.vision_features import HostCopies, VisionFeatures
 
 PICTURES_AT_ONCE = 32
+BESIDE_GIB = 6.0  # what answering (batches of 64, an 8B model) and the tower take at the same time
 Key = tuple[Any, ...]  # the picture's digest, how it is processed, its view
 Found = VisionFeatures | torch.Tensor  # a picture: (H, W, C), bytes
 
@@ -68,6 +71,7 @@ class VisionCache:
         self.disk: FeatureStore | None = None
         self.digest = ""
         self.kept: dict[Key, VisionFeatures] = {}
+        self.arriving: deque[_Arriving] = deque()
         # Decoding and resizing release the interpreter lock for most of their time.
         self.pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="pixels")
         self.copies = HostCopies()
@@ -79,9 +83,10 @@ class VisionCache:
             UserError: A picture cannot be read or is far too long and thin.
         """
         keys = [self._key(q, image) for q in questions]
+        if any(not set(keys).isdisjoint(arriving.keys) for arriving in self.arriving):
+            self.settle()
         missing = {key: q for key, q in zip(keys, questions, strict=True) if key and key not in self.kept}
-        fresh, arriving = self._obtain(self._read(missing, image))
-        self._keep(arriving)
+        fresh = self._obtain(self._read(missing, image))
         self.hits += sum(key is not None and not key[-1] for key in keys) - sum(not key[-1] for key in fresh)
         return [fresh.get(key) or self.kept[key] if key else None for key in keys]
 
@@ -91,22 +96,33 @@ class VisionCache:
         Raises:
             UserError: A picture cannot be read or is far too long and thin.
         """
+        self.settle()
         whole = [q for q in questions if not q.view]
         keyed = {key: q for q in whole if (key := self._key(q, image)) and key not in self.kept}
         items = iter(list(keyed.items()))
         chunks = list(iter(lambda: dict(itertools.islice(items, PICTURES_AT_ONCE)), {}))
-        arriving: _Arriving | None = None
         try:
             reads = prefetched(lambda chunk: self._read(chunk, image), chunks, self.tower.device)
             for done, read in enumerate(reads, start=1):
-                before, previous = self.nbytes, arriving
-                _, arriving = self._obtain(read)
-                self._keep(previous)  # copied while the tower was given the next ones
+                before = self.nbytes
+                self._obtain(read)
                 progress("pictures", min(done * PICTURES_AT_ONCE, len(keyed)), len(keyed))
                 if self.nbytes == before:  # full
                     return
         finally:
-            self._keep(arriving)
+            self.settle()
+
+    def works_beside(self) -> bool:
+        """Whether a GPU has the memory to look at pictures while it answers about others."""
+        device = self.tower.device
+        if device.type != "cuda" or self.tower.is_parked:
+            return False
+        return free_memory_gib(device) >= BESIDE_GIB
+
+    def settle(self, leave: int = 0) -> None:
+        """Wait for features on their way to host memory, all but the last so many calls', and keep them."""
+        while len(self.arriving) > leave:
+            self._keep(self.arriving.popleft())
 
     def use_disk(self, image: ImageSettings) -> None:
         """Take and keep features in `image.cache_dir` too; never those of a tower that is being trained.
@@ -138,6 +154,7 @@ class VisionCache:
 
     def forget(self) -> None:
         """Keep nothing in memory of the pictures seen so far."""
+        self.settle()
         self.kept.clear()
         self.nbytes = 0
 
@@ -171,8 +188,8 @@ class VisionCache:
     def _disk_key(self, key: Key) -> str:
         return hashlib.sha256(f"{self.digest} {key[:-1]}".encode()).hexdigest()  # views are not stored
 
-    def _obtain(self, read: _Read) -> tuple[dict[Key, VisionFeatures], _Arriving]:
-        """Features from disk or computed; those that will be kept in memory or on disk are on their way."""
+    def _obtain(self, read: _Read) -> dict[Key, VisionFeatures]:
+        """Features from disk or computed; those to keep, in memory or on disk, are on their way there."""
         computed = self.tower.features(read.pictures) if read.pictures else []
         found = read.stored | dict(zip(read.keys, computed, strict=True))
         pictures = {key: value for key, value in found.items() if not key[-1]}  # views are not kept
@@ -185,12 +202,13 @@ class VisionCache:
                 self.nbytes += features.nbytes
         moving = [key for key in pictures if key in kept or (self.disk and key not in read.stored)]
         copies = self.copies.begin([found[key] for key in moving])
-        return found, _Arriving(moving, copies, kept, set(read.stored))
+        if moving:
+            self.arriving.append(_Arriving(moving, copies, kept, set(read.stored)))
+        # a GPU copies them while the tower gets the next ones
+        self.settle(leave=1 if self.tower.device.type == "cuda" else 0)
+        return found
 
-    def _keep(self, arriving: _Arriving | None) -> None:
-        """Wait for features and keep them, in memory and on disk."""
-        if arriving is None:
-            return
+    def _keep(self, arriving: _Arriving) -> None:
         for key, copied in zip(arriving.keys, arriving.features, strict=True):
             features = copied.result()
             if key in arriving.kept:
