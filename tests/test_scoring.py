@@ -12,7 +12,10 @@ from vqa import scoring
 from vqa.debias import CYCLIC, entropy
 from vqa.encode import Encoder
 from vqa.errors import UserError
+from vqa.forward import letter_logits
 from vqa.metrics import no_answer_rate
+from vqa.model import Base
+from vqa.packing import PackedBatch
 from vqa.prefetch import prefetched
 from vqa.question import Question
 from vqa.scoring import answer, option_scores, score
@@ -31,13 +34,21 @@ def test_predictions_keep_the_order_and_do_not_depend_on_the_batch(
     assert [p.gold for p in one] == [q.answer for q in questions]
 
 
+@pytest.mark.parametrize("room", [8, 3])
 def test_pictures_looked_at_beside_the_answers_change_nothing(
-    encoder: Encoder, questions: list[Question], monkeypatch: pytest.MonkeyPatch
+    room: int, encoder: Encoder, questions: list[Question], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def cramped(base: Base, batch: PackedBatch, *more: Any) -> torch.Tensor:
+        if len(batch.targets) > room:
+            raise torch.OutOfMemoryError
+        return letter_logits(base, batch, *more)
+
     cache = VisionCache(encoder.base.model, encoder.base.vision.processor, 1.0)
     monkeypatch.setattr(cache, "works_beside", lambda: True)
+    monkeypatch.setattr(scoring, "letter_logits", cramped)
     monkeypatch.setattr(scoring, "prefetched", lambda make, jobs, device: prefetched(make, jobs, CUDA))
     found = score(replace(encoder, base=replace(encoder.base, vision=cache)), questions, 8)
+    monkeypatch.undo()
     expected = score(encoder, questions, 20)
     assert torch.allclose(
         torch.tensor([p.p for p in found]), torch.tensor([p.p for p in expected]), atol=1e-5

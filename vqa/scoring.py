@@ -65,7 +65,7 @@ def option_scores(
             return chosen, encoder.orders_batch(part, orders, known is not None)
         return chosen, encoder.batch(part, [orders[0]] * len(part), outside=known is not None)
 
-    def logits(chosen: list[int], made: PackedBatch) -> torch.Tensor:
+    def logits(chosen: list[int], made: PackedBatch, mine: Sequence[int]) -> torch.Tensor:
         try:
             with torch.no_grad():
                 return letter_logits(base, made, known)
@@ -73,20 +73,20 @@ def option_scores(
             if len(chosen) == 1:
                 raise
         release_memory()
+        encoder.look([questions[i] for i in mine])  # from here on there is no tower at work beside this
         half = len(chosen) // 2
-        return torch.cat([logits(*batch(chosen[:half])), logits(*batch(chosen[half:]))])
+        return torch.cat([logits(*batch(part), mine) for part in (chosen[:half], chosen[half:])])
+
+    def answers(mine: Sequence[int]) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+        chunks = [list(mine[start : start + batch_size]) for start in range(0, len(mine), batch_size)]
+        for chosen, made in prefetched(batch, chunks, base.device):
+            yield chosen, *option_log_probabilities(logits(chosen, made, mine), base.letters)
 
     def scored(mine: Sequence[int]) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
         if not base.vision.works_beside():
             encoder.look([questions[i] for i in sorted(mine)])
         found: list[tuple[int, torch.Tensor, torch.Tensor]] = []
-        chunks = [list(mine[start : start + batch_size]) for start in range(0, len(mine), batch_size)]
-
-        def answers() -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
-            for chosen, made in prefetched(batch, chunks, base.device):
-                yield chosen, *option_log_probabilities(logits(chosen, made), base.letters)
-
-        for chosen, log_p, log_mass in one_ahead(answers()):
+        for chosen, log_p, log_mass in one_ahead(answers(mine)):
             shaped = log_p.double().cpu().view(len(chosen), len(orders), -1)
             found += zip(chosen, shaped, log_mass.cpu().view(len(chosen), len(orders)), strict=True)
             progress(what, len(found), len(mine))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from vqa.views import look
 from vqa.vision_features import HostCopies, VisionFeatures
 
 PICTURES_AT_ONCE = 32
-BESIDE_GIB = 6.0  # what answering (batches of 64, an 8B model) and the tower take at the same time
+BESIDE_GIB = 6.5  # what answering (batches of 64, an 8B model) and the tower take at the same time
 Key = tuple[Any, ...]  # the picture's digest, how it is processed, its view
 Found = VisionFeatures | torch.Tensor  # a picture: (H, W, C), bytes
 
@@ -72,6 +73,7 @@ class VisionCache:
         self.digest = ""
         self.kept: dict[Key, VisionFeatures] = {}
         self.arriving: deque[_Arriving] = deque()
+        self.lock = Lock()  # a batch that found no memory is made again beside the thread that makes the next
         # Decoding and resizing release the interpreter lock for most of their time.
         self.pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="pixels")
         self.copies = HostCopies()
@@ -83,10 +85,11 @@ class VisionCache:
             UserError: A picture cannot be read or is far too long and thin.
         """
         keys = [self._key(q, image) for q in questions]
-        if any(not set(keys).isdisjoint(arriving.keys) for arriving in self.arriving):
-            self.settle()
-        missing = {key: q for key, q in zip(keys, questions, strict=True) if key and key not in self.kept}
-        fresh = self._obtain(self._read(missing, image))
+        with self.lock:
+            if any(not set(keys).isdisjoint(arriving.keys) for arriving in self.arriving):
+                self.settle()
+            missing = {key: q for key, q in zip(keys, questions, strict=True) if key and key not in self.kept}
+            fresh = self._obtain(self._read(missing, image))
         self.hits += sum(key is not None and not key[-1] for key in keys) - sum(not key[-1] for key in fresh)
         return [fresh.get(key) or self.kept[key] if key else None for key in keys]
 
@@ -96,21 +99,22 @@ class VisionCache:
         Raises:
             UserError: A picture cannot be read or is far too long and thin.
         """
-        self.settle()
-        whole = [q for q in questions if not q.view]
-        keyed = {key: q for q in whole if (key := self._key(q, image)) and key not in self.kept}
-        items = iter(list(keyed.items()))
-        chunks = list(iter(lambda: dict(itertools.islice(items, PICTURES_AT_ONCE)), {}))
-        try:
-            reads = prefetched(lambda chunk: self._read(chunk, image), chunks, self.tower.device)
-            for done, read in enumerate(reads, start=1):
-                before = self.nbytes
-                self._obtain(read)
-                progress("pictures", min(done * PICTURES_AT_ONCE, len(keyed)), len(keyed))
-                if self.nbytes == before:  # full
-                    return
-        finally:
+        with self.lock:
             self.settle()
+            whole = [q for q in questions if not q.view]
+            keyed = {key: q for q in whole if (key := self._key(q, image)) and key not in self.kept}
+            items = iter(list(keyed.items()))
+            chunks = list(iter(lambda: dict(itertools.islice(items, PICTURES_AT_ONCE)), {}))
+            try:
+                reads = prefetched(lambda chunk: self._read(chunk, image), chunks, self.tower.device)
+                for done, read in enumerate(reads, start=1):
+                    before = self.nbytes
+                    self._obtain(read)
+                    progress("pictures", min(done * PICTURES_AT_ONCE, len(keyed)), len(keyed))
+                    if self.nbytes == before:  # full
+                        return
+            finally:
+                self.settle()
 
     def works_beside(self) -> bool:
         """Whether a GPU has the memory to look at pictures while it answers about others."""
