@@ -99,6 +99,12 @@ def rotate_wide(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
 
 
 @fused
+def tower_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """`rms_norm` for the vision tower: compiled for rows of two widths, the decoder's would get slower."""
+    return weight * _normed(x, eps)[0].to(x.dtype)
+
+
+@fused
 def rotate_backward(
     grad: torch.Tensor,
     x: torch.Tensor | None,

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from vqa.flash import attend_in_parts, has_flash
-from vqa.pointwise import rms_norm, rotate_wide, swiglu
+from vqa.pointwise import rotate_wide, swiglu, tower_rms_norm
 
 FLASH = "flash_in_parts"  # transformers hands over everything at once to what has "flash" in its name
 WIDTH = 8  # half-precision products of other widths run on kernels of a third of the speed
@@ -68,7 +68,7 @@ def _embed_patches(convolution: torch.nn.Conv3d, patches: torch.Tensor) -> torch
 
 
 def _rms_norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
-    return rms_norm(x, norm.weight, norm.variance_epsilon)
+    return tower_rms_norm(x, norm.weight, norm.variance_epsilon)
 
 
 def _gated_mlp(mlp: Any, x: torch.Tensor) -> torch.Tensor:
