@@ -34,12 +34,15 @@ def test_predictions_keep_the_order_and_do_not_depend_on_the_batch(
     assert [p.gold for p in one] == [q.answer for q in questions]
 
 
-@pytest.mark.parametrize("room", [8, 3])
+@pytest.mark.parametrize(("room", "refused"), [(8, 0), (3, 2)])  # of 8, then of 4
 def test_pictures_looked_at_beside_the_answers_change_nothing(
-    room: int, encoder: Encoder, questions: list[Question], monkeypatch: pytest.MonkeyPatch
+    room: int, refused: int, encoder: Encoder, questions: list[Question], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tried: list[int] = []
+
     def cramped(base: Base, batch: PackedBatch, *more: Any) -> torch.Tensor:
         if len(batch.targets) > room:
+            tried.append(len(batch.targets))
             raise torch.OutOfMemoryError
         return letter_logits(base, batch, *more)
 
@@ -53,6 +56,7 @@ def test_pictures_looked_at_beside_the_answers_change_nothing(
     assert torch.allclose(
         torch.tensor([p.p for p in found]), torch.tensor([p.p for p in expected]), atol=1e-5
     )
+    assert len(tried) == refused  # and never so many again
     assert len(cache.kept) == cache.misses == len({q.image_sha256 for q in questions})
     assert not cache.arriving
 

@@ -58,6 +58,7 @@ def option_scores(
     by_length = sorted(range(len(questions)), key=lengths.__getitem__, reverse=True)
     prefix = encoder.prefix(questions[0])
     known = known_prefix(base, prefix) if encoder.shares_prefix(questions[by_length[-1]]) else None
+    room = batch_size  # questions for which memory sufficed so far
 
     def batch(chosen: list[int]) -> tuple[list[int], PackedBatch]:
         part = [questions[i] for i in chosen]
@@ -66,20 +67,30 @@ def option_scores(
         return chosen, encoder.batch(part, [orders[0]] * len(part), outside=known is not None)
 
     def logits(chosen: list[int], made: PackedBatch, mine: Sequence[int]) -> torch.Tensor:
-        try:
-            with torch.no_grad():
-                return letter_logits(base, made, known)
-        except torch.OutOfMemoryError:
-            if len(chosen) == 1:
-                raise
-        release_memory()
-        encoder.look([questions[i] for i in mine])  # from here on there is no tower at work beside this
-        half = len(chosen) // 2
-        return torch.cat([logits(*batch(part), mine) for part in (chosen[:half], chosen[half:])])
+        nonlocal room
+        if len(chosen) <= room:
+            try:
+                with torch.no_grad():
+                    return letter_logits(base, made, known)
+            except torch.OutOfMemoryError:
+                if len(chosen) == 1:
+                    raise
+            release_memory()
+            encoder.look([questions[i] for i in mine])  # from here on there is no tower at work beside this
+            room = (len(chosen) + 1) // 2
+            log.warning("out of memory: %d questions at a time from here, same answers", room)
+        parts = [chosen[start : start + room] for start in range(0, len(chosen), room)]
+        return torch.cat([logits(*batch(part), mine) for part in parts])
+
+    def chunks(mine: Sequence[int]) -> Iterator[list[int]]:
+        start = 0
+        while start < len(mine):
+            chunk = list(mine[start : start + room])
+            yield chunk
+            start += len(chunk)
 
     def answers(mine: Sequence[int]) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
-        chunks = [list(mine[start : start + batch_size]) for start in range(0, len(mine), batch_size)]
-        for chosen, made in prefetched(batch, chunks, base.device):
+        for chosen, made in prefetched(batch, chunks(mine), base.device):
             yield chosen, *option_log_probabilities(logits(chosen, made, mine), base.letters)
 
     def scored(mine: Sequence[int]) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
