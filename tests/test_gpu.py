@@ -131,20 +131,19 @@ def test_all_pictures_in_one_call_are_as_near_to_float32_as_one_by_one(
         assert all(torch.equal(a, b.cpu()) for a, b in zip(moved.deepstack, ours.deepstack, strict=True))
 
 
-def test_answers_are_the_same_when_pictures_are_looked_at_beside_them(
-    settings: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_answers_are_the_same_when_pictures_are_looked_at_between_them(settings: Make) -> None:
     made = settings("env.device=cuda", "data.train_size=300")
     questions = data_source(made).train()
     encoder = Encoder(load_base(made), made.prompt, made.image)
     cache = encoder.base.vision
-    assert cache.works_beside()
-    beside = score(encoder, questions, 64)
+    between = score(encoder, questions, 64)
     assert len(cache.kept) == cache.misses > 64
     cache.forget()
-    monkeypatch.setattr(cache, "works_beside", lambda: False)
+    encoder.look(questions)
     before = score(encoder, questions, 64)
-    assert torch.allclose(torch.tensor([p.p for p in beside]), torch.tensor([p.p for p in before]), atol=0.02)
+    assert torch.allclose(
+        torch.tensor([p.p for p in between]), torch.tensor([p.p for p in before]), atol=0.02
+    )
 
 
 def test_answering_a_batch_waits_for_nothing(settings: Make) -> None:

@@ -34,9 +34,15 @@ def test_predictions_keep_the_order_and_do_not_depend_on_the_batch(
     assert [p.gold for p in one] == [q.answer for q in questions]
 
 
+@pytest.mark.parametrize("memory", [1.0, 0.0002])  # GiB: of all pictures, of some
 @pytest.mark.parametrize(("room", "refused"), [(8, 0), (3, 2)])  # of 8, then of 4
-def test_pictures_looked_at_beside_the_answers_change_nothing(
-    room: int, refused: int, encoder: Encoder, questions: list[Question], monkeypatch: pytest.MonkeyPatch
+def test_pictures_looked_at_between_the_answers_change_nothing(
+    memory: float,
+    room: int,
+    refused: int,
+    encoder: Encoder,
+    questions: list[Question],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tried: list[int] = []
 
@@ -46,8 +52,8 @@ def test_pictures_looked_at_beside_the_answers_change_nothing(
             raise torch.OutOfMemoryError
         return letter_logits(base, batch, *more)
 
-    cache = VisionCache(encoder.base.model, encoder.base.vision.processor, 1.0)
-    monkeypatch.setattr(cache, "works_beside", lambda: True)
+    cache = VisionCache(encoder.base.model, encoder.base.vision.processor, memory)
+    monkeypatch.setattr(Encoder, "look", lambda self, questions: None)
     monkeypatch.setattr(scoring, "letter_logits", cramped)
     monkeypatch.setattr(scoring, "prefetched", lambda make, jobs, device: prefetched(make, jobs, CUDA))
     found = score(replace(encoder, base=replace(encoder.base, vision=cache)), questions, 8)
@@ -57,7 +63,9 @@ def test_pictures_looked_at_beside_the_answers_change_nothing(
         torch.tensor([p.p for p in found]), torch.tensor([p.p for p in expected]), atol=1e-5
     )
     assert len(tried) == refused  # and never so many again
-    assert len(cache.kept) == cache.misses == len({q.image_sha256 for q in questions})
+    pictures = len({q.image_sha256 for q in questions})
+    assert (len(cache.kept) == cache.misses == pictures) == (memory == 1.0)
+    assert cache.kept
     assert not cache.arriving
 
 

@@ -84,13 +84,6 @@ def memory_share(device: torch.device) -> float:
     return torch.cuda.get_per_process_memory_fraction() if device.type == "cuda" else 1.0
 
 
-def free_memory_gib(device: torch.device) -> float:
-    """GPU memory that this process may still fill, GiB."""
-    free, total = torch.cuda.mem_get_info(device)
-    filled, held = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
-    return min(free + held, memory_share(device) * total) / 2**30 - filled / 2**30
-
-
 def release_memory() -> None:
     """Give unused GPU memory back, between trials and folds; a CPU has nothing to give back.
 

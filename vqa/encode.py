@@ -1,6 +1,6 @@
 """Questions to token ids and vision features: what a batch is packed from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,14 @@ class Encoder:
     def look(self, questions: Sequence[Question]) -> None:
         """Compute the vision features of all pictures that are not known yet, as far as there is room."""
         self.base.vision.fill(questions, self.image)
+
+    def looking(self, questions: Sequence[Question]) -> Iterator[tuple[int, int]]:
+        """The same in steps: pictures given to the tower so far, and of how many."""
+        return self.base.vision.filling(questions, self.image)
+
+    def knows(self, questions: Sequence[Question]) -> bool:
+        """Whether the pictures of these questions need not be given to the tower."""
+        return self.base.vision.knows(questions, self.image)
 
     def text_lengths(self, questions: Sequence[Question]) -> list[int]:
         """Tokens of each suffix without its picture, for sorting questions of like length together."""

@@ -66,7 +66,7 @@ def option_scores(
             return chosen, encoder.orders_batch(part, orders, known is not None)
         return chosen, encoder.batch(part, [orders[0]] * len(part), outside=known is not None)
 
-    def logits(chosen: list[int], made: PackedBatch, mine: Sequence[int]) -> torch.Tensor:
+    def logits(chosen: list[int], made: PackedBatch) -> torch.Tensor:
         nonlocal room
         if len(chosen) <= room:
             try:
@@ -76,25 +76,29 @@ def option_scores(
                 if len(chosen) == 1:
                     raise
             release_memory()
-            encoder.look([questions[i] for i in mine])  # from here on there is no tower at work beside this
             room = (len(chosen) + 1) // 2
             log.warning("out of memory: %d questions at a time from here, same answers", room)
         parts = [chosen[start : start + room] for start in range(0, len(chosen), room)]
-        return torch.cat([logits(*batch(part), mine) for part in parts])
+        return torch.cat([logits(*batch(part)) for part in parts])
 
     def chunks(mine: Sequence[int]) -> Iterator[list[int]]:
+        looking = encoder.looking([questions[i] for i in mine])
         start = 0
         while start < len(mine):
             chunk = list(mine[start : start + room])
+            part = [questions[i] for i in chunk]
+            while not encoder.knows(part):
+                if next(looking, None) is None:  # the memory for features is full
+                    break
             yield chunk
             start += len(chunk)
 
     def answers(mine: Sequence[int]) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
         for chosen, made in prefetched(batch, chunks(mine), base.device):
-            yield chosen, *option_log_probabilities(logits(chosen, made, mine), base.letters)
+            yield chosen, *option_log_probabilities(logits(chosen, made), base.letters)
 
     def scored(mine: Sequence[int]) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
-        if not base.vision.works_beside():
+        if base.device.type == "cpu":  # nothing to gain from looking at them between the answers
             encoder.look([questions[i] for i in sorted(mine)])
         found: list[tuple[int, torch.Tensor, torch.Tensor]] = []
         for chosen, log_p, log_mass in one_ahead(answers(mine)):

@@ -4,16 +4,15 @@ import hashlib
 import itertools
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 import torch
 
-from vqa.device import free_memory_gib
 from vqa.errors import UserError
 from vqa.feature_store import FeatureStore, tower_digest
 from vqa.image import fit_image, load_image
@@ -26,7 +25,6 @@ from vqa.views import look
 from vqa.vision_features import HostCopies, VisionFeatures
 
 PICTURES_AT_ONCE = 32
-BESIDE_GIB = 6.5  # what answering (batches of 64, an 8B model) and the tower take at the same time
 Key = tuple[Any, ...]  # the picture's digest, how it is processed, its view
 Found = VisionFeatures | torch.Tensor  # a picture: (H, W, C), bytes
 
@@ -73,7 +71,7 @@ class VisionCache:
         self.digest = ""
         self.kept: dict[Key, VisionFeatures] = {}
         self.arriving: deque[_Arriving] = deque()
-        self.lock = Lock()  # a batch that found no memory is made again beside the thread that makes the next
+        self.lock = RLock()  # batches are made in a thread while the tower gets the next pictures
         # Decoding and resizing release the interpreter lock for most of their time.
         self.pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="pixels")
         self.copies = HostCopies()
@@ -99,34 +97,41 @@ class VisionCache:
         Raises:
             UserError: A picture cannot be read or is far too long and thin.
         """
-        with self.lock:
+        try:
+            for done, total in self.filling(questions, image):
+                progress("pictures", done, total)
+        finally:
             self.settle()
-            whole = [q for q in questions if not q.view]
-            keyed = {key: q for q in whole if (key := self._key(q, image)) and key not in self.kept}
-            items = iter(list(keyed.items()))
-            chunks = list(iter(lambda: dict(itertools.islice(items, PICTURES_AT_ONCE)), {}))
-            try:
-                reads = prefetched(lambda chunk: self._read(chunk, image), chunks, self.tower.device)
-                for done, read in enumerate(reads, start=1):
-                    before = self.nbytes
-                    self._obtain(read)
-                    progress("pictures", min(done * PICTURES_AT_ONCE, len(keyed)), len(keyed))
-                    if self.nbytes == before:  # full
-                        return
-            finally:
-                self.settle()
 
-    def works_beside(self) -> bool:
-        """Whether a GPU has the memory to look at pictures while it answers about others."""
-        device = self.tower.device
-        if device.type != "cuda" or self.tower.is_parked:
-            return False
-        return free_memory_gib(device) >= BESIDE_GIB
+    def filling(self, questions: Sequence[Question], image: ImageSettings) -> Iterator[tuple[int, int]]:
+        """The same in steps of some pictures: how many were given to the tower so far, and of how many."""
+        whole = [q for q in questions if not q.view]
+        with self.lock:
+            keyed = {key: q for q in whole if (key := self._key(q, image)) and not self._knows(key)}
+        items = iter(list(keyed.items()))
+        chunks = list(iter(lambda: dict(itertools.islice(items, PICTURES_AT_ONCE)), {}))
+        reads = prefetched(lambda chunk: self._read(chunk, image), chunks, self.tower.device)
+        for step, read in enumerate(reads, start=1):
+            before = self.nbytes
+            with self.lock:
+                self._obtain(read)
+            yield min(step * PICTURES_AT_ONCE, len(keyed)), len(keyed)
+            if self.nbytes == before:  # full
+                return
+
+    def knows(self, questions: Sequence[Question], image: ImageSettings) -> bool:
+        """Whether no picture of these questions has to be given to the tower; views always have to."""
+        with self.lock:
+            return all(self._knows(key) for q in questions if (key := self._key(q, image)))
+
+    def _knows(self, key: Key) -> bool:
+        return key in self.kept or any(key in arriving.kept for arriving in self.arriving)
 
     def settle(self, leave: int = 0) -> None:
         """Wait for features on their way to host memory, all but the last so many calls', and keep them."""
-        while len(self.arriving) > leave:
-            self._keep(self.arriving.popleft())
+        with self.lock:
+            while len(self.arriving) > leave:
+                self._keep(self.arriving.popleft())
 
     def use_disk(self, image: ImageSettings) -> None:
         """Take and keep features in `image.cache_dir` too; never those of a tower that is being trained.
