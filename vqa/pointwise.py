@@ -6,6 +6,7 @@ backward formulas follow from them and are tested against autograd (tests/test_p
 
 import functools
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -16,6 +17,7 @@ log = logging.getLogger(__name__)
 Inputs = ParamSpec("Inputs")
 Output = TypeVar("Output")
 _compiling = True
+_alone = threading.RLock()  # what one thread compiles disturbs the compiled calls of others meanwhile
 
 
 def use_compiler(enabled: bool) -> None:
@@ -40,7 +42,8 @@ def fused(function: Callable[Inputs, Output]) -> Callable[Inputs, Output]:
         if compiled is None:  # not at import: that alone takes a second
             compiled = torch.compile(function)
         try:
-            return compiled(*args, **kwargs)  # type: ignore[no-any-return]
+            with _alone:
+                return compiled(*args, **kwargs)  # type: ignore[no-any-return]
         except torch._dynamo.exc.BackendCompilerFailed as error:
             log.warning(
                 "GPU kernels cannot be compiled here (%s); going on without, slower. "
