@@ -123,7 +123,7 @@ def test_all_pictures_in_one_call_are_as_near_to_float32_as_one_by_one(
         for (fast, plain), target in zip(pairs, (wanted.pooled, *wanted.deepstack), strict=True):
             assert off(fast.cpu(), target) < 1.1 * off(plain.cpu(), target) < 0.05
     from_disk = together[0].to(CPU)
-    *copied, kept = (copy.result() for copy in HostCopies().begin([*together, from_disk]))
+    *copied, kept = HostCopies().begin([*together, from_disk]).result()
     assert kept.pooled is from_disk.pooled
     for ours, moved in zip(together, copied, strict=True):
         assert not moved.pooled.is_pinned()

@@ -79,9 +79,7 @@ def test_a_widened_mlp_gives_the_same() -> None:
 def test_copies_in_host_memory_hold_nothing_else(dtype: torch.dtype) -> None:
     several = torch.randn(8, 3).to(dtype)
     own = torch.zeros(4, 3, dtype=dtype)
-    (found,) = (
-        copy.result() for copy in HostCopies().begin([VisionFeatures(several[4:], (own,), (2, 2), (1, 4, 4))])
-    )
+    (found,) = HostCopies().begin([VisionFeatures(several[4:], (own,), (2, 2), (1, 4, 4))]).result()
     assert torch.equal(found.pooled, several[4:])
     assert found.pooled.untyped_storage().nbytes() == found.pooled.nbytes
     assert found.deepstack[0] is own

@@ -96,7 +96,7 @@ class Encoder:
     def text_lengths(self, questions: Sequence[Question]) -> list[int]:
         """Tokens of each suffix without its picture, for sorting questions of like length together."""
         texts = [render(self.base.tokenizer, self.prompt, q, AS_WRITTEN).suffix for q in questions]
-        return [len(ids) for ids in self.base.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        return [len(ids) for ids in self.base.ids_of(texts)]
 
     def _suffix(
         self, question: Question, order: Order, features: VisionFeatures | None, answered: bool

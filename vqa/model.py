@@ -52,7 +52,11 @@ class Base:
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text, special tokens in it recognised, none added."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self.ids_of([text])[0]
+
+    def ids_of(self, texts: list[str]) -> list[list[int]]:
+        """The same of several texts, faster than one by one."""
+        return list(self.tokenizer(texts, add_special_tokens=False)["input_ids"])
 
 
 def model_folder(path: str) -> str:

@@ -103,7 +103,7 @@ def rotate_wide(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
 
 @fused
 def tower_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """`rms_norm` for the vision tower: compiled for rows of two widths, the decoder's would get slower."""
+    """`rms_norm` for the vision tower, compiled apart: one kernel for rows of any width is a slower one."""
     return weight * _normed(x, eps)[0].to(x.dtype)
 
 

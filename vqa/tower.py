@@ -176,19 +176,21 @@ def places(visual: Any, grids: tuple[Grid, ...], device: torch.device) -> dict[s
     Returns:
         The arguments that spare it that, named as transformers.vision_utils takes them.
     """
-    from transformers import vision_utils as of
+    from transformers import vision_utils
 
     grid_thw, merge = torch.tensor(grids), visual.spatial_merge_size
-    ends = of.get_vision_cu_seqlens(grid_thw)
-    found = {"cu_seqlens": ends, "position_ids": of.get_vision_position_ids(grid_thw, merge)}
+    ends = vision_utils.get_vision_cu_seqlens(grid_thw)
+    found = {"cu_seqlens": ends, "position_ids": vision_utils.get_vision_position_ids(grid_thw, merge)}
     longest = {"max_seqlen": int(ends.diff().max())}
     if hasattr(visual, "window_size"):  # Qwen2.5-VL
-        order, ends = of.get_vision_window_index(grid_thw, merge, visual.window_size, visual.patch_size)
+        order, ends = vision_utils.get_vision_window_index(
+            grid_thw, merge, visual.window_size, visual.patch_size
+        )
         found |= {"window_index": order, "cu_window_seqlens": ends}
         longest["max_window_seqlen"] = int(ends.diff().max())
     else:
         mode, corners = visual.interpolation_mode, visual.interpolation_align_corners
-        near = of.get_vision_interpolation_indices_and_weights(
+        near = vision_utils.get_vision_interpolation_indices_and_weights(
             grid_thw, visual.num_grid_per_side, mode, corners, merge
         )
         found |= dict(zip(("interp_indices", "interp_weights"), near, strict=True))

@@ -43,7 +43,7 @@ class _Arriving:
     """Features on their way to host memory. `kept` stay there; those `stored` are on disk already."""
 
     keys: list[Key]
-    features: list[Future[VisionFeatures]]
+    features: Future[list[VisionFeatures]]
     kept: set[Key]
     stored: set[Key]
 
@@ -112,11 +112,12 @@ class VisionCache:
         chunks = list(iter(lambda: dict(itertools.islice(items, PICTURES_AT_ONCE)), {}))
         reads = prefetched(lambda chunk: self._read(chunk, image), chunks, self.tower.device)
         for step, read in enumerate(reads, start=1):
-            before = self.nbytes
             with self.lock:
+                before = self.nbytes
                 self._obtain(read)
+                full = self.nbytes == before
             yield min(step * PICTURES_AT_ONCE, len(keyed)), len(keyed)
-            if self.nbytes == before:  # full
+            if full:
                 return
 
     def knows(self, questions: Sequence[Question], image: ImageSettings) -> bool:
@@ -218,8 +219,7 @@ class VisionCache:
         return found
 
     def _keep(self, arriving: _Arriving) -> None:
-        for key, copied in zip(arriving.keys, arriving.features, strict=True):
-            features = copied.result()
+        for key, features in zip(arriving.keys, arriving.features.result(), strict=True):
             if key in arriving.kept:
                 self.kept[key] = features
             if self.disk and key not in arriving.stored:

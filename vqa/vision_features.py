@@ -9,8 +9,6 @@ import torch
 
 from vqa.device import join_on_host
 
-COPYING = 4  # threads
-
 
 @dataclass(frozen=True)
 class VisionFeatures:
@@ -48,23 +46,21 @@ class HostCopies:
     """Copies features from the GPU to host memory while it computes the next ones."""
 
     def __init__(self) -> None:
-        self.pool = ThreadPoolExecutor(COPYING, thread_name_prefix="to host")
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="to host")
         self.stream: torch.cuda.Stream | None = None
 
-    def begin(self, features: Sequence[VisionFeatures]) -> list[Future[VisionFeatures]]:
-        """Each picture's features in host memory of their own, once they are there."""
+    def begin(self, features: Sequence[VisionFeatures]) -> Future[list[VisionFeatures]]:
+        """The features in host memory of their own, once they are there."""
         device = next((f.pooled.device for f in features if f.pooled.is_cuda), None)
         if device is None:
-            return [self.pool.submit(f.mapped, _own) for f in features]
+            return self.pool.submit(lambda: [f.mapped(_own) for f in features])
         # through pinned memory and on a stream of its own: the GPU computes on meanwhile
         stream = self.stream or torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.stream = stream
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             passing = [f.mapped(_to_pinned) for f in features]
-        arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-        arrived.record(stream)
-        return [self.pool.submit(_taken_out, f, arrived) for f in passing]
+        return self.pool.submit(_taken_out, passing, stream.record_event())
 
 
 def _to_pinned(tensor: torch.Tensor) -> torch.Tensor:
@@ -74,17 +70,16 @@ def _to_pinned(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
 
 
-def _taken_out(features: VisionFeatures, arrived: Any) -> VisionFeatures:
+def _taken_out(features: list[VisionFeatures], arrived: Any) -> list[VisionFeatures]:
+    """Copies in ordinary memory, so that the pinned one can be used again."""
     arrived.synchronize()
-    return features.mapped(_own)
+    return [f.mapped(_own) for f in features]
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in ordinary memory that holds nothing else; pinned memory is wanted again."""
-    if tensor.untyped_storage().nbytes() == tensor.nbytes and not tensor.is_pinned():
-        return tensor
-    # torch's own copy wakes a thread on every core, and they go on spinning beside what launches kernels
-    return torch.from_numpy(tensor.view(torch.uint8).numpy().copy()).view(tensor.dtype)
+    """The tensor in ordinary memory that holds nothing else."""
+    alone = tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if alone and not tensor.is_pinned() else tensor.clone()
 
 
 @dataclass(frozen=True)
