@@ -16,6 +16,7 @@ from test_soft_prompt import check_distance_of_gradient
 from vqa import pointwise, tower
 from vqa.attention import LayerTree, attend
 from vqa.decoder import Recompute
+from vqa.device import copied_beside
 from vqa.encode import Encoder
 from vqa.forward import letter_logits
 from vqa.letters import option_log_probabilities
@@ -122,13 +123,24 @@ def test_all_pictures_in_one_call_are_as_near_to_float32_as_one_by_one(
         pairs = zip((ours.pooled, *ours.deepstack), (own.pooled, *own.deepstack), strict=True)
         for (fast, plain), target in zip(pairs, (wanted.pooled, *wanted.deepstack), strict=True):
             assert off(fast.cpu(), target) < 1.1 * off(plain.cpu(), target) < 0.05
-    from_disk = together[0].to(CPU)
+    from_disk = together[0].mapped(torch.Tensor.cpu)
     *copied, kept = HostCopies().begin([*together, from_disk]).result()
     assert kept.pooled is from_disk.pooled
     for ours, moved in zip(together, copied, strict=True):
         assert not moved.pooled.is_pinned()
         assert torch.equal(moved.pooled, ours.pooled.cpu())
         assert all(torch.equal(a, b.cpu()) for a, b in zip(moved.deepstack, ours.deepstack, strict=True))
+
+
+def test_what_is_copied_beside_the_computation_is_there_when_it_is_used() -> None:
+    busy = torch.randn(4096, 4096, device=CUDA)
+    found = []
+    for i in range(20):
+        busy = (busy @ busy).clamp(-1, 1)
+        moved = copied_beside(torch.full((1 << 22,), float(i)).pin_memory(), CUDA)
+        found.append(torch.stack([moved.min(), moved.max()]))
+        del moved  # its memory is free for the next one, before the GPU came to it
+    assert torch.equal(torch.stack(found).cpu(), torch.arange(20.0)[:, None].expand(-1, 2))
 
 
 def test_answers_are_the_same_when_pictures_are_looked_at_between_them(settings: Make) -> None:

@@ -1,5 +1,6 @@
 """The machine a run computes on: device, number type, threads, memory."""
 
+import functools
 import gc
 import os
 import resource
@@ -61,6 +62,23 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy host memory to the device without waiting for what the device has still to do."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def copied_beside(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy pinned host memory while the device computes; what is launched from now on waits for the copy."""
+    if device.type != "cuda":
+        return tensor
+    stream, computing = _copying(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(stream):
+        moved = tensor.to(device, non_blocking=True)
+    computing.wait_stream(stream)
+    moved.record_stream(computing)  # its memory is not copied to again before it was used
+    return moved
+
+
+@functools.cache
+def _copying(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def join_on_host(parts: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:

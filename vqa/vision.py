@@ -25,6 +25,7 @@ from vqa.views import look
 from vqa.vision_features import HostCopies, VisionFeatures
 
 PICTURES_AT_ONCE = 32
+ON_THE_WAY = 2  # so many times that: a GPU copies them, and has work, while the tower gets the next ones
 Key = tuple[Any, ...]  # the picture's digest, how it is processed, its view
 Found = VisionFeatures | torch.Tensor  # a picture: (H, W, C), bytes
 
@@ -214,8 +215,7 @@ class VisionCache:
         copies = self.copies.begin([found[key] for key in moving])
         if moving:
             self.arriving.append(_Arriving(moving, copies, kept, set(read.stored)))
-        # a GPU copies them while the tower gets the next ones
-        self.settle(leave=1 if self.tower.device.type == "cuda" else 0)
+        self.settle(leave=ON_THE_WAY if self.tower.device.type == "cuda" else 0)
         return found
 
     def _keep(self, arriving: _Arriving) -> None:

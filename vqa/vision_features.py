@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vqa.device import join_on_host
+from vqa.device import copied_beside, join_on_host
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def join_features(features: Sequence[VisionFeatures], device: torch.device) -> J
 def _join(parts: list[torch.Tensor], device: torch.device) -> torch.Tensor:
     if any(part.is_cuda for part in parts):  # just made, and the cache is full
         return torch.cat([part.to(device) for part in parts])
-    return join_on_host(parts, device).to(device, non_blocking=True)
+    return copied_beside(join_on_host(parts, device), device)
 
 
 def encoder_outputs(features: Sequence[VisionFeatures], device: torch.device) -> dict[str, Any]:
