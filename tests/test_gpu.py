@@ -16,7 +16,7 @@ from test_soft_prompt import check_distance_of_gradient
 from vqa import pointwise, tower
 from vqa.attention import LayerTree, attend
 from vqa.decoder import Recompute
-from vqa.device import copied_beside
+from vqa.device import copied_beside, sent_to_host
 from vqa.encode import Encoder
 from vqa.forward import letter_logits
 from vqa.letters import option_log_probabilities
@@ -141,6 +141,14 @@ def test_what_is_copied_beside_the_computation_is_there_when_it_is_used() -> Non
         found.append(torch.stack([moved.min(), moved.max()]))
         del moved  # its memory is free for the next one, before the GPU came to it
     assert torch.equal(torch.stack(found).cpu(), torch.arange(20.0)[:, None].expand(-1, 2))
+
+
+def test_a_result_is_read_while_the_next_is_computed() -> None:
+    result = sent_to_host(torch.arange(3, device=CUDA) * 2)
+    torch.cuda._sleep(4_000_000_000)  # type: ignore[no-untyped-call]  # clock cycles: two seconds
+    next_one: Any = torch.cuda.current_stream().record_event()
+    assert result().tolist() == [0, 2, 4]
+    assert not next_one.query()
 
 
 def test_answers_are_the_same_when_pictures_are_looked_at_between_them(settings: Make) -> None:

@@ -5,7 +5,7 @@ import gc
 import os
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -79,6 +79,24 @@ def copied_beside(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 @functools.cache
 def _copying(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def sent_to_host(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Copy the tensor to host memory as soon as it is computed.
+
+    Returns:
+        Waits for the copy, but for nothing that was launched after it, and gives it.
+    """
+    if not tensor.is_cuda:
+        return lambda: tensor
+    copy = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+    arrived = torch.cuda.current_stream(tensor.device).record_event()
+
+    def wait() -> torch.Tensor:
+        arrived.synchronize()
+        return copy
+
+    return wait
 
 
 def join_on_host(parts: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:

@@ -19,7 +19,7 @@ import torch
 
 from vqa import ranks
 from vqa.checkpoint import CheckpointWriter
-from vqa.device import memory_share
+from vqa.device import memory_share, sent_to_host
 from vqa.encode import Encoder, Order
 from vqa.forward import letter_logits, shared_prefix
 from vqa.library import build, refusals
@@ -171,7 +171,7 @@ class _Trainer:
         self.conversation = plan.loss == "full"  # the prefix's own tokens are taught too: it stays in the row
         self.outside = not self.conversation and encoder.shares_prefix(train[0])
         self.losses, self.passes = list[float](), 0
-        self.unread: list[tuple[int, torch.Tensor, Any]] = []
+        self.unread: list[tuple[int, Callable[[], torch.Tensor]]] = []
         ranks.equalise(self.parameters)
 
     def batches(self, done: int) -> Iterable[_Batch]:
@@ -234,23 +234,14 @@ class _Trainer:
 
     def _note_loss(self, step: int, loss: torch.Tensor) -> None:
         """Have the loss copied to the host without waiting for it."""
-        if loss.is_cuda:
-            copy = torch.empty((), pin_memory=True)
-            copy.copy_(loss, non_blocking=True)
-            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            arrived.record()
-            self.unread.append((step, copy, arrived))
-        else:
-            self.unread.append((step, loss, None))
+        self.unread.append((step, sent_to_host(loss)))
         self._read_losses(keep=1 if loss.is_cuda else 0)
 
     def _read_losses(self, keep: int) -> None:
         """Read the losses of all but the last `keep` steps."""
         while len(self.unread) > keep:
-            step, loss, arrived = self.unread.pop(0)
-            if arrived is not None:
-                arrived.synchronize()
-            value = float(loss)
+            step, loss = self.unread.pop(0)
+            value = float(loss())
             if not math.isfinite(value):
                 raise DivergedError(
                     f"loss is {value} at step {step}; lower optimizer.lr or raise scheduler.warmup_ratio"

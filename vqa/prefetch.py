@@ -51,7 +51,7 @@ def prefetched(make: Callable[[Job], Result], jobs: Iterable[Job], device: torch
 
 
 def one_ahead(results: Iterable[Result]) -> Iterator[Result]:
-    """The same results, each after the next one was begun: reading one off a GPU waits for it."""
+    """The same results, each after the next one was begun, so that waiting for one leaves a GPU with work."""
     waiting: deque[Result] = deque()
     for result in results:
         waiting.append(result)

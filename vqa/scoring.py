@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from vqa import ranks
 from vqa.adaptation import adapted_scores
 from vqa.debias import CYCLIC, cyclic_average, entropy, mean_probability, pride, without_prior
-from vqa.device import release_memory
+from vqa.device import release_memory, sent_to_host
 from vqa.encode import AS_WRITTEN, Encoder, Order
 from vqa.errors import UserError
 from vqa.forward import known_prefix, letter_logits
@@ -93,17 +93,18 @@ def option_scores(
             yield chunk
             start += len(chunk)
 
-    def answers(mine: Sequence[int]) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+    def answers(mine: Sequence[int]) -> Iterator[tuple[list[int], list[Callable[[], torch.Tensor]]]]:
         for chosen, made in prefetched(batch, chunks(mine), base.device):
-            yield chosen, *option_log_probabilities(logits(chosen, made), base.letters)
+            read_off = option_log_probabilities(logits(chosen, made), base.letters)
+            yield chosen, [sent_to_host(tensor) for tensor in read_off]
 
     def scored(mine: Sequence[int]) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
         if base.device.type == "cpu":  # nothing to gain from looking at them between the answers
             encoder.look([questions[i] for i in sorted(mine)])
         found: list[tuple[int, torch.Tensor, torch.Tensor]] = []
-        for chosen, log_p, log_mass in one_ahead(answers(mine)):
-            shaped = log_p.double().cpu().view(len(chosen), len(orders), -1)
-            found += zip(chosen, shaped, log_mass.cpu().view(len(chosen), len(orders)), strict=True)
+        for chosen, sent in one_ahead(answers(mine)):
+            log_p, log_mass = (arrived().view(len(chosen), len(orders), -1) for arrived in sent)
+            found += zip(chosen, log_p.double(), log_mass[..., 0], strict=True)
             progress(what, len(found), len(mine))
         base.vision.settle()
         return found
