@@ -1,4 +1,4 @@
-"""Draws docs/speed.png, the README's chart, from the throughput, peers and answering results of one day.
+"""Draws docs/speed.png, the README's chart, from results of throughput, peers and answering.
 
 python -m benchmarks.chart
 """
@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 RESULTS = Path(__file__).parent / "results"
 CHART = Path(__file__).parents[1] / "docs" / "speed.png"
-RUN = "2026-11-25-h100"  # the newest in which every tool ran on cards of one host, answering on another's
+RUN = "2026-11-25-h100"  # the newest in which every tool ran, on cards of one host
+ANSWERING = "2026-11-28-h100"  # vqa and generate(), on one card
 MODEL = "qwen3_vl_8b"
 NAMES = {
     "vqa": "vqa",
@@ -24,9 +25,9 @@ NAMES = {
 CARDS = ((76, "80 GB card"), (24, "24 GB card"))
 
 
-def rows_of(name: str) -> list[dict[str, Any]]:
+def rows_of(run: str, name: str) -> list[dict[str, Any]]:
     """Rows of that result, 16-bit base, that have a speed."""
-    rows = json.loads((RESULTS / f"{RUN}-{name}.json").read_text(encoding="utf-8"))["rows"]
+    rows = json.loads((RESULTS / f"{run}-{name}.json").read_text(encoding="utf-8"))["rows"]
     return [r for r in rows if r.get("samples_s") and r["model"] == MODEL and r["base"] == "none"]
 
 
@@ -59,13 +60,13 @@ def draw_bars(axes: Axes, title: str, values: dict[str, float], than: str = "vqa
 
 def main() -> None:
     """Read the results and write the chart."""
-    rows = rows_of("throughput") + rows_of("peers")
+    rows = rows_of(RUN, "throughput") + rows_of(RUN, "peers")
     figure = Figure(figsize=(10, 4.6), layout="constrained", dpi=110)
     panels = figure.subplots(1, 3)
     for axes, (gib, card) in zip(panels, CARDS, strict=False):
         values = {label: best(rows, who, "train", gib) for who, label in NAMES.items()}
         draw_bars(axes, f"LoRA training, {card}, questions/s", values)
-    answering = rows_of("answering")
+    answering = rows_of(ANSWERING, "answering")
     first = "vqa, pictures\nseen for the first time"
     scoring = {
         "vqa, pictures known": best(answering, "vqa", "score", 24),
