@@ -33,7 +33,7 @@ def run_study(arguments: argparse.Namespace) -> tuple[float, Path]:
     command = [
         *(sys.executable, "-m", "vqa.run", "-m", "+sweep=lora", "study=timed", f"model={arguments.model}"),
         *(f"model.path={arguments.work / arguments.model}", f"quantization={arguments.quantization}"),
-        *("prompt=fewshot_ko", "image=pad_512", "image.cache_gib=64", f"budget.subsample={SUBSAMPLE}"),
+        *("prompt=fewshot_ko", "image=pad_512", f"budget.subsample={SUBSAMPLE}"),
         *("data=csv", f"data.train_csv={contest / 'train.csv'}", f"data.test_csv={contest / 'test.csv'}"),
         *(f"data.image_root={contest}", "tracking=none", f"env.output_root={root}"),
         *(f"hydra.sweeper.n_trials={arguments.trials}", "budget.batch_size=16"),

@@ -42,7 +42,7 @@ def settings_for(model: str, quantization: str, work: Path, *more: str) -> Setti
     contest = work / "contest"
     overrides = [
         *("tracking=none", f"model={model}", f"model.path={work / model}", f"quantization={quantization}"),
-        *("prompt=fewshot_ko", "image=pad_512", "image.cache_gib=64", "lora.r=32", "lora.lora_alpha=32"),
+        *("prompt=fewshot_ko", "image=pad_512", "lora.r=32", "lora.lora_alpha=32"),
         *("data=csv", f"data.train_csv={contest / 'train.csv'}", f"data.image_root={contest}", *more),
     ]
     with initialize_config_dir(str(CONF)):

@@ -28,7 +28,7 @@ def overrides(given: argparse.Namespace) -> list[str]:
         return [*common, "data.train_size=80", "data.test_size=12", "env.threads=1"]
     contest = given.work / "contest"
     return [
-        *(*common, f"model.path={given.work / given.model}", "image.cache_gib=32", "image=pad_512"),
+        *(*common, f"model.path={given.work / given.model}", "image=pad_512"),
         *(f"prompt={given.prompt}", "lora.r=32", "lora.lora_alpha=32", "data=csv"),
         *(f"data.train_csv={contest / 'train.csv'}", f"data.test_csv={contest / 'test.csv'}"),
         f"data.image_root={contest}",

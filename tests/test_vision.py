@@ -9,6 +9,7 @@ import torch
 from conftest import Make
 from PIL import Image
 
+from vqa import vision
 from vqa.errors import UserError
 from vqa.image import file_sha256, load_image
 from vqa.model import Base
@@ -89,6 +90,33 @@ def test_a_full_cache_takes_nothing_new(cache: VisionCache, picture: Picture, se
     assert (cache.misses, cache.hits, cache.nbytes) == (3, 0, found.nbytes)
     cache.features([picture(32, 32)], image)
     assert cache.hits == 1
+
+
+def test_without_a_limit_features_are_kept_while_memory_is_left(
+    base: Base,
+    picture: Picture,
+    settings: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    image = settings().image
+    assert image.cache_gib is None
+    cache = VisionCache(base.model, base.vision.processor, image.cache_gib)
+    (found,) = cache.features([picture(32, 32)], image)
+    assert found is not None
+    assert cache.nbytes == found.nbytes
+    monkeypatch.setattr(vision, "spare_bytes", lambda: found.nbytes)
+    cache.features([picture(64, 64), picture(16, 16)], image)  # 16 and 4 visual tokens; room for 4
+    assert cache.nbytes == 2 * found.nbytes
+    monkeypatch.setattr(vision, "spare_bytes", lambda: -1)
+    for _ in range(2):
+        cache.features([picture(48, 32)], image)
+    assert cache.nbytes == 2 * found.nbytes
+    assert [r.message for r in caplog.records if "no memory for the features" in r.message] == [
+        "no memory for the features of more pictures (0.0 GiB are kept): others are computed again whenever "
+        "they are needed; image.cache_dir=FOLDER keeps them on a disk"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def _check_image(image: ImageSettings) -> None:
     require(
         top is None or top >= image.min_visual_tokens, "image.max_visual_tokens", ">= min_visual_tokens", top
     )
-    require(image.cache_gib >= 0, "image.cache_gib", ">= 0", image.cache_gib)
+    require(image.cache_gib is None or image.cache_gib >= 0, "image.cache_gib", ">= 0", image.cache_gib)
     require(image.cache_disk_gib > 0, "image.cache_disk_gib", "> 0", image.cache_disk_gib)
 
 

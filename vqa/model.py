@@ -132,7 +132,7 @@ def load_base(settings: Settings) -> Base:
         release_memory()
         _resident[key] = _load(settings, device, dtype)
     base = _resident[key]
-    base.vision.limit_bytes = int(settings.image.cache_gib * 2**30)
+    base.vision.limit(settings.image.cache_gib)
     base.vision.use_disk(settings.image)
     return base
 

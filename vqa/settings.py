@@ -51,7 +51,7 @@ class ImageSettings:
     size: int | None
     min_visual_tokens: int
     max_visual_tokens: int | None
-    cache_gib: float
+    cache_gib: float | None
     cache_dir: str | None
     cache_disk_gib: float
 

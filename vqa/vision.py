@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ import torch
 
 from vqa.errors import UserError
 from vqa.feature_store import FeatureStore, tower_digest
+from vqa.host_memory import spare_bytes
 from vqa.image import fit_image, load_image
 from vqa.prefetch import prefetched
 from vqa.question import Question
@@ -24,6 +26,7 @@ from vqa.tower import Pictures, Tower, join_pictures, resized
 from vqa.views import look
 from vqa.vision_features import HostCopies, VisionFeatures
 
+log = logging.getLogger(__name__)
 PICTURES_AT_ONCE = 32
 ON_THE_WAY = 2  # so many times that: a GPU copies them, and has work, while the tower gets the next ones
 Key = tuple[Any, ...]  # the picture's digest, how it is processed, its view
@@ -60,22 +63,27 @@ class VisionCache:
     Args:
         model: The whole model; only its vision tower is used.
         processor: The model's image processor: sizes, mean and standard deviation.
-        limit_gib: Largest size, GiB; 0 keeps nothing.
+        limit_gib: Largest size, GiB; 0 keeps nothing; None: while a quarter of the machine's memory is free.
     """
 
-    def __init__(self, model: Any, processor: Any, limit_gib: float) -> None:
+    def __init__(self, model: Any, processor: Any, limit_gib: float | None) -> None:
         self.tower = Tower(model, processor)
         self.processor = processor
-        self.limit_bytes = int(limit_gib * 2**30)
+        self.limit(limit_gib)
         self.nbytes = self.hits = self.disk_hits = self.misses = 0
         self.disk: FeatureStore | None = None
         self.digest = ""
+        self.said_full = False
         self.kept: dict[Key, VisionFeatures] = {}
         self.arriving: deque[_Arriving] = deque()
         self.lock = RLock()  # batches are made in a thread while the tower gets the next pictures
         # Decoding and resizing release the interpreter lock for most of their time.
         self.pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="pixels")
         self.copies = HostCopies()
+
+    def limit(self, gib: float | None) -> None:
+        """Set the largest size, GiB, from now on; None: while a quarter of the machine's memory is free."""
+        self.limit_bytes = None if gib is None else int(gib * 2**30)
 
     def features(self, questions: Sequence[Question], image: ImageSettings) -> list[VisionFeatures | None]:
         """Features of each question's picture, None where there is none.
@@ -168,6 +176,7 @@ class VisionCache:
         self.settle()
         self.kept.clear()
         self.nbytes = 0
+        self.said_full = False
 
     def park(self) -> None:
         """Keep the tower in host memory until a picture needs it; for when the GPU's memory is short."""
@@ -207,16 +216,32 @@ class VisionCache:
         self.disk_hits += len(read.stored)
         self.misses += len(pictures) - len(read.stored)
         kept = set()
+        room = spare_bytes() if self.limit_bytes is None else self.limit_bytes - self.nbytes
         for key, features in pictures.items():
-            if self.nbytes + features.nbytes <= self.limit_bytes:
+            if features.nbytes <= room:
                 kept.add(key)
                 self.nbytes += features.nbytes
+                room -= features.nbytes
+        if len(kept) < len(pictures):
+            self._say_full()
         moving = [key for key in pictures if key in kept or (self.disk and key not in read.stored)]
         copies = self.copies.begin([found[key] for key in moving])
         if moving:
             self.arriving.append(_Arriving(moving, copies, kept, set(read.stored)))
         self.settle(leave=ON_THE_WAY if self.tower.device.type == "cuda" else 0)
         return found
+
+    def _say_full(self) -> None:
+        """Say once that pictures go through the tower again; not where that was asked for."""
+        if self.said_full or self.disk or self.limit_bytes == 0:
+            return
+        self.said_full = True
+        log.info(
+            "no memory for the features of more pictures (%.1f GiB are kept): others are computed again "
+            "whenever they are needed; image.cache_dir=FOLDER keeps them on a disk%s",
+            self.nbytes / 2**30,
+            "" if self.limit_bytes is None else ", a larger image.cache_gib in memory",
+        )
 
     def _keep(self, arriving: _Arriving) -> None:
         for key, features in zip(arriving.keys, arriving.features.result(), strict=True):
