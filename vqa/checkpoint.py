@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from vqa.device import pinned_copy
+
 Copy = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -81,9 +83,7 @@ def copied(value: Any, copy: Copy) -> Any:
 def _on_host(tensor: torch.Tensor) -> torch.Tensor:
     """A copy in host memory; from a GPU without waiting for it."""
     tensor = tensor.detach()
-    if not tensor.is_cuda:
-        return tensor.clone()
-    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+    return pinned_copy(tensor) if tensor.is_cuda else tensor.clone()
 
 
 def _write(path: Path, state: dict[str, Any], arrived: Any) -> None:

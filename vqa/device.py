@@ -81,6 +81,11 @@ def _copying(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
+def pinned_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """A GPU tensor's copy in host memory, without waiting: complete when the current stream has got there."""
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+
+
 def sent_to_host(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
     """Copy the tensor to host memory as soon as it is computed.
 
@@ -89,7 +94,7 @@ def sent_to_host(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
     """
     if not tensor.is_cuda:
         return lambda: tensor
-    copy = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+    copy = pinned_copy(tensor)
     arrived = torch.cuda.current_stream(tensor.device).record_event()
 
     def wait() -> torch.Tensor:

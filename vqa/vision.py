@@ -96,7 +96,7 @@ class VisionCache:
             if any(not set(keys).isdisjoint(arriving.keys) for arriving in self.arriving):
                 self.settle()
             missing = {key: q for key, q in zip(keys, questions, strict=True) if key and key not in self.kept}
-            fresh = self._obtain(self._read(missing, image))
+            fresh = self._obtain(self._read(missing, image)) if missing else {}
         self.hits += sum(key is not None and not key[-1] for key in keys) - sum(not key[-1] for key in fresh)
         return [fresh.get(key) or self.kept[key] if key else None for key in keys]
 

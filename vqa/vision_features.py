@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vqa.device import copied_beside, join_on_host
+from vqa.device import copied_beside, join_on_host, pinned_copy
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def _to_pinned(tensor: torch.Tensor) -> torch.Tensor:
     if not tensor.is_cuda:  # it came from disk
         return tensor
     tensor.record_stream(torch.cuda.current_stream())  # its memory is not used again before it is copied
-    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+    return pinned_copy(tensor)
 
 
 def _taken_out(features: list[VisionFeatures], arrived: Any) -> list[VisionFeatures]:
