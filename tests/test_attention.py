@@ -3,9 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_packing import FAMILIES
 
-from vqa.attention import NAME, LayerTree, attend, tree_attention, tree_attention_on
+from vqa.attention import LayerTree, attend
 from vqa.tree import tree_layout
 
 CPU = torch.device("cpu")
@@ -28,9 +27,9 @@ def test_the_result_is_that_of_one_masked_attention(lengths: list[int], groups: 
         return torch.randn(1, rows, prefix + sum(lengths), width, generator=generator)
 
     query, key, value = random(heads), random(heads // groups), random(heads // groups)
-    layout = tree_layout(prefix, lengths, CPU)
-    tree = LayerTree(layout)
-    found, weights = tree_attention(torch.nn.Module(), query, key, value, None, scaling=0.3, tree=tree)
+    tree = LayerTree(tree_layout(prefix, lengths, CPU))
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    found = attend(q, k, v, 0.3, tree)
     expected = F.scaled_dot_product_attention(
         query,
         key.repeat_interleave(groups, dim=1),
@@ -38,8 +37,7 @@ def test_the_result_is_that_of_one_masked_attention(lengths: list[int], groups: 
         attn_mask=tree_mask(prefix, lengths),
         scale=0.3,
     )
-    assert weights is None
-    assert torch.allclose(found, expected.transpose(1, 2), atol=1e-6)
+    assert torch.allclose(found, expected[0].transpose(0, 1), atol=1e-6)
 
 
 @pytest.mark.parametrize("lengths", [[2, 4, 1], [3, 3]])
@@ -53,33 +51,3 @@ def test_a_prefix_outside_the_row_is_seen_as_one_inside(lengths: list[int]) -> N
     rest = LayerTree(tree_layout(0, lengths, CPU, outside=prefix), outside=(k[:prefix], v[:prefix]))
     found = torch.cat([alone, attend(q[prefix:], k[prefix:], v[prefix:], 0.3, rest)])
     assert torch.allclose(found, inside, atol=1e-6)
-
-
-def test_attention_without_a_layout_is_refused() -> None:
-    x = torch.zeros(1, 2, 4, 8)
-    with pytest.raises(ValueError, match=r"tree attention needs tree=LayerTree\(...\) among the layer's"):
-        tree_attention(torch.nn.Module(), x, x, x, None)
-
-
-class StopError(Exception):
-    """Stands for anything that goes wrong inside."""
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_former_attention_is_back_afterwards_even_after_an_error(family: str) -> None:
-    model = FAMILIES[family]()
-    language, vision = model.model.language_model.config, model.model.visual.config
-    before = (language._attn_implementation, vision._attn_implementation)
-
-    def inside(error: bool) -> None:
-        with tree_attention_on(model):
-            assert language._attn_implementation == NAME
-            assert vision._attn_implementation == before[1]
-            if error:
-                raise StopError
-
-    inside(error=False)
-    assert (language._attn_implementation, vision._attn_implementation) == before
-    with pytest.raises(StopError):
-        inside(error=True)
-    assert (language._attn_implementation, vision._attn_implementation) == before

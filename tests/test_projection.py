@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from test_packing import LANGUAGE, tiny_qwen2_5, tiny_qwen3
 
-from vqa.projection import Projection, gated_mlp, norm_project, project_onto, read_projection
+from vqa.projection import Projection, _Group, gated_mlp, norm_project, project_onto, read_projection
 
 T = 6
 
@@ -85,22 +85,106 @@ def test_the_mlp_equals_the_models(x: torch.Tensor, recompute: bool) -> None:
 def test_a_layer_without_adapter_is_read_as_it_is() -> None:
     layer = tiny_qwen3().model.language_model.layers[0]
     projection = read_projection(layer.mlp.up_proj)
-    assert projection is not None
     assert (projection.layer, projection.a, projection.b) == (layer.mlp.up_proj, None, None)
 
 
 def test_rank_stabilised_scale_is_pefts() -> None:
     projection = read_projection(adapted(use_rslora=True).self_attn.q_proj)
-    assert projection is not None
     assert projection.scale == 12 / 4**0.5
 
 
-@pytest.mark.parametrize("more", [{"lora_dropout": 0.1}, {"use_dora": True}, {"lora_bias": True}], ids=str)
+@pytest.mark.parametrize(
+    "more", [{"lora_bias": True}, {"use_dora": True, "lora_dropout": 0.1}], ids=["bias", "DoRA with dropout"]
+)
 def test_other_adapters_are_left_to_peft(more: dict[str, Any]) -> None:
-    assert read_projection(adapted(**more).self_attn.q_proj) is None
+    layer = adapted(**more).self_attn.q_proj.train()
+    assert read_projection(layer).module is layer
 
 
 def test_a_disabled_adapter_is_left_to_peft() -> None:
     layer = adapted().self_attn.q_proj
     layer.enable_adapters(False)
-    assert read_projection(layer) is None
+    assert read_projection(layer).module is layer
+
+
+def test_dropout_is_off_outside_training() -> None:
+    layer = adapted(lora_dropout=0.1).self_attn.q_proj
+    assert (read_projection(layer.train()).dropout, read_projection(layer.eval()).dropout) == (0.1, 0.0)
+
+
+def test_other_adapters_give_pefts_result(x: torch.Tensor) -> None:
+    layer = adapted(lora_bias=True)
+    attention, norm = layer.self_attn, layer.post_attention_layernorm
+    found = norm_project(x, layer.input_layernorm, projections(attention, "q_proj", "k_proj", "v_proj"))
+    normed = layer.input_layernorm(x)
+    theirs = [module(normed) for module in (attention.q_proj, attention.k_proj, attention.v_proj)]
+    same_gradients(layer, x, torch.cat(found, 1), torch.cat(theirs, 1))
+    (projection,) = projections(attention, "o_proj")
+    same_gradients(layer, x, project_onto(x * 2, x, projection), x * 2 + attention.o_proj(x))
+    for recompute in (False, True):
+        ours = gated_mlp(x, norm, projections(layer.mlp, "gate_proj", "up_proj", "down_proj"), recompute)
+        same_gradients(layer, x, ours, x + layer.mlp(norm(x)))
+
+
+def dora(**more: Any) -> Any:
+    """A layer with DoRA whose magnitudes are away from the norms that PEFT starts them with."""
+    layer = adapted(use_dora=True, **more)
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in layer.named_parameters():
+        if "magnitude" in name:
+            parameter.data *= 1 + 0.3 * torch.rand(parameter.shape, generator=generator)
+    return layer
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_dora_equals_pefts_layers(x: torch.Tensor, recompute: bool) -> None:
+    layer = dora()
+    attention, norm = layer.self_attn, layer.post_attention_layernorm
+    found = norm_project(x, layer.input_layernorm, projections(attention, "q_proj", "k_proj", "v_proj"))
+    normed = layer.input_layernorm(x)
+    theirs = [module(normed) for module in (attention.q_proj, attention.k_proj, attention.v_proj)]
+    same_gradients(layer, x, torch.cat(found, 1), torch.cat(theirs, 1))
+    (projection,) = projections(attention, "o_proj")
+    same_gradients(layer, x, project_onto(x * 2, x, projection), x * 2 + attention.o_proj(x))
+    ours = gated_mlp(x, norm, projections(layer.mlp, "gate_proj", "up_proj", "down_proj"), recompute)
+    same_gradients(layer, x, ours, x + layer.mlp(norm(x)))
+
+
+class SeededDropout(torch.nn.Module):
+    """Dropout whose mask is the one that a seed gives."""
+
+    def __init__(self, p: float, seed: int) -> None:
+        super().__init__()
+        self.p, self.seed = p, seed
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        mask = torch.empty(x.shape, dtype=torch.bool).bernoulli_(1 - self.p, generator=generator)
+        return x * mask / (1 - self.p)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_dropout_equals_pefts_layers_with_the_same_masks(x: torch.Tensor, recompute: bool) -> None:
+    layer = adapted(lora_dropout=0.3).train()
+    mlp, norm = layer.mlp, layer.post_attention_layernorm
+    names = ("gate_proj", "up_proj", "down_proj")
+    torch.manual_seed(11)
+    ours = gated_mlp(x, norm, projections(mlp, *names), recompute)
+    torch.manual_seed(11)  # one seed a projection, in the order in which they compute
+    for name in names:
+        seed = int(torch.randint(2**62, ()))
+        getattr(mlp, name).lora_dropout["default"] = SeededDropout(0.3, seed)
+    same_gradients(layer, x, ours, x + mlp(norm(x)))
+
+
+def test_dropout_masks_differ_between_projections_and_leave_the_mean(x: torch.Tensor) -> None:
+    layer = adapted(lora_dropout=0.5).train()
+    wide = torch.ones(4000, 48)
+    torch.manual_seed(0)
+    (gate, up), kept = _Group(projections(layer.mlp, "gate_proj", "up_proj"), wide.dtype).forward(wide)
+    low = kept[0]
+    assert low is not None
+    without, _ = _Group(projections(layer.eval().mlp, "gate_proj", "up_proj"), wide.dtype).forward(wide)
+    for found, expected in zip((gate, up), without, strict=True):
+        assert torch.allclose(found.mean(0), expected.mean(0), atol=0.15)
+    assert abs(float(torch.corrcoef(torch.stack([low[:, 0], low[:, 4]]))[0, 1])) < 0.1

@@ -12,35 +12,27 @@ padding, and the two parts are merged by their softmax denominators.
 Notation: P prefix tokens, B suffixes, S longest suffix, T tokens of the row, H heads, D head dim.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vqa.branches import attend_branches
 from vqa.flash import FlashTree, has_flash
 from vqa.tree import KeyValue, TreeLayout
 
-NAME = "vqa_tree"
-
 
 @dataclass
 class LayerTree:
-    """What the attention of one layer gets told through the model's keyword arguments.
+    """Who sees whom in one layer.
 
     Args:
         layout: Of the row.
         outside: Keys and values of a prefix that is not in the row.
-        seen: The layer's own keys and values, put there by `tree_attention`.
     """
 
     layout: TreeLayout
     outside: KeyValue | None = None
-    seen: KeyValue | None = None
 
 
 def attend(
@@ -151,50 +143,3 @@ def _lower_right(S: int, keys: int, device: torch.device) -> torch.Tensor:
         mask: torch.Tensor = causal_lower_right(S, keys)
         return mask
     return torch.ones(S, keys, dtype=torch.bool, device=device).tril(keys - S)
-
-
-def tree_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float = 1.0,
-    tree: LayerTree | None = None,
-    **unused: Any,
-) -> tuple[torch.Tensor, None]:
-    """`attend` in the form transformers expects, for layers that are called as they are.
-
-    Args:
-        query: (1, H, T, D).
-        key: (1, H_kv, T, D), keys after rotary embedding; value alike.
-        attention_mask: Ignored; the layout says who sees whom.
-        scaling: Factor on the scores.
-        tree: Who sees whom, passed through the model's keyword arguments.
-
-    Returns:
-        (1, T, H, D) and None for the weights.
-
-    Raises:
-        ValueError: Called without a layout.
-    """
-    if tree is None:
-        raise ValueError("tree attention needs tree=LayerTree(...) among the layer's arguments")
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    tree.seen = (k, v)
-    return attend(q, k, v, scaling, tree)[None], None
-
-
-@contextmanager
-def tree_attention_on(model: torch.nn.Module) -> Iterator[None]:
-    """Let the language model (not the vision tower) use tree attention inside the block."""
-    config = model.model.language_model.config  # type: ignore[union-attr]
-    before = config._attn_implementation  # type: ignore[union-attr]
-    config._attn_implementation = NAME  # type: ignore[union-attr]
-    try:
-        yield
-    finally:
-        config._attn_implementation = before  # type: ignore[union-attr]
-
-
-ALL_ATTENTION_FUNCTIONS.register(NAME, tree_attention)

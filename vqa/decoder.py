@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from vqa.attention import LayerTree, attend, tree_attention_on
-from vqa.projection import Projection, gated_mlp, norm_project, project_onto, read_projection, rotary
+from vqa.attention import LayerTree, attend
+from vqa.projection import gated_mlp, norm_project, project_onto, read_projection, rotary
 from vqa.tree import KeyValue, TreeLayout
 from vqa.vision_features import JoinedFeatures
 
@@ -94,13 +94,12 @@ def early_states(
     """Hidden states (N, C) of the visual tokens after each of the first layers; no further layer is run."""
     hidden, taps, cos, sin = _embed(model.model.language_model, row)
     states = []
-    with tree_attention_on(model):
-        for i, module in enumerate(model.model.language_model.layers[:layers]):
-            tree = LayerTree(row.layout, prefix[i] if prefix else None)
-            hidden, *_ = _Layer(module, cos, sin, tree, None, "nothing")(hidden)
-            if i < len(taps):
-                hidden = hidden.index_add(0, row.visual, taps[i].to(hidden.dtype))
-            states.append(hidden[row.visual])
+    for i, module in enumerate(model.model.language_model.layers[:layers]):
+        tree = LayerTree(row.layout, prefix[i] if prefix else None)
+        hidden, *_ = _Layer(module, cos, sin, tree, None, "nothing")(hidden)
+        if i < len(taps):
+            hidden = hidden.index_add(0, row.visual, taps[i].to(hidden.dtype))
+        states.append(hidden[row.visual])
     return states
 
 
@@ -129,26 +128,25 @@ def _run(
     hidden, taps, cos, sin = _embed(text, row)
     seen: list[KeyValue] | None = [] if row.answers is None else None
     last = len(text.layers) - 1
-    with tree_attention_on(model):
-        for i, module in enumerate(text.layers):
-            tree = LayerTree(row.layout, prefix[i] if prefix else None)
-            answers = row.answers if i == last and i >= len(taps) else None
-            layer = _Layer(module, cos, sin, tree, answers, recompute)
-            if i == last and entering is not None:
-                entering.append(hidden)
-            if i == last and seen is not None and layer.plain:
-                seen.append(layer.project(hidden)[1:])
-            elif recompute == "layer" and torch.is_grad_enabled():
-                # plain layers draw no random numbers
-                hidden, key, value = checkpoint(
-                    layer, hidden, use_reentrant=False, preserve_rng_state=not layer.plain
-                )
-            else:
-                hidden, key, value = layer(hidden)
-            if seen is not None and len(seen) == i:
-                seen.append((key, value))
-            if i < len(taps):
-                hidden = hidden.index_add(0, row.visual, taps[i].to(hidden.dtype))
+    for i, module in enumerate(text.layers):
+        tree = LayerTree(row.layout, prefix[i] if prefix else None)
+        answers = row.answers if i == last and i >= len(taps) else None
+        layer = _Layer(module, cos, sin, tree, answers, recompute)
+        if i == last and entering is not None:
+            entering.append(hidden)
+        if i == last and seen is not None:
+            seen.append(layer.project(hidden)[1:])
+            break
+        if recompute == "layer" and torch.is_grad_enabled():
+            hidden, key, value = checkpoint(
+                layer, hidden, use_reentrant=False, preserve_rng_state=layer.draws
+            )
+        else:
+            hidden, key, value = layer(hidden)
+        if seen is not None:
+            seen.append((key, value))
+        if i < len(taps):
+            hidden = hidden.index_add(0, row.visual, taps[i].to(hidden.dtype))
     if row.answers is not None and last < len(taps):
         hidden = hidden[row.answers]
     return hidden, seen or []
@@ -156,7 +154,10 @@ def _run(
 
 @dataclass
 class _Layer:
-    """One decoder layer: by our own arithmetic where its projections are plain, else called as it is."""
+    """One decoder layer of the Qwen2 and Qwen3 kind, by our own arithmetic; whose weights are transformers'.
+
+    Its attention is an argument, not a switch on the model: a backward may compute the layer again.
+    """
 
     module: Any
     cos: torch.Tensor
@@ -167,41 +168,30 @@ class _Layer:
 
     def __post_init__(self) -> None:
         attention, mlp = self.module.self_attn, self.module.mlp
-        found = [read_projection(getattr(attention, name)) for name in ATTENTION]
-        found += [read_projection(getattr(mlp, name)) for name in MLP]
-        self.projections: list[Projection] = [p for p in found if p is not None]
-        self.plain = len(self.projections) == len(found) and mlp.config.hidden_act == "silu"
+        self.attention = [read_projection(getattr(attention, name)) for name in ATTENTION]
+        self.mlp = [read_projection(getattr(mlp, name)) for name in MLP]
+
+    @property
+    def draws(self) -> bool:
+        """Whether computing it again needs the random numbers of the first time."""
+        return any(p.draws for p in self.attention + self.mlp)
 
     def __call__(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The layer's output (T, C), or only the answers' rows of it, and its keys and values."""
-        if not self.plain:
-            whole: torch.Tensor = self.module(
-                hidden[None],
-                position_embeddings=(self.cos[None], self.sin[None]),
-                attention_mask=None,
-                tree=self.tree,
-            )[0]
-            if self.tree.seen is None:
-                raise ValueError(
-                    f"{type(self.module).__name__} must call the attention it is configured with"
-                )
-            key, value = self.tree.seen
-            self.tree.seen = None  # not kept until the backward
-            return whole if self.answers is None else whole[self.answers], key, value
         query, key, value = self.project(hidden)
-        found = attend(query, key, value, self.module.self_attn.scaling, self.tree)
-        hidden = project_onto(hidden, found.flatten(1), self.projections[3])
+        mixed = attend(query, key, value, self.module.self_attn.scaling, self.tree)
+        hidden = project_onto(hidden, mixed.flatten(1), self.attention[3])
         if self.answers is not None:
             hidden = hidden[self.answers]
         norm = self.module.post_attention_layernorm
-        return gated_mlp(hidden, norm, self.projections[4:], self.recompute == "mlp"), key, value
+        return gated_mlp(hidden, norm, self.mlp, self.recompute == "mlp"), key, value
 
     def project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries (T, H, D), keys and values (T, H_kv, D)."""
         attention = self.module.self_attn
         query, key, value = (
             x.view(len(x), -1, attention.head_dim)
-            for x in norm_project(hidden, self.module.input_layernorm, self.projections[:3])
+            for x in norm_project(hidden, self.module.input_layernorm, self.attention[:3])
         )
         query = rotary(query, self.cos, self.sin, getattr(attention, "q_norm", None))
         key = rotary(key, self.cos, self.sin, getattr(attention, "k_norm", None))

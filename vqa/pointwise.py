@@ -150,6 +150,23 @@ def swiglu_backward(
 
 
 @fused
+def int8_to_float(values: torch.Tensor, largest: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """INT8 weights (out, in) in another type; `largest` (out,) is the absolute value that 127 stands for.
+
+    Source: bitsandbytes' row-wise quantisation (Dettmers et al. 2022, LLM.int8()).
+    """
+    wide = torch.promote_types(dtype, torch.float32)
+    return (values.to(wide) * (largest.to(wide) / 127)[:, None]).to(dtype)
+
+
+@fused
+def column_products(grad: torch.Tensor, result: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """(out,) sum over T of grad * (result - bias), both (T, out), in float32 at least."""
+    value = _wide(result) if bias is None else _wide(result) - _wide(bias)
+    return (_wide(grad) * value).sum(0)
+
+
+@fused
 def merge(
     out: torch.Tensor, log_sum: torch.Tensor, other: torch.Tensor, other_log_sum: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
