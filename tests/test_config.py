@@ -37,6 +37,21 @@ def test_the_plain_configuration_is_accepted(composed: Compose) -> None:
         ("lora.r=0", r"lora.r must be an integer >= 1, got 0"),
         ("lora.r=eight", r"lora.r must be an integer >= 1, got 'eight'"),
         ("lora.lora_alpha=-1", r"lora.lora_alpha must be a number > 0, got -1"),
+        (
+            "+lora.init_lora_weights=pissa",
+            r"lora.init_lora_weights must be true, false, gaussian, ",
+        ),
+        (
+            "+lora.init_lora_weights=olora",
+            r"others rewrite the base's weights, which all trials share",
+        ),
+        (
+            "+lora.modules_to_save=[lm_head]",
+            r"lora.modules_to_save must be null, .*the next trial would",
+        ),
+        ("+lora.bias=all", r"lora.bias must be none \(the base's biases stay frozen"),
+        ("+lora.trainable_token_indices=[1]", r"lora.trainable_token_indices must be null"),
+        ("+lora.layer_replication=[[0,2]]", r"lora.layer_replication must be null"),
         ("lora.lora_dropout=1.5", r"lora.lora_dropout must be in \[0, 1\), got 1.5"),
         ("optimizer.lr=0", r"optimizer.lr must be a number > 0, got 0"),
         ("optimizer.lr=fast", r"optimizer.lr must be a number > 0, got 'fast'"),

@@ -204,7 +204,8 @@ def test_a_process_that_no_batch_is_small_enough_for_ends_the_other_too(tmp_path
     both = in_two(tmp_path, train_small, tmp_path, 4, 0)
     assert [ended.code for ended in both] == [1, 1], both
     assert [f"refused {n}" in both[1].said for n in (2, 1)] == [True, True]
-    assert "OutOfMemoryError: too large" in both[1].said
+    assert "DoesNotFitError: training with one question at a time" in both[1].said
+    assert "(too large)" in both[1].said
 
 
 def test_torchrun_sets_the_variables_that_are_read(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from vqa.library import TRUSTED, check_target
 from vqa.settings import ImageSettings, InferenceSettings, PromptSettings, Settings
 
 STAGES = ("final", "trial", "predict", "evaluate", "doctor", "status", "report", "merge", "serve", "ensemble")
+LORA_STARTS = (True, False, "gaussian", "orthogonal")  # lora.init_lora_weights that leave the base alone
 LOSSES = ("answer_only", "choice_ce", "full")
 
 
@@ -138,23 +139,45 @@ def _check_values(s: Settings) -> None:
         0 <= s.scheduler.warmup_ratio < 1, "scheduler.warmup_ratio", "in [0, 1)", s.scheduler.warmup_ratio
     )
     require(_number(s.optimizer.get("lr")) > 0, "optimizer.lr", "a number > 0", s.optimizer.get("lr"))
-    rank = s.lora.get("r")
-    require(isinstance(rank, int) and rank >= 1, "lora.r", "an integer >= 1", rank)
-    require(
-        _number(s.lora.get("lora_alpha")) > 0, "lora.lora_alpha", "a number > 0", s.lora.get("lora_alpha")
-    )
-    require(
-        0 <= _number(s.lora.get("lora_dropout", 0.0)) < 1,
-        "lora.lora_dropout",
-        "in [0, 1)",
-        s.lora.get("lora_dropout"),
-    )
+    _check_lora(s.lora)
     _check_image(s.image)
     _check_prompt(s.prompt)
     _check_inference(s.inference)
     check_adapt(s)
     require(1024 <= s.env.port < 2**16, "env.port", "in [1024, 65536)", s.env.port)
     require(s.env.threads is None or s.env.threads >= 1, "env.threads", ">= 1 or null", s.env.threads)
+
+
+def _check_lora(lora: dict[str, Any]) -> None:
+    """Refuse values out of range, and adapters that change the base they are put on.
+
+    Trials share one resident base, and the score with the adapter off is the base's own: an adapter that
+    rewrites or trains base weights would change both.
+    """
+    rank = lora.get("r")
+    require(isinstance(rank, int) and rank >= 1, "lora.r", "an integer >= 1", rank)
+    require(_number(lora.get("lora_alpha")) > 0, "lora.lora_alpha", "a number > 0", lora.get("lora_alpha"))
+    dropout = lora.get("lora_dropout", 0.0)
+    require(0 <= _number(dropout) < 1, "lora.lora_dropout", "in [0, 1)", dropout)
+    rules: list[tuple[str, tuple[Any, ...], str]] = [
+        ("init_lora_weights", LORA_STARTS, "others rewrite the base's weights, which all trials share"),
+        (
+            "modules_to_save",
+            (None, []),
+            "the next trial would start from what this one trained",
+        ),
+        ("bias", ("none",), "the base's biases stay frozen: all trials share them"),
+        (
+            "trainable_token_indices",
+            (None, [], {}),
+            "embeddings stay frozen: all trials share them",
+        ),
+        ("layer_replication", (None, []), "it changes the layers of the base, which all trials share"),
+    ]
+    for key, allowed, why in rules:
+        value = lora.get(key, allowed[0])
+        names = ", ".join("null" if option is None else str(option).lower() for option in allowed)
+        require(value in allowed, f"lora.{key}", f"{names} ({why})", value)
 
 
 def _check_prompt(prompt: PromptSettings) -> None:

@@ -7,6 +7,7 @@ import resource
 import sys
 from collections.abc import Callable, Sequence
 
+import psutil
 import torch
 
 from vqa import ranks
@@ -123,6 +124,13 @@ def limit_memory(gib: float | None, device: torch.device) -> None:
 def memory_share(device: torch.device) -> float:
     """The share of the device's memory that this process may use."""
     return torch.cuda.get_per_process_memory_fraction() if device.type == "cuda" else 1.0
+
+
+def memory_gib(device: torch.device) -> float:
+    """Memory that this process may use, GiB: its share of the GPU's; the machine's on a CPU."""
+    if device.type == "cuda":
+        return memory_share(device) * torch.cuda.get_device_properties(device).total_memory / 2**30
+    return psutil.virtual_memory().total / 2**30
 
 
 def release_memory() -> None:

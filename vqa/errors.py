@@ -15,6 +15,10 @@ class UserError(Exception):
     """
 
 
+class DoesNotFitError(UserError):
+    """The device's memory does not suffice for the smallest piece of work; other trials may fit."""
+
+
 def require(ok: bool, key: str, rule: str, value: object) -> None:
     """Refuse a configured value that breaks its rule.
 

@@ -24,7 +24,7 @@ from vqa.encode import Encoder, Order
 from vqa.forward import letter_logits, shared_prefix
 from vqa.library import build, refusals
 from vqa.losses import batch_loss
-from vqa.memory import Ladder
+from vqa.memory import Ladder, does_not_fit
 from vqa.packing import PackedBatch
 from vqa.plan import Plan, batches
 from vqa.prefetch import prefetched
@@ -95,6 +95,7 @@ def fit(
     Raises:
         DivergedError: The loss became NaN or infinite.
         UserError: The optimiser or the schedule refuses its values.
+        DoesNotFitError: One question at a time needs more memory than there is.
         OSError: A checkpoint cannot be written.
     """
     mine = (chosen[place] for chosen, _ in batches(len(train), plan) for place in ranks.share(chosen))
@@ -203,11 +204,12 @@ class _Trainer:
             try:
                 loss = self._accumulate(batch)
                 break
-            except torch.OutOfMemoryError:
+            except torch.OutOfMemoryError as error:
                 self.optimizer.zero_grad()
                 self.encoder.base.vision.park()
                 if not self.ladder.step_down():
-                    raise
+                    doing = "training with one question at a time and every layer computed twice"
+                    raise does_not_fit(doing, self.encoder.base.device, error) from error
         # after the last attempt: each process comes here once a step, however often it ran out of memory
         loss = ranks.sum_gradients(self.parameters, loss)
         self.accelerator.clip_grad_norm_(self.parameters, self.plan.max_grad_norm)

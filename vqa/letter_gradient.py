@@ -23,7 +23,7 @@ from vqa.embeddings import answer_embeddings, picture_embeddings
 from vqa.encode import Encoder
 from vqa.forward import letter_logits
 from vqa.letters import option_log_probabilities
-from vqa.memory import Ladder, Rung
+from vqa.memory import Ladder, Rung, does_not_fit
 from vqa.question import Question
 
 HALF_SCALE = 1024.0  # float16 gradients below 6e-8 would be 0
@@ -62,9 +62,10 @@ def read_batch(encoder: Encoder, questions: Sequence[Question], embeddings: bool
     """
     try:
         return _forward(encoder, questions, "nothing", embeddings)
-    except torch.OutOfMemoryError:
+    except torch.OutOfMemoryError as error:
         if len(questions) == 1:
-            raise
+            doing = "answering one question at a time"
+            raise does_not_fit(doing, encoder.base.device, error) from error
     release_memory()
     half = len(questions) // 2
     return _joined([read_batch(encoder, part, embeddings) for part in (questions[:half], questions[half:])])
@@ -97,10 +98,11 @@ def letter_gradient(
             with weights.learning():
                 work = _Work(encoder, weights.parameters, ladder.rung, embeddings)
                 return work.whole(questions, loss_of) or work.in_parts(questions, loss_of)
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
             base.vision.park()
             if not ladder.step_down():
-                raise
+                doing = f"adapting to one of {len(questions)} questions at a time"
+                raise does_not_fit(doing, base.device, error) from error
 
 
 @dataclass(frozen=True)

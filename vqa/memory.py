@@ -7,8 +7,11 @@ is where the process's next fit of the same shape begins.
 import logging
 from dataclasses import dataclass
 
+import torch
+
 from vqa.decoder import Recompute
-from vqa.device import release_memory
+from vqa.device import memory_gib, peak_memory_gib, release_memory
+from vqa.errors import DoesNotFitError
 
 log = logging.getLogger(__name__)
 LARGE = 16  # questions whose products fill the device
@@ -38,6 +41,23 @@ def rungs(batch_size: int) -> list[Rung]:
     large = [size for size in sizes if size >= LARGE] or [batch_size]
     keeping = [Rung(size, recompute) for recompute in KEEPING for size in large]
     return keeping + [Rung(size, "layer") for size in sizes]
+
+
+def does_not_fit(doing: str, device: torch.device, error: torch.OutOfMemoryError) -> DoesNotFitError:
+    """What to tell the user when the smallest piece of work ran out of memory.
+
+    Args:
+        doing: What did not fit, as the message's subject.
+        device: Where.
+        error: What torch said; its first sentence names the size of the allocation that failed.
+    """
+    asked = str(error).split(". ")[0].removeprefix("CUDA out of memory").strip(". ")
+    return DoesNotFitError(
+        f"{doing} does not fit into the memory of {device}: {peak_memory_gib(device):.1f} GiB of "
+        f"{memory_gib(device):.1f} GiB were in use{f' ({asked})' if asked else ''}. What helps, the most "
+        "first: quantization=nf4, a smaller model, fewer image.max_visual_tokens, a shorter prompt, a "
+        "smaller lora.r"
+    )
 
 
 class Ladder:

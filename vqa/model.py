@@ -14,6 +14,7 @@ from vqa.device import choose_device, choose_dtype, limit_memory, release_memory
 from vqa.errors import UserError
 from vqa.letters import LetterTokens, letter_tokens
 from vqa.library import build
+from vqa.memory import does_not_fit
 from vqa.pointwise import use_compiler
 from vqa.settings import Settings
 from vqa.vision import VisionCache
@@ -163,6 +164,9 @@ def _load(settings: Settings, device: torch.device, dtype: torch.dtype) -> Base:
         processor = Qwen2VLImageProcessorPil.from_pretrained(folder, **where)
     except (OSError, SafetensorError) as error:
         raise UserError(_cannot_load(settings.model.path, error)) from error
+    except torch.OutOfMemoryError as error:
+        doing = f"{settings.model.path} ({settings.quantization.name})"
+        raise UserError(str(does_not_fit(doing, device, error))) from error
     model.requires_grad_(False)
     model.eval()
     for module in model.modules():

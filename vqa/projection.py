@@ -116,7 +116,10 @@ def _int8_scale(layer: Any, weight: Any) -> torch.Tensor | None:
     if getattr(weight, "dtype", None) != torch.int8:
         return None
     scale: torch.Tensor | None = getattr(weight, "SCB", None)
-    return scale if scale is not None else layer.state.SCB
+    if scale is None:
+        moved: torch.Tensor | None = layer.state.SCB
+        return moved
+    return scale
 
 
 def _matrix(layer: Any, dtype: torch.dtype) -> torch.Tensor:
@@ -149,7 +152,7 @@ def _dora_columns(projection: Projection, matrix: torch.Tensor) -> torch.Tensor 
         return None
     a, b = p.a.detach(), p.b.detach()
     wide = torch.promote_types(matrix.dtype, torch.float32)
-    square = torch.linalg.vector_norm(matrix, dim=1, dtype=wide).square()
+    square: torch.Tensor = torch.linalg.vector_norm(matrix, dim=1, dtype=wide).square()
     square += 2 * p.scale * ((matrix @ a.t().to(matrix.dtype)).to(wide) * b).sum(1)
     square += p.scale**2 * ((b @ (a @ a.t())) * b).sum(1)
     return p.magnitude.detach() / square.sqrt()
@@ -234,9 +237,9 @@ class _Group:
         rest: list[tuple[torch.Tensor | None, ...]] = []
         inner, by_low = [], []
         for i, (p, dy) in enumerate(zip(self.projections, grads, strict=True)):
-            b, scale, by_b, by_m = self.b[i], scales[i], None, None
-            if scale is not None and p.magnitude is not None:
-                by_m = column_products(dy, own[i], p.layer._parameters["bias"]) / p.magnitude.detach()
+            b, scale, result, by_b, by_m = self.b[i], scales[i], own[i], None, None
+            if scale is not None and result is not None and p.magnitude is not None:
+                by_m = column_products(dy, result, p.layer._parameters["bias"]) / p.magnitude.detach()
                 dy = dy * scale.to(dy.dtype)
             if b is not None and low is not None:
                 by_low.append(dy @ b)

@@ -18,6 +18,7 @@ from vqa.errors import UserError
 from vqa.forward import known_prefix, letter_logits
 from vqa.generation import final_letter, generate_answers, parse_letter
 from vqa.letters import option_log_probabilities
+from vqa.memory import does_not_fit
 from vqa.metrics import accuracy, mcnemar_p_value, nll
 from vqa.packing import PackedBatch
 from vqa.predictions import NO_ANSWER, Prediction
@@ -72,9 +73,9 @@ def option_scores(
             try:
                 with torch.no_grad():
                     return letter_logits(base, made, known)
-            except torch.OutOfMemoryError:
+            except torch.OutOfMemoryError as error:
                 if len(chosen) == 1:
-                    raise
+                    raise does_not_fit("answering one question at a time", base.device, error) from error
             release_memory()
             room = (len(chosen) + 1) // 2
             log.warning("out of memory: %d questions at a time from here, same answers", room)

@@ -18,6 +18,7 @@ from vqa.device import release_memory
 from vqa.encode import Encoder
 from vqa.forward import known_prefix
 from vqa.letters import option_log_probabilities
+from vqa.memory import does_not_fit
 from vqa.packing import Suffix, pack
 from vqa.question import Question
 
@@ -88,8 +89,9 @@ class SoftPrompt:
         try:
             with torch.no_grad():
                 return self.read(self.row(suffixes, shift))
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
             if len(suffixes) == 1:
-                raise
+                doing = "answering one view of a question at a time"
+                raise does_not_fit(doing, self.base.device, error) from error
         release_memory()
         return self.ask(suffixes, shift, (len(suffixes) + 1) // 2)

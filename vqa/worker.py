@@ -16,7 +16,7 @@ from optuna.pruners import WilcoxonPruner
 from optuna.trial import Trial, TrialState
 
 from vqa.board import Board, describe_end, describe_start
-from vqa.errors import UserError, mendable
+from vqa.errors import DoesNotFitError, UserError, mendable
 from vqa.interrupt import Interrupt
 from vqa.job_configs import JobConfigs
 from vqa.leaderboard import Standing, rank, standing_of, write_leaderboard
@@ -242,6 +242,9 @@ class Worker:
             self.shared.tell(trial, TrialState.FAIL, error=f"{type(error).__name__}: {error}")
             return
         value = job.return_value
+        if isinstance(value, DoesNotFitError):  # of this trial's values; others may fit
+            self.shared.tell(trial, TrialState.FAIL, error=str(value))
+            return
         if isinstance(value, UserError):
             raise value
         if isinstance(value, Pruned):
