@@ -214,7 +214,8 @@ class _Trainer:
         loss = ranks.sum_gradients(self.parameters, loss)
         self.accelerator.clip_grad_norm_(self.parameters, self.plan.max_grad_norm)
         self.optimizer.step()
-        self.scheduler.step()
+        if not self.optimizer.step_was_skipped:  # float16 overflowed: the schedule waits with the weights
+            self.scheduler.step()
         self.optimizer.zero_grad()
         self._note_loss(step, loss)
         self.passes += batch.whole
