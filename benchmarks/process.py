@@ -21,15 +21,16 @@ def one_thread() -> dict[str, str]:
 def composed(overrides: Sequence[str]) -> Settings:
     """The settings that a command line with these overrides gives."""
     import torch
-    from hydra import compose, initialize_config_module
+    from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     from vqa.config import read_settings, register_resolvers
+    from vqa.environment import CONF
 
     torch.set_num_threads(1)
     register_resolvers()
     GlobalHydra.instance().clear()
-    with initialize_config_module("conf"):
+    with initialize_config_dir(str(CONF)):
         return read_settings(compose("config", overrides=list(overrides)))
 
 

@@ -1,5 +1,7 @@
 """Every option of every group composes, and passes the checks."""
 
+import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,23 @@ def test_a_config_file_is_short() -> None:
     long = {"fewshot_ko.yaml", "vqa.yaml", "config.yaml"}
     for path in CONF.rglob("*.yaml"):
         assert path.name in long or len(path.read_text(encoding="utf-8").splitlines()) <= 25, path
+
+
+def setting_lines(path: Path) -> list[str]:
+    """The lines of an option that say something: no comments, and not what it inherits from."""
+    text = re.sub(r"^defaults:.*\n(?:[ -].*\n)*", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    bare = [re.sub(r"(^|\s+)#.*", "", line).rstrip() for line in text.splitlines()]
+    return [line for line in bare if line]
+
+
+def test_an_option_states_what_differs() -> None:
+    """At most 20 % of the lines stand in their group a second time; all copies count."""
+    groups = sorted({path.parent for path in CONF.rglob("*.yaml")} - {CONF, CONF / "hydra/help"})
+    lines = Counter(
+        (group, line) for group in groups for p in group.glob("*.yaml") for line in setting_lines(p)
+    )
+    repeated = sum(times for times in lines.values() if times > 1)
+    assert repeated <= 0.2 * lines.total()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Where a run runs: which profile fits, and what must hold there before anything is loaded or downloaded."""
 
 import functools
-import importlib.resources
 import logging
 import os
 import shutil
@@ -12,12 +11,15 @@ from urllib.request import urlopen
 
 from omegaconf import DictConfig, OmegaConf
 
+import vqa
 from vqa.errors import UserError
 from vqa.settings import Settings
 
 log = logging.getLogger(__name__)
 ROOT = Path("/")
 COLAB_DRIVE = Path("/content/drive")
+PACKAGE = Path(vqa.__file__).resolve().parent
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"  # installed; a checkout
 HUB_TIMEOUT_S = 8
 SPARE_BYTES = 2 * 2**30  # left free beside copied pictures
 
@@ -36,8 +38,7 @@ def detect() -> str:
 
 def detected(key: str) -> Any:
     """The value of one key of `env` in the profile that fits; the resolver `${detected_env:key}`."""
-    folder, names = importlib.resources.files("conf") / "env", ("local", detect())
-    texts = [(folder / f"{name}.yaml").read_text(encoding="utf-8") for name in names]
+    texts = [(CONF / "env" / f"{name}.yaml").read_text(encoding="utf-8") for name in ("local", detect())]
     merged = OmegaConf.merge(*map(OmegaConf.create, texts))
     if not isinstance(merged, DictConfig):
         raise TypeError(f"conf/env/{detect()}.yaml must be a mapping")

@@ -14,13 +14,14 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from vqa.config import register_resolvers
+from vqa.environment import CONF
 from vqa.errors import UserError, mendable
 from vqa.sweeper import StudySweeper
 
 USER_MISTAKE, INTERRUPTED = 2, 130
 
 
-@hydra.main(config_path="../conf", config_name="config")
+@hydra.main(config_path=str(CONF), config_name="config")
 def app(cfg: DictConfig) -> float | None:
     """One job: a stage of a single run, or a trial of a sweep. Returns a trial's score."""
     from vqa.stage import run_stage  # torch and transformers: only when there is work

@@ -1,1 +1,0 @@
-"""Configuration files; a package so that Hydra finds them from an installed copy too."""
