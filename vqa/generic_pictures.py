@@ -54,7 +54,7 @@ class GenericPictures:
         self.model, self.processor, self.family = model, processor, family
         self.visual = torch.nn.ModuleList(model.get_submodule(name) for name in parts)
         self.device: torch.device = model.get_output_embeddings().weight.device
-        self.accepted = set(inspect.signature(model.get_image_features).parameters)
+        self.accepted = set(inspect.signature(model.model.get_image_features).parameters)
 
     def prepare(self, picture: Image.Image, image: ImageSettings) -> Prepared:
         """Scale and cut an RGB picture as the model's processor does, within the budget of visual tokens."""

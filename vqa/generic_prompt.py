@@ -111,8 +111,12 @@ class PromptWriter:
             messages.append(answer_message(question, order))
         try:
             return str(
-                self.processor.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=not answered, **self.template
+                self.tokenizer.apply_chat_template(
+                    messages,
+                    chat_template=self.processor.chat_template,
+                    tokenize=False,
+                    add_generation_prompt=not answered,
+                    **self.template,
                 )
             )
         except TemplateError as error:

@@ -53,11 +53,15 @@ def load_processor(
         raise UserError(
             f"model.path: transformers has no processor for {config.model_type}; choose another model"
         )
-    # a stand-in has another class than the video processor that transformers checks for
-    lenient: Any = type(found.__name__, (found,), {"check_argument_for_proper_class": lambda *_: None})
-    stored, _ = found.get_processor_dict(folder, **where)
-    parts = [tokenizer if "tokenizer" in part else image_processor for part in found.get_attributes()]
-    made = lenient.from_args_and_dict(parts, stored)
+    try:
+        stored, _ = found.get_processor_dict(folder, **where)
+        # a stand-in has another class than the video processor that transformers checks for
+        lenient: Any = type(found.__name__, (found,), {"check_argument_for_proper_class": lambda *_: None})
+        parts = [tokenizer if "tokenizer" in part else image_processor for part in found.get_attributes()]
+        made = lenient.from_args_and_dict(parts, stored)
+    except ImportError as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"model.path: {name} of {config.model_type} cannot be loaded: {said}") from error
     if not made.chat_template:
         made.chat_template = tokenizer.chat_template
     if getattr(made, "image_token", None) is None:

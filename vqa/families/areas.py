@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from vqa.families.family import QWEN_LINEAR, Family, pixel_budget
+from vqa.families.family import pixel_budget, tested
 
 
 def glm_pixels(processor: Any, least: int, most: int) -> dict[str, Any]:
@@ -17,15 +17,17 @@ def longest_side(processor: Any, least: int, most: int) -> dict[str, Any]:
     return {"size": {"longest_edge": 28 * math.isqrt(most)}}
 
 
-EXAONE = Family(types=("exaone4_5",), shares_prefix=True, linear=QWEN_LINEAR, budget=pixel_budget)
-HYPERCLOVA = Family(
-    types=("hyperclovax_vision_v2",), shares_prefix=True, linear=QWEN_LINEAR, budget=pixel_budget
+EXAONE = tested(types=("exaone4_5",), budget=pixel_budget)
+HYPERCLOVA = tested(
+    types=("hyperclovax_vision_v2",),
+    budget=pixel_budget,
 )
-GLM = Family(
+GLM = tested(
     types=("glm4v", "glm46v"),
-    shares_prefix=True,
     linear="q_proj|k_proj|v_proj|o_proj|gate_up_proj|down_proj",
     budget=glm_pixels,
 )
-MISTRAL = Family(types=("mistral3",), shares_prefix=True, linear=QWEN_LINEAR, budget=longest_side)
-MUSE = Family(types=("muse_glimmer",), shares_prefix=True, linear=QWEN_LINEAR)
+MISTRAL = tested(types=("mistral3",), budget=longest_side)
+MUSE = tested(
+    types=("muse_glimmer",),
+)

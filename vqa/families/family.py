@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 Budget = Callable[[Any, int, int], dict[str, Any]]
@@ -50,6 +51,9 @@ class Family:
 
 
 QWEN_LINEAR = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
+
+
+tested = partial(Family, shares_prefix=True, looks_at_many=True, linear=QWEN_LINEAR)  # tests/test_families.py
 
 
 def pixel_budget(processor: Any, least: int, most: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from vqa.families.family import QWEN_LINEAR, Family
+from vqa.families.family import tested
 
 STEPS = (70, 140, 280, 560, 1120)  # visual tokens that Gemma 4's processors know
 
@@ -48,12 +48,12 @@ def _join(pixels: Any, places: Any, k: int, patch: int, most: int) -> tuple[Any,
     return np.pad(whole, missing), places
 
 
-GEMMA3 = Family(types=("gemma3",), shares_prefix=True, linear=QWEN_LINEAR)
-GEMMA4 = Family(types=("gemma4",), shares_prefix=True, linear=QWEN_LINEAR, budget=soft_tokens)
-UNIFIED = Family(
+GEMMA3 = tested(
+    types=("gemma3",),
+)
+GEMMA4 = tested(types=("gemma4",), budget=soft_tokens)
+UNIFIED = tested(
     types=("gemma4_unified",),
-    shares_prefix=True,
-    linear=QWEN_LINEAR,
     budget=soft_tokens,
     image_processor=unified_processor,
 )

@@ -9,12 +9,14 @@ FAMILY = Family(
     own_text=("qwen2_5_vl_text", "qwen3_vl_text"),
     own_tower=True,
     shares_prefix=True,
+    looks_at_many=True,
     linear=QWEN_LINEAR,
     unquantised=("model.visual", "lm_head"),
 )
 EXPERTS = Family(
     types=("qwen3_vl_moe",),
     shares_prefix=True,
+    looks_at_many=True,
     linear="q_proj|k_proj|v_proj|o_proj",
     budget=pixel_budget,
     no_vllm="adapters on a mixture of experts",

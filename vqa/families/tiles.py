@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from vqa.families.family import QWEN_LINEAR, Family
+from vqa.families.family import QWEN_LINEAR, tested
+from vqa.families.qwen3_5 import MIXERS
 
 INTERNVL_TILE = 256  # visual tokens of a tile of 448 x 448 pixels
-ONEVISION_TILE = 729  # of 384 x 384
 SMOLVLM_TILE = 81  # of 384 x 384, SmolVLM2-2.2B
 MINICPM_TILE = 64  # of 448 x 448
 
@@ -14,14 +14,6 @@ def internvl_tiles(_: Any, least: int, most: int) -> dict[str, Any]:
     """As many tiles as the budget holds; above one, a small copy of the whole picture comes on top."""
     tiles = most // INTERNVL_TILE
     return {"crop_to_patches": tiles > 1, "min_patches": 1, "max_patches": max(1, tiles - 1)}
-
-
-def onevision_grids(processor: Any, least: int, most: int) -> dict[str, Any]:
-    """The grids of tiles that fit beside a copy of the whole picture; the smallest one if none does."""
-    side = processor.size["height"]
-    grids = sorted(processor.image_grid_pinpoints, key=lambda hw: hw[0] * hw[1])
-    fit = [g for g in grids if (g[0] * g[1] // side**2 + 1) * ONEVISION_TILE <= most]
-    return {"image_grid_pinpoints": fit or grids[:1]}
 
 
 def smolvlm_tiles(processor: Any, least: int, most: int) -> dict[str, Any]:
@@ -36,7 +28,13 @@ def minicpm_slices(_: Any, least: int, most: int) -> dict[str, Any]:
     return {"max_slice_nums": max(1, min(9, most // MINICPM_TILE - 1))}
 
 
-INTERNVL = Family(types=("internvl",), shares_prefix=True, linear=QWEN_LINEAR, budget=internvl_tiles)
-ONEVISION = Family(types=("llava_onevision",), shares_prefix=True, linear=QWEN_LINEAR, budget=onevision_grids)
-SMOLVLM = Family(types=("smolvlm",), shares_prefix=True, linear=QWEN_LINEAR, budget=smolvlm_tiles)
-MINICPM = Family(types=("minicpmv4_6",), shares_prefix=True, budget=minicpm_slices)
+INTERNVL = tested(types=("internvl",), budget=internvl_tiles)
+ONEVISION = tested(types=("llava_onevision",))  # the model itself counts tiles by its configuration's grids
+SMOLVLM = tested(types=("smolvlm",), budget=smolvlm_tiles)
+MINICPM = tested(
+    types=("minicpmv4_6",),
+    linear=f"{QWEN_LINEAR}|{MIXERS}",
+    attention=f"q_proj|k_proj|v_proj|o_proj|{MIXERS}",
+    budget=minicpm_slices,
+    looks_at_many=False,  # its tower takes pictures as one long row
+)
