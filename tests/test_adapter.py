@@ -12,6 +12,8 @@ from test_packing import FAMILIES
 from vqa.adapter import VISION_MODULE, adapter_state, attached, loaded, save_adapter
 from vqa.encode import Encoder
 from vqa.errors import UserError
+from vqa.families import family_of
+from vqa.families.structure import lora_targets, structure_of
 from vqa.model import Base
 from vqa.question import Question
 from vqa.scoring import score
@@ -47,6 +49,8 @@ def test_target_modules_hit_every_language_layer_and_no_vision_layer(
 ) -> None:
     base = FAMILIES[family]()
     lora = settings(f"lora={option}").lora
+    family_data = family_of(base.config)
+    lora |= {"target_modules": lora_targets(family_data, structure_of(base), lora["target_modules"])}
     model: Any = get_peft_model(base, LoraConfig(**{k: v for k, v in lora.items() if not k.startswith("_")}))
     hit = [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
     layers = base.config.text_config.num_hidden_layers

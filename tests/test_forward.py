@@ -9,6 +9,7 @@ from test_packing import IMAGE, PAD, VOCAB, gradients, make_suffixes
 
 from vqa.encode import Encoder
 from vqa.forward import known_prefix, letter_logits, shared_prefix
+from vqa.own_text import OwnText
 from vqa.packing import pack
 from vqa.question import Question
 
@@ -27,7 +28,7 @@ def test_a_prefix_shared_by_micro_batches_gives_the_big_batchs_gradients(
     b_size: float, dtype: torch.dtype, tolerance: float
 ) -> None:
     model = adapted("qwen3_vl", 0, b_size, dtype)
-    base: Any = SimpleNamespace(model=model, device=torch.device("cpu"))
+    base: Any = SimpleNamespace(text=OwnText(model, None, torch.device("cpu")), device=torch.device("cpu"))
     prefix = torch.randint(20, VOCAB, (13,), generator=torch.Generator().manual_seed(2))
     suffixes = make_suffixes(model, [(2, 2, 5), (3, 2, 9), (2, 2, 4)])
 

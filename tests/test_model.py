@@ -1,4 +1,4 @@
-"""One frozen model per process, taken as its folder holds it; what is no Qwen-VL model is refused."""
+"""One frozen model per process, taken as its folder holds it; what cannot be used is refused."""
 
 import json
 from pathlib import Path
@@ -58,8 +58,11 @@ def test_a_folder_without_a_model_is_refused(path: str) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "gpt2"}, "gpt2 is no Qwen-VL model; only those are supported"),
-        ({"model_type": "gemma3"}, "gemma3 is no Qwen-VL model"),
+        ({"model_type": "gpt2"}, "gpt2 is no image-text-to-text model of transformers; choose a vision"),
+        (
+            {"model_type": "mllama"},
+            r"mllama cannot be trained here: .* lacks mm_encoder_outputs in its",
+        ),
         ({"model_type": "unheard_of"}, r"cannot be loaded: .*unheard_of"),
         ({}, "cannot be loaded: Unrecognized model"),
     ],

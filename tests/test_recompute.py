@@ -20,6 +20,7 @@ from vqa import decoder, projection
 from vqa.attention import LayerTree, attend
 from vqa.decoder import Recompute, answer_logits
 from vqa.forward import shared_prefix
+from vqa.own_text import OwnText
 from vqa.packing import Suffix, pack, pad
 
 CPU = torch.device("cpu")
@@ -138,7 +139,7 @@ def by_micro_batches(
             logits.append(found.detach())
 
     if outside:
-        base: Any = SimpleNamespace(model=model, device=CPU)
+        base: Any = SimpleNamespace(text=OwnText(model, None, CPU))
         with shared_prefix(base, PREFIX) as known:
             parts(known)
     else:

@@ -11,6 +11,7 @@ from test_packing import FAMILIES, IMAGE, PAD, VOCAB, Shapes, make_suffixes
 
 from vqa.decoder import Recompute, SoftTokens, answer_logits, early_states, prefix_key_values
 from vqa.encode import Encoder
+from vqa.own_text import OwnText
 from vqa.packing import Suffix, pack, pack_prefix, pad
 from vqa.question import Question
 from vqa.scoring import option_scores
@@ -37,6 +38,10 @@ class FakeBase:
     @property
     def device(self) -> torch.device:
         return self.model.device  # type: ignore[no-any-return]
+
+    @property
+    def text(self) -> OwnText:
+        return OwnText(self.model, self.tokenizer, self.device)
 
     @property
     def tokenizer(self) -> Any:

@@ -7,6 +7,7 @@ VIEW_METHODS = ("views", "zero", "tpt", "prompt_tuning_online", "prompt_align")
 METHODS = ("none", "tent", "sar", "consistency", "lora_align", "repair", *VIEW_METHODS)
 EPISODIC = {"tpt": True, "prompt_align": True, "prompt_tuning_online": False}  # what tells them apart
 NEED_VIEWS = ("consistency", *VIEW_METHODS)
+NEED_OWN_DECODER = ("lora_align", "tpt", "prompt_tuning_online", "prompt_align")  # more than letter logits
 NEED_SOURCE = ("lora_align", "prompt_align", "repair")  # these compare with training questions
 
 

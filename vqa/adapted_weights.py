@@ -29,7 +29,7 @@ def trained_parameters(model: Any, kind: str) -> list[torch.nn.Parameter]:
     if kind == "lora":
         found = [p for name, p in model.named_parameters() if "lora_" in name]
     else:
-        modules = model.model.language_model.modules()
+        modules = model.get_decoder().modules()
         found = [m.weight for m in modules if type(m).__name__.endswith("RMSNorm")]
     if not found:
         raise UserError(f"adapt.parameters must be norm without an adapter in the model, got {kind!r}")

@@ -14,6 +14,7 @@ from vqa.library import build
 from vqa.model import Base
 from vqa.settings import Settings
 
+TARGETS = ("all_linear", "attention")  # names in conf/lora for what each family has of these
 VISION_MODULE = re.compile(r"(^|\.)(visual|vision\w*)(\.|$)")
 
 
@@ -37,6 +38,8 @@ def attached(base: Base, lora: dict[str, Any], seed: int) -> Iterator[Any]:
     from peft import get_peft_model
 
     torch.manual_seed(seed)
+    if lora.get("target_modules") in TARGETS:
+        lora = lora | {"target_modules": base.lora_targets(lora["target_modules"])}
     config = build("lora", lora)
     try:
         # adapters in float32: a small update to a bfloat16 weight would be rounded away

@@ -7,15 +7,15 @@ from typing import Any
 import torch
 
 from vqa.model import Base
-from vqa.packing import PackedBatch, Suffix, is_short, pack, pack_orders, pad
-from vqa.prompt import render
+from vqa.packing import Suffix, pad
+from vqa.plugs import Batch
+from vqa.prompt import AS_WRITTEN, Order
 from vqa.question import LETTERS, Question
 from vqa.settings import ImageSettings, PromptSettings
 from vqa.vision_features import VisionFeatures
 
-AS_WRITTEN = (0, 1, 2, 3)
 MANY = 64  # questions of one scoring batch
-Order = Sequence[int]  # which choice stands at a, b, c, d
+__all__ = ["AS_WRITTEN", "Encoder", "Order"]
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,7 @@ class Encoder:
 
     def prefix(self, question: Question) -> torch.Tensor:
         """(P,) ids of what stands before every picture; the question only fills the template."""
-        return torch.tensor(
-            self.base.ids(render(self.base.tokenizer, self.prompt, question, AS_WRITTEN).prefix)
-        )
+        return self.base.text.prefix(self.prompt, question)
 
     def suffixes(
         self, questions: Sequence[Question], orders: Sequence[Order] | None = None, answered: bool = False
@@ -46,7 +44,7 @@ class Encoder:
         orders: Sequence[Order] | None = None,
         outside: bool = False,
         conversation: bool = False,
-    ) -> PackedBatch:
+    ) -> Batch:
         """A micro-batch on the base's device, ready for `letter_logits`.
 
         Args:
@@ -55,21 +53,19 @@ class Encoder:
             outside: Without the prefix.
             conversation: With answer and end of turn, every token taught (loss=full).
         """
-        base = self.base
-        pad_token = base.tokenizer.pad_token_id
         prefix, suffixes = self.prefix(questions[0]), self.suffixes(questions, orders, conversation)
-        return pack(prefix, suffixes, base.image_token, pad_token, base.device, outside, conversation)
+        return self.base.text.batch(prefix, suffixes, outside, conversation)  # type: ignore[no-any-return]
 
     def orders_batch(
         self, questions: Sequence[Question], orders: Sequence[Order], outside: bool = False
-    ) -> PackedBatch:
+    ) -> Batch:
         """Every question in each of the orders, prefix and picture shared; `outside`: without the prefix."""
         features = self.base.vision.features(questions, self.image)
         asked = [
             [self._suffix(question, order, feature, False) for order in orders]
             for question, feature in zip(questions, features, strict=True)
         ]
-        return pack_orders(self.prefix(questions[0]), asked, self.base.image_token, self.base.device, outside)
+        return self.base.text.orders_batch(self.prefix(questions[0]), asked, outside)  # type: ignore[no-any-return]
 
     def padded(self, questions: Sequence[Question]) -> dict[str, Any]:
         """The same questions as plain padded rows on the base's device: the model's ordinary inputs."""
@@ -79,7 +75,7 @@ class Encoder:
 
     def shares_prefix(self, question: Question) -> bool:
         """Whether the prefix is long enough, beside this question, to be computed once and kept."""
-        return not is_short(self.prefix(question), self.suffixes([question]) * MANY)
+        return self.base.text.shares(self.prefix(question), self.suffixes([question]) * MANY)
 
     def look(self, questions: Sequence[Question]) -> None:
         """Compute the vision features of all pictures that are not known yet, as far as there is room."""
@@ -95,21 +91,11 @@ class Encoder:
 
     def text_lengths(self, questions: Sequence[Question]) -> list[int]:
         """Tokens of each suffix without its picture, for sorting questions of like length together."""
-        texts = [render(self.base.tokenizer, self.prompt, q, AS_WRITTEN).suffix for q in questions]
-        return [len(ids) for ids in self.base.ids_of(texts)]
+        return self.base.text.lengths(self.prompt, questions)
 
     def _suffix(
         self, question: Question, order: Order, features: VisionFeatures | None, answered: bool
     ) -> Suffix:
-        text = render(self.base.tokenizer, self.prompt, question, order, answered).suffix
-        ids = torch.tensor(self.base.ids(text))
-        placeholder = ids == self.base.image_token
-        if features is None:  # answered without its picture: the picture's marks go too
-            config = self.base.model.config
-            marks = placeholder | (ids == config.vision_start_token_id) | (ids == config.vision_end_token_id)
-            ids = ids[~marks]
-        else:
-            repeats = torch.where(placeholder, len(features.pooled), 1)
-            ids = ids.repeat_interleave(repeats)
+        ids = self.base.text.suffix(self.prompt, question, order, features, answered)
         choice = LETTERS.index(question.answer) if question.answer else -1
         return Suffix(ids, features, list(order).index(choice) if choice >= 0 else -1)

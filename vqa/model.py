@@ -9,18 +9,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
+from vqa.adapt_rules import NEED_OWN_DECODER
 from vqa.device import choose_device, choose_dtype, limit_memory, release_memory
 from vqa.errors import UserError
+from vqa.families import family_of
+from vqa.families.family import Family
+from vqa.families.structure import (
+    Structure,
+    image_token,
+    lora_targets,
+    model_class,
+    read_structure,
+    structure_of,
+)
+from vqa.generic_pictures import GenericPictures
+from vqa.generic_prompt import PromptWriter
+from vqa.generic_text import GenericText
 from vqa.letters import LetterTokens, letter_tokens
 from vqa.library import build
 from vqa.memory import does_not_fit
+from vqa.own_text import OwnText
+from vqa.plugs import Text
 from vqa.pointwise import use_compiler
+from vqa.processor import load_image_processor, load_processor
 from vqa.settings import Settings
 from vqa.vision import VisionCache
 
 log = logging.getLogger(__name__)
 ASSET = "asset:"
+BLANK = ((64, 64), (512, 128))  # pixels of pictures whose places in a prompt are compared
 _resident: dict[tuple[Any, ...], "Base"] = {}
 
 
@@ -29,13 +48,16 @@ class Base:
     """A frozen model with all that belongs to it.
 
     Args:
-        model: Qwen2.5-VL or Qwen3-VL, for image-text-to-text.
+        model: Of transformers, for image-text-to-text.
         tokenizer: Its tokenizer.
         letters: Token ids of the option letters.
         vision: Features of the pictures seen so far.
         device: Where it computes.
         dtype: In what type.
         path: Hub id or folder, as configured.
+        family: What is special about its kind.
+        text: Questions and features to logits.
+        structure: Names of its modules.
     """
 
     model: Any
@@ -45,11 +67,23 @@ class Base:
     device: torch.device
     dtype: torch.dtype
     path: str
+    family: Family
+    text: Text
+    structure: Structure
 
     @property
     def image_token(self) -> int:
         """Id of the placeholder for one visual token."""
-        return int(self.model.config.image_token_id)
+        return int(image_token(self.model.config))
+
+    @property
+    def is_own(self) -> bool:
+        """Whether our own decoder computes its language model: hidden states and soft prompts need that."""
+        return self.family.is_own(self.model.config)
+
+    def lora_targets(self, kind: str) -> str:
+        """What an adapter of that kind ("all_linear", "attention") is put on, as a regular expression."""
+        return lora_targets(self.family, self.structure, kind)
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text, special tokens in it recognised, none added."""
@@ -82,7 +116,7 @@ def read_model_config(settings: Settings) -> Any:
     """The model's own configuration, without its weights: from a folder, the cache or the hub.
 
     Raises:
-        UserError: It cannot be read, or is not a Qwen-VL model's.
+        UserError: It cannot be read, or such models cannot be used here; said before any weight is read.
     """
     from transformers import AutoConfig
 
@@ -93,11 +127,7 @@ def read_model_config(settings: Settings) -> Any:
         )
     except (OSError, ValueError) as error:
         raise UserError(_cannot_load(path, error)) from error
-    vision = getattr(config, "vision_config", None)
-    if not hasattr(config, "image_token_id") or not hasattr(vision, "spatial_merge_size"):
-        raise UserError(
-            f"model.path={path}: {config.model_type} is no Qwen-VL model; only those are supported"
-        )
+    model_class(config, path)
     return config
 
 
@@ -141,7 +171,6 @@ def load_base(settings: Settings) -> Base:
 def _load(settings: Settings, device: torch.device, dtype: torch.dtype) -> Base:
     from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText, AutoTokenizer
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
     from transformers.utils.logging import disable_progress_bar
 
     # transformers warns of its own deprecated call whenever PEFT touches a model
@@ -153,7 +182,10 @@ def _load(settings: Settings, device: torch.device, dtype: torch.dtype) -> Base:
     folder = model_folder(settings.model.path)
     where: dict[str, Any] = {"revision": settings.model.revision, "local_files_only": settings.env.offline}
     log.info("loading %s (%s, %s) on %s", settings.model.path, settings.quantization.name, dtype, device)
-    weights = _quantization(settings, read_model_config(settings), dtype)
+    config = read_model_config(settings)
+    family = family_of(config)
+    _refuse_needs(settings, family, config)
+    weights = _quantization(settings, config, dtype)
     try:
         # None would be taken for "not quantised" and overrule what a quantised checkpoint says of itself
         quantized = {} if weights is None else {"quantization_config": weights}
@@ -161,7 +193,7 @@ def _load(settings: Settings, device: torch.device, dtype: torch.dtype) -> Base:
             folder, dtype=dtype, device_map={"": device}, attn_implementation="sdpa", **quantized, **where
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, **where)
-        processor = Qwen2VLImageProcessorPil.from_pretrained(folder, **where)
+        processor = load_image_processor(folder, config, family, where)
     except (OSError, SafetensorError) as error:
         raise UserError(_cannot_load(settings.model.path, error)) from error
     except torch.OutOfMemoryError as error:
@@ -175,8 +207,34 @@ def _load(settings: Settings, device: torch.device, dtype: torch.dtype) -> Base:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     letters = letter_tokens(lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"]))
-    cache = VisionCache(model, processor, settings.image.cache_gib)
-    return Base(model, tokenizer, letters, cache, device, dtype, settings.model.path)
+    structure = structure_of(model)
+    if family.is_own(config):
+        cache = VisionCache(model, processor, settings.image.cache_gib)
+        text: Text = OwnText(model, tokenizer, device)
+    else:
+        whole = load_processor(folder, config, tokenizer, processor, where)
+        pictures = GenericPictures(model, whole, family, structure.pictures)
+        cache = VisionCache(model, processor, settings.image.cache_gib, pictures)
+        blank = [Image.new("RGB", size) for size in BLANK]
+        samples = [pictures.prepare(picture, settings.image).placeholder for picture in blank]
+        writer = PromptWriter(whole, tokenizer, family.template, samples)
+        text = GenericText(model, writer, family.shares_prefix, device)
+    return Base(model, tokenizer, letters, cache, device, dtype, settings.model.path, family, text, structure)
+
+
+def _refuse_needs(settings: Settings, family: Family, config: Any) -> None:
+    """Refuse what needs our own decoder where transformers' forward computes the model.
+
+    Raises:
+        UserError: What cannot be done, why, and what can.
+    """
+    method = settings.adapt.method
+    if method in NEED_OWN_DECODER and not family.is_own(config):
+        raise UserError(
+            f"adapt={method} needs a prompt or hidden states inside the decoder, and {config.model_type} is "
+            "computed by transformers' own forward, which gives letter logits only; "
+            "use adapt=tent, sar, consistency, views, zero or repair, or a Qwen2.5-VL or Qwen3-VL model"
+        )
 
 
 def _quantization(settings: Settings, config: Any, dtype: torch.dtype) -> Any | None:
@@ -194,5 +252,8 @@ def _quantization(settings: Settings, config: Any, dtype: torch.dtype) -> Any | 
         return None
     if wanted is None:
         return None
-    extra = {"bnb_4bit_compute_dtype": dtype} if wanted.get("load_in_4bit") else {}
+    extra: dict[str, Any] = {"bnb_4bit_compute_dtype": dtype} if wanted.get("load_in_4bit") else {}
+    if "llm_int8_skip_modules" not in wanted:  # the vision part and the vocabulary, by their real names
+        family = family_of(config)
+        extra["llm_int8_skip_modules"] = list(family.unquantised or read_structure(config).unquantised)
     return build("quantization.weights", wanted, **extra)

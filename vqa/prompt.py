@@ -9,6 +9,8 @@ from vqa.question import LETTERS, Question
 from vqa.settings import PromptSettings
 
 VISION_START = "<|vision_start|>"
+AS_WRITTEN = (0, 1, 2, 3)
+Order = Sequence[int]  # which choice stands at a, b, c, d
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,18 @@ def user_text(prompt: PromptSettings, question: Question, order: Sequence[int]) 
         ) from error
 
 
+def answer_message(question: Question, order: Sequence[int]) -> dict[str, Any]:
+    """The assistant's turn: the gold letter.
+
+    Raises:
+        ValueError: The question has no answer.
+    """
+    if question.answer is None:
+        raise ValueError(f"question {question.id!r} has no answer to write")
+    letter = LETTERS[list(order).index(LETTERS.index(question.answer))]
+    return {"role": "assistant", "content": [{"type": "text", "text": letter}]}
+
+
 def render(
     tokenizer: Any, prompt: PromptSettings, question: Question, order: Sequence[int], answered: bool = False
 ) -> Rendered:
@@ -68,10 +82,7 @@ def render(
     if prompt.system:
         messages.insert(0, {"role": "system", "content": [{"type": "text", "text": prompt.system}]})
     if answered:
-        if question.answer is None:
-            raise ValueError(f"question {question.id!r} has no answer to write")
-        letter = LETTERS[list(order).index(LETTERS.index(question.answer))]
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": letter}]})
+        messages.append(answer_message(question, order))
     whole = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not answered)
     prefix, mark, suffix = whole.partition(VISION_START)
     if not mark:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from vqa.device import join_on_host, release_memory, to_device
 from vqa.image import tower_size
+from vqa.settings import ImageSettings
 from vqa.tower_kernels import use_fast_kernels
 from vqa.vision_features import VisionFeatures
 
@@ -101,6 +102,20 @@ class Tower:
         )
         self.placed: tuple[tuple[Grid, ...], dict[str, Any]] = (), {}  # of the pass before: often alike
         use_fast_kernels(self.visual, self.device)
+
+    @property
+    def merge(self) -> int:
+        """Patches along a visual token's side."""
+        return int(self.visual.spatial_merge_size)
+
+    def prepare(self, picture: Image.Image, image: ImageSettings) -> torch.Tensor:
+        """(H, W, C) bytes of an RGB picture, scaled as the processor would, within the budget."""
+        # never scaled up beyond the minimum: the cap is the picture's own size where that is smaller
+        return resized(picture, self.processor, image.min_visual_tokens, image.max_visual_tokens)
+
+    def join(self, parts: Sequence[torch.Tensor]) -> Pictures:
+        """Several pictures, for one call of `features`."""
+        return join_pictures(parts, self.device)
 
     def features(self, pictures: Pictures) -> list[VisionFeatures]:
         """What the tower makes of each picture, on the device; parts of one tensor for all."""

@@ -12,17 +12,16 @@ from pathlib import Path
 from threading import RLock
 from typing import Any
 
-import torch
-
 from vqa.errors import UserError
 from vqa.feature_store import FeatureStore, tower_digest
 from vqa.host_memory import spare_bytes
 from vqa.image import fit_image, load_image
+from vqa.plugs import Pictures
 from vqa.prefetch import prefetched
 from vqa.question import Question
 from vqa.reporting import progress
 from vqa.settings import ImageSettings
-from vqa.tower import Pictures, Tower, join_pictures, resized
+from vqa.tower import Tower
 from vqa.views import look
 from vqa.vision_features import HostCopies, VisionFeatures
 
@@ -30,16 +29,18 @@ log = logging.getLogger(__name__)
 PICTURES_AT_ONCE = 32
 ON_THE_WAY = 2  # so many times that: a GPU copies them, and has work, while the tower gets the next ones
 Key = tuple[Any, ...]  # the picture's digest, how it is processed, its view
-Found = VisionFeatures | torch.Tensor  # a picture: (H, W, C), bytes
 
 
 @dataclass(frozen=True)
 class _Read:
-    """What was read from disk: features stored there, and the other pictures, in the order of `keys`."""
+    """What was read from disk: features stored there, and the other pictures, in the order of `keys`.
+
+    `pictures` is as the tower takes them; None when there are none.
+    """
 
     stored: dict[Key, VisionFeatures]
     keys: list[Key]
-    pictures: Pictures | None
+    pictures: Any
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,13 @@ class VisionCache:
         model: The whole model; only its vision tower is used.
         processor: The model's image processor: sizes, mean and standard deviation.
         limit_gib: Largest size, GiB; 0 keeps nothing; None: while a quarter of the machine's memory is free.
+        tower: What computes features; None: our own code around Qwen-VL's tower.
     """
 
-    def __init__(self, model: Any, processor: Any, limit_gib: float | None) -> None:
-        self.tower = Tower(model, processor)
+    def __init__(
+        self, model: Any, processor: Any, limit_gib: float | None, tower: Pictures | None = None
+    ) -> None:
+        self.tower: Pictures = tower or Tower(model, processor)
         self.processor = processor
         self.limit(limit_gib)
         self.nbytes = self.hits = self.disk_hits = self.misses = 0
@@ -190,20 +194,26 @@ class VisionCache:
         futures = {key: self.pool.submit(self._found, key, q, image) for key, q in missing.items()}
         found = {key: future.result() for key, future in futures.items()}
         stored = {key: value for key, value in found.items() if isinstance(value, VisionFeatures)}
-        pictures = {key: value for key, value in found.items() if isinstance(value, torch.Tensor)}
-        joined = join_pictures(list(pictures.values()), self.tower.device) if pictures else None
+        pictures = {key: value for key, value in found.items() if key not in stored}
+        joined = self.tower.join(list(pictures.values())) if pictures else None
         return _Read(stored, list(pictures), joined)
 
-    def _found(self, key: Key, question: Question, image: ImageSettings) -> Found:
+    def _found(self, key: Key, question: Question, image: ImageSettings) -> Any:
         """The picture's features from disk, or else the picture to make them from."""
         stored = self.disk.read(self._disk_key(key)) if self.disk and not question.view else None
         if stored is None:
             return self._picture(question, image)
         tensors, notes = stored
         height, width = (int(side) for side in notes["grid_hw"].split())
-        merge = self.tower.visual.spatial_merge_size
-        taps = tuple(tensors[f"deepstack.{tap}"] for tap in range(len(tensors) - 1))
-        return VisionFeatures(tensors["pooled"], taps, (height // merge, width // merge), (1, height, width))
+        merge = self.tower.merge
+        return VisionFeatures(
+            pooled=tensors["pooled"],
+            deepstack=tuple(tensors[f"deepstack.{tap}"] for tap in range(len(tensors) - 1)),
+            grid=(height // merge, width // merge),
+            grid_thw=(1, height, width),
+            placeholder=notes.get("placeholder", ""),
+            listed=notes.get("listed", "True") == "True",
+        )
 
     def _disk_key(self, key: Key) -> str:
         return hashlib.sha256(f"{self.digest} {key[:-1]}".encode()).hexdigest()  # views are not stored
@@ -250,17 +260,18 @@ class VisionCache:
             if self.disk and key not in arriving.stored:
                 tensors = {f"deepstack.{tap}": value for tap, value in enumerate(features.deepstack)}
                 notes = {"grid_hw": " ".join(map(str, features.grid_thw[1:]))}
+                if features.placeholder:
+                    notes |= {"placeholder": features.placeholder, "listed": str(features.listed)}
                 tensors["pooled"] = features.pooled
                 # in the pool that reads: a slow disk holds reading up instead of filling the memory
                 self.pool.submit(self.disk.write, self._disk_key(key), tensors, notes)
 
-    def _picture(self, question: Question, image: ImageSettings) -> torch.Tensor:
+    def _picture(self, question: Question, image: ImageSettings) -> Any:
         if question.image is None:
             raise ValueError(f"question {question.id} has no picture")
         try:
             picture = fit_image(look(load_image(question.image), question.view), image.mode, image.size)
-            # never scaled up beyond the minimum: the cap is the picture's own size where that is smaller
-            return resized(picture, self.processor, image.min_visual_tokens, image.max_visual_tokens)
+            return self.tower.prepare(picture, image)
         except ValueError as error:  # ImageError, or sides that differ by more than the processor takes
             raise UserError(
                 f"{question.image} (question {question.id}): {error}; mend it, or look with stage=doctor"

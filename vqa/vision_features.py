@@ -19,12 +19,16 @@ class VisionFeatures:
         deepstack: One (N, hidden) per tap of Qwen3-VL's DeepStack; empty for Qwen2.5-VL.
         grid: Rows and columns of visual tokens, rows x columns = N.
         grid_thw: The same in patches, as the model wants it: (1, height, width).
+        placeholder: What stands for the picture in the text of models on the generic path; "" elsewhere.
+        listed: Whether the model takes features as a list, one tensor a picture, or as one tensor.
     """
 
     pooled: torch.Tensor
     deepstack: tuple[torch.Tensor, ...]
     grid: tuple[int, int]
     grid_thw: tuple[int, int, int]
+    placeholder: str = ""
+    listed: bool = True
 
     @property
     def nbytes(self) -> int:
