@@ -29,24 +29,24 @@ from unittest.mock import patch
 import torch
 from hydra import compose, initialize_config_dir
 
-import vqa.questions
+import vqa.data.source
 from benchmarks.record import write_rows
-from vqa import model
-from vqa.adapter import attached, loaded
-from vqa.config import read_settings, register_resolvers
-from vqa.device import limit_memory, release_memory, restart_peak
-from vqa.encode import Encoder
-from vqa.final import run_final
-from vqa.fit import Moment, fit
-from vqa.letters import option_log_probabilities
-from vqa.merge import run_merge
-from vqa.model import load_base
-from vqa.plan import plan_fit
-from vqa.predict import run_evaluate, run_predict
-from vqa.predictions import read_predictions
+from vqa.config.check import read_settings, register_resolvers
+from vqa.config.settings import Settings
+from vqa.data.source import data_source
+from vqa.machine.device import limit_memory, release_memory, restart_peak
+from vqa.model import base as model
+from vqa.model.adapter import attached, loaded
+from vqa.model.base import load_base
+from vqa.model.encode import Encoder
+from vqa.model.letters import option_log_probabilities
 from vqa.question import Question
-from vqa.questions import data_source
-from vqa.settings import Settings
+from vqa.results.predictions import read_predictions
+from vqa.stages.final import run_final
+from vqa.stages.merge import run_merge
+from vqa.stages.predict import run_evaluate, run_predict
+from vqa.train.fit import Moment, fit
+from vqa.train.plan import plan_fit
 
 CONF = Path(__file__).parents[1] / "conf"
 FAMILIES = ("qwen3_vl_8b", "qwen2_5_vl_7b")
@@ -257,13 +257,13 @@ class Bench:
 @contextmanager
 def small_holdout() -> Iterator[None]:
     """Score 48 held-out rows instead of a fifth of all: what is tried is training."""
-    before = vqa.questions.split_questions
+    before = vqa.data.source.split_questions
 
     def fewer(settings: Settings) -> Any:
         split, digest = before(settings)
         return replace(split, valid=split.valid[:48]), digest
 
-    with patch("vqa.final.split_questions", fewer):
+    with patch("vqa.stages.final.split_questions", fewer):
         yield
 
 
@@ -271,7 +271,10 @@ def small_holdout() -> Iterator[None]:
 def without_flash() -> Iterator[None]:
     """Behave as a GPU that FlashAttention does not take."""
     model._resident.clear()
-    with patch("vqa.attention.has_flash", no_flash), patch("vqa.tower_kernels.has_flash", no_flash):
+    with (
+        patch("vqa.model.kernels.attention.has_flash", no_flash),
+        patch("vqa.model.vision.tower_kernels.has_flash", no_flash),
+    ):
         yield
     model._resident.clear()
 

@@ -19,14 +19,15 @@ import torch
 
 from benchmarks.record import write_rows
 from benchmarks.throughput import peak_gib, settings_for
-from vqa.adapter import attached
-from vqa.debias import CYCLIC
-from vqa.device import release_memory
-from vqa.encode import Encoder
-from vqa.model import load_base
+from vqa.answer.debias import CYCLIC
+from vqa.answer.readout import answer
+from vqa.answer.score import option_scores
+from vqa.data.source import data_source
+from vqa.machine.device import release_memory
+from vqa.model.adapter import attached
+from vqa.model.base import load_base
+from vqa.model.encode import Encoder
 from vqa.question import Question
-from vqa.questions import data_source
-from vqa.scoring import answer, option_scores
 
 WAYS = (
     "inference=letters",

@@ -27,9 +27,9 @@ from omegaconf import OmegaConf
 from benchmarks.own_postgresql import OwnPostgresql
 from benchmarks.record import add_output_arguments, write_rows
 from benchmarks.study_damage import damage
-from vqa.storage import open_storage
+from vqa.sweep.storage import open_storage
 
-TOY = Path(__file__).parents[1] / "tests" / "toy_app" / "app.py"
+TOY = Path(__file__).parents[1] / "tests" / "helpers" / "toy_app" / "app.py"
 APPS = {
     "toy": [str(TOY), "pause_s=0.25", "hydra/sweeper/pruner=none"],
     "vqa": ["-m", "vqa.run", "tracking=none", "budget=smoke", "budget.folds=3", "budget.subsample=150",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from vqa.image import file_sha256
+from vqa.data.image import file_sha256
 from vqa.question import Question
 
 BRIGHTNESS = 0.5  # of the light: a photo taken indoors without flash

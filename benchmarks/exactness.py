@@ -23,16 +23,16 @@ import torch
 
 from benchmarks.record import write_rows
 from benchmarks.throughput import embedded_settings, settings_for
-from vqa.adapter import adapter_state, attached, restore
-from vqa.encode import Encoder
-from vqa.forward import letter_logits
-from vqa.letters import option_log_probabilities
-from vqa.losses import answer_loss
-from vqa.model import load_base
+from vqa.answer.score import score
+from vqa.config.settings import Settings
+from vqa.data.source import data_source
+from vqa.model.adapter import adapter_state, attached, restore
+from vqa.model.base import load_base
+from vqa.model.encode import Encoder
+from vqa.model.forward import letter_logits
+from vqa.model.letters import option_log_probabilities
 from vqa.question import LETTERS, Question
-from vqa.questions import data_source
-from vqa.scoring import score
-from vqa.settings import Settings
+from vqa.train.losses import answer_loss
 
 TELLING = ("봄", "여름", "가을", "겨울")  # one word per answer
 REPEATS = 48  # random attention is nearly uniform: a word must be a good part of the tokens to be noticed

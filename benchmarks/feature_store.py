@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.record import add_output_arguments, write_rows
-from vqa.feature_store import FeatureStore
+from vqa.model.vision.disk import FeatureStore
 
 SHAPE, TAPS = (256, 4096), 3  # Qwen3-VL-8B, a picture of 512 x 512
 

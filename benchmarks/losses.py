@@ -99,8 +99,8 @@ def compared(losses: Sequence[dict[str, Any]], work: Path, seeds: int) -> list[d
 
 
 def _pair(one: dict[str, Any], other: dict[str, Any], work: Path, seeds: int) -> dict[str, Any]:
-    from vqa.metrics import mcnemar_p_value, paired_p_value, per_question_nll
-    from vqa.predictions import read_predictions
+    from vqa.results.metrics import mcnemar_p_value, paired_p_value, per_question_nll
+    from vqa.results.predictions import read_predictions
 
     by_seed: dict[str, list[float]] = {"p_nll_by_seed": [], "p_accuracy_by_seed": []}
     nll, right = [], []

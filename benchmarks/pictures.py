@@ -19,8 +19,8 @@ import torch
 
 from benchmarks.full_size import make_contest
 from benchmarks.record import add_output_arguments, write_rows
-from vqa.image import UNLIMITED_TOKENS, fit_image, load_image
-from vqa.tower import resized
+from vqa.data.image import UNLIMITED_TOKENS, fit_image, load_image
+from vqa.model.vision.tower import resized
 
 PICTURES, SIDE, ROUNDS, SPIN_S = 48, 512, 4, 8.0
 Read = Callable[[Path], Any]

@@ -15,13 +15,13 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from benchmarks.record import add_output_arguments, write_rows
-from vqa.adapter import attached
-from vqa.config import read_settings, register_resolvers
-from vqa.encode import Encoder
-from vqa.forward import letter_logits
-from vqa.losses import answer_loss
-from vqa.model import load_base
-from vqa.questions import split_questions
+from vqa.config.check import read_settings, register_resolvers
+from vqa.data.source import split_questions
+from vqa.model.adapter import attached
+from vqa.model.base import load_base
+from vqa.model.encode import Encoder
+from vqa.model.forward import letter_logits
+from vqa.train.losses import answer_loss
 
 CONF = Path(__file__).parents[1] / "conf"
 BATCH, REPEATS = 16, 7

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from vqa.settings import Settings
+from vqa.config.settings import Settings
 
 MIB = 1024  # KiB, the unit of /proc
 
@@ -24,8 +24,8 @@ def composed(overrides: Sequence[str]) -> Settings:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    from vqa.config import read_settings, register_resolvers
-    from vqa.environment import CONF
+    from vqa.config.check import read_settings, register_resolvers
+    from vqa.config.place import CONF
 
     torch.set_num_threads(1)
     register_resolvers()

@@ -35,11 +35,11 @@ PLACES = (("emoji_quiz", CLEAN), ("emoji_quiz", NEW_STYLE), ("easy_vqa", CLEAN),
 
 def evaluate(work: Path, cell: Cell) -> Result:
     """Answer the questions of one cell in every way, `repeats` times by turns."""
-    from vqa.adapter import loaded
-    from vqa.encode import Encoder
-    from vqa.metrics import mcnemar_p_value, per_question_nll
-    from vqa.model import load_base
-    from vqa.scoring import read_letters
+    from vqa.answer.readout import read_letters
+    from vqa.model.adapter import loaded
+    from vqa.model.base import load_base
+    from vqa.model.encode import Encoder
+    from vqa.results.metrics import mcnemar_p_value, per_question_nll
 
     made = {
         name: composed([*training(cell["dataset"], cell["seed"], work), f"inference={name}"])
@@ -73,8 +73,8 @@ def evaluate(work: Path, cell: Cell) -> Result:
 
 
 def _separately(encoder: Any, questions: Sequence[Any], size: int) -> None:
-    from vqa.debias import CYCLIC
-    from vqa.scoring import option_scores
+    from vqa.answer.debias import CYCLIC
+    from vqa.answer.score import option_scores
 
     for order in CYCLIC:
         option_scores(encoder, questions, size, [order])

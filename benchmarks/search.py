@@ -28,9 +28,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
 from benchmarks.record import add_output_arguments, write_rows
-from vqa.metrics import P_FLOOR
-from vqa.sampling import SamplerFactory, build_pruner, draw
-from vqa.search_space import SearchSpace
+from vqa.results.metrics import P_FLOOR
+from vqa.sweep.sampling import SamplerFactory, build_pruner, draw
+from vqa.sweep.space import SearchSpace
 
 RATES = (3e-4, 5e-4, 8e-4, 1.3e-3, 2.2e-3, 3.6e-3, 6e-3, 1e-2)
 RANKS, ALPHAS = (8, 16, 32), (16, 32, 64)

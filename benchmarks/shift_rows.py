@@ -7,10 +7,10 @@ from functools import cache
 from pathlib import Path
 
 from benchmarks.corruptions import CORRUPTIONS, corrupted
-from vqa.easy_vqa import EasyVqa
-from vqa.emoji_quiz import EmojiQuiz
+from vqa.data.easy_vqa import EasyVqa
+from vqa.data.emoji_quiz import EmojiQuiz
+from vqa.data.split import Split, hold_out
 from vqa.question import LETTERS, Question
-from vqa.split import Split, hold_out
 
 POOL = 3750  # emoji questions in the training styles: 3,000 to train on, 750 in other pictures to judge
 HELD_OUT = 0.2

@@ -88,12 +88,12 @@ def train(dataset: str, seed: int, work: Path, more: Sequence[str]) -> None:
 
 def evaluate(work: Path, cell: Cell) -> Result:
     """Answer the questions of one cell; labels are looked at only afterwards."""
-    from vqa.adapter import loaded
-    from vqa.encode import Encoder
-    from vqa.metrics import nll
-    from vqa.model import load_base
-    from vqa.questions import source_questions, split_questions
-    from vqa.scoring import answer
+    from vqa.answer.readout import answer
+    from vqa.data.source import source_questions, split_questions
+    from vqa.model.adapter import loaded
+    from vqa.model.base import load_base
+    from vqa.model.encode import Encoder
+    from vqa.results.metrics import nll
 
     tuning = cell["dataset"] == TUNING
     dataset = "emoji_quiz" if tuning else cell["dataset"]

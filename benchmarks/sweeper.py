@@ -27,7 +27,7 @@ from typing import Any
 
 from benchmarks.record import add_output_arguments, write_rows
 
-TOY = Path(__file__).parents[1] / "tests" / "toy_app" / "app.py"
+TOY = Path(__file__).parents[1] / "tests" / "helpers" / "toy_app" / "app.py"
 PARTS = 9  # a toy trial sleeps `pause_s` so often
 COMMON = ["hydra.sweeper.final=false", "hydra/sweeper/pruner=none", "hydra/sweeper/sampler=random"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

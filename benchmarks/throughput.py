@@ -21,17 +21,17 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from benchmarks.record import write_rows
-from vqa.adapter import attached
-from vqa.config import read_settings, register_resolvers
-from vqa.device import limit_memory, release_memory
-from vqa.encode import Encoder
-from vqa.fit import Moment, fit
-from vqa.model import load_base
-from vqa.plan import Plan, plan_fit
+from vqa.answer.score import score
+from vqa.config.check import read_settings, register_resolvers
+from vqa.config.settings import Settings
+from vqa.data.source import data_source
+from vqa.machine.device import limit_memory, release_memory
+from vqa.model.adapter import attached
+from vqa.model.base import load_base
+from vqa.model.encode import Encoder
 from vqa.question import Question
-from vqa.questions import data_source
-from vqa.scoring import score
-from vqa.settings import Settings
+from vqa.train.fit import Moment, fit
+from vqa.train.plan import Plan, plan_fit
 
 CONF = Path(__file__).parents[1] / "conf"
 

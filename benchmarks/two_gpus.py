@@ -42,36 +42,37 @@ def train_once(given: argparse.Namespace) -> None:
     from hydra import compose, initialize_config_dir
 
     from benchmarks.throughput import CONF, nothing
-    from vqa import ranks
-    from vqa.adapter import attached
-    from vqa.config import read_settings, register_resolvers
-    from vqa.encode import Encoder
-    from vqa.final import run_final
-    from vqa.fit import fit
-    from vqa.model import load_base
-    from vqa.plan import plan_fit
-    from vqa.questions import split_questions
+    from vqa.config.check import read_settings, register_resolvers
+    from vqa.data.source import split_questions
+    from vqa.machine import processes
+    from vqa.machine.device import choose_device
+    from vqa.model.adapter import attached
+    from vqa.model.base import load_base
+    from vqa.model.encode import Encoder
+    from vqa.stages.final import run_final
+    from vqa.train.fit import fit
+    from vqa.train.plan import plan_fit
 
     register_resolvers()
     more = [f"budget.batch_size={given.batch}", f"budget.epochs={given.epochs}", f"seed={given.seed}"]
     with initialize_config_dir(str(CONF)):
         settings = read_settings(compose("config", overrides=[*overrides(given), *more, "budget=final"]))
-    with ranks.joined(settings.env.device):
-        folder = given.work / "two_gpus" / f"final_{ranks.count()}_{given.seed}_{time.time_ns()}"
-        folder = Path(ranks.agreed(lambda: str(folder)))
+    with processes.joined(lambda: choose_device(settings.env.device)):
+        folder = given.work / "two_gpus" / f"final_{processes.count()}_{given.seed}_{time.time_ns()}"
+        folder = Path(processes.agreed(lambda: str(folder)))
         encoder = Encoder(load_base(settings), settings.prompt, settings.image)
         rows = split_questions(settings)[0].train
         plan = replace(plan_fit(settings, len(rows)), epochs=1, evaluations=1)
         with attached(encoder.base, settings.lora, seed=0) as model:
             fit(encoder, model, rows[: 3 * given.batch], plan, nothing)
         encoder.base.vision.forget()  # the run looks at every picture itself
-        if ranks.is_main():
+        if processes.is_main():
             folder.mkdir(parents=True)
-        ranks.agreed(lambda: None)
+        processes.agreed(lambda: None)
         began = time.perf_counter()
         metrics = run_final(settings, folder)
         seconds = time.perf_counter() - began
-        if ranks.is_main():
+        if processes.is_main():
             kept = ("train_samples_per_s", "n_train", "nll", "nll_se", "base_nll", "peak_memory_gib")
             print("FINAL " + json.dumps({"seconds": seconds} | {name: metrics[name] for name in kept}))
 

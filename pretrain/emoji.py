@@ -15,7 +15,7 @@ from PIL import Image
 from pretrain.questions import Asked
 from pretrain.scenes import IMAGE_SIZE, Scene, draw_scene
 from pretrain.words import CORNERS, Word
-from vqa.emoji_quiz import (
+from vqa.data.emoji_quiz import (
     TRAINING_STYLES,
     Thing,
     categories_of,

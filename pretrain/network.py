@@ -3,7 +3,7 @@
 `LeanForward` computes what `Qwen3VLForConditionalGeneration.forward` computes, with the same weights, for the
 one case that pre-training needs: each text has one 64 x 64 picture, several texts share a picture, and only a
 few positions need logits. Shapes are fixed and Python never looks at the data, so that `torch.compile` takes
-it in one piece. tests/test_pretrain.py holds both against each other.
+it in one piece. tests/pretrain/test_pretrain.py holds both against each other.
 
 Shape letters: B texts, N pictures (B = N x questions), T tokens, K answer positions, V vocabulary, H heads,
 D head dimension, C channels.

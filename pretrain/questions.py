@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from pretrain.scenes import MIDDLE, Scene, Thing
 from pretrain.words import ALL_WORDS, BIG, COLORS, CORNERS, COUNTS, NO, SHAPES, SMALL, YES, Word
-from vqa.emoji_quiz import with_particle
+from vqa.data.emoji_quiz import with_particle
 
 TOPIC = "은는"
 

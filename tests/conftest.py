@@ -13,15 +13,16 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from vqa.adapter import attached
-from vqa.adapting import Adapting
-from vqa.config import read_settings, register_resolvers
-from vqa.encode import Encoder
-from vqa.model import Base, load_base
+from vqa.answer.adapt.method import Adapting
+from vqa.config.check import read_settings, register_resolvers
+from vqa.config.settings import Settings
+from vqa.model.adapter import attached
+from vqa.model.base import Base, load_base
+from vqa.model.encode import Encoder
 from vqa.question import Question
-from vqa.serve import HOST
-from vqa.settings import Settings
+from vqa.stages.serve import HOST
 
+pytest.register_assert_rewrite("tests.helpers")
 CONF = Path(__file__).parents[1] / "conf"
 SMALL = ["tracking=none", "env.threads=1", "data.train_size=60", "data.test_size=12", "budget=smoke"]
 
@@ -70,7 +71,7 @@ def encoder(base: Base, settings: Make) -> Encoder:
 @pytest.fixture
 def questions(settings: Make) -> list[Question]:
     """48 labelled easy-VQA questions."""
-    from vqa.questions import split_questions
+    from vqa.data.source import split_questions
 
     split, _ = split_questions(settings())
     return split.train

@@ -2,8 +2,7 @@
 
 import pytest
 
-from vqa.progress_bar import shown_progress
-from vqa.reporting import progress
+from vqa.progress import progress, shown_progress
 
 
 @pytest.fixture

@@ -4,16 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from vqa.reporting import (
-    By,
-    Pruned,
-    progress,
-    progress_to,
-    report,
-    report_questions,
-    reporting_to,
-    reports_by,
-)
+from vqa.progress import By, Pruned, progress, progress_to, report, report_questions, reporting_to, reports_by
 
 
 class Listener:

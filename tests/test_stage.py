@@ -4,7 +4,8 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from command_line import Outcome, vqa
+
+from tests.helpers.command_line import Outcome, vqa
 
 SMALL = ["budget=smoke", "data.train_size=60", "data.test_size=12", "env.threads=1"]
 

@@ -20,7 +20,7 @@ class Question:
         answer: The gold letter, or None for an unlabelled row.
         kind: The type of question where the source knows it, else "".
         flag: Why this row is special (for instance "image_missing"), else "".
-        view: What of the picture is looked at, as in vqa/views.py; "" for all of it, as it is.
+        view: What of the picture is looked at, as in vqa/model/vision/views.py; "" for all of it, as it is.
     """
 
     id: str

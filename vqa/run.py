@@ -13,10 +13,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from vqa.config import register_resolvers
-from vqa.environment import CONF
+from vqa.config.check import register_resolvers
+from vqa.config.place import CONF
 from vqa.errors import UserError, mendable
-from vqa.sweeper import StudySweeper
+from vqa.sweep.sweeper import StudySweeper
 
 USER_MISTAKE, INTERRUPTED = 2, 130
 

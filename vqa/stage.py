@@ -5,17 +5,20 @@ import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from vqa import ranks
-from vqa.config import read_settings
-from vqa.environment import prepare
-from vqa.language import message
+from vqa.config.check import read_settings
+from vqa.config.messages import message
+from vqa.config.settings import Settings
+from vqa.machine import processes
 from vqa.question import CHANCE
-from vqa.run_folder import MANIFEST, begin
-from vqa.settings import Settings
+from vqa.results.folder import MANIFEST, begin
+from vqa.stages.preflight import prepare
+
+if TYPE_CHECKING:
+    import torch
 
 
 def run_stage(cfg: DictConfig, folder: Path, alone: bool) -> float | None:
@@ -34,8 +37,10 @@ def run_stage(cfg: DictConfig, folder: Path, alone: bool) -> float | None:
     """
     settings = read_settings(cfg)
     if settings.stage != "final":
-        ranks.refuse_several(f"stage={settings.stage}")
-    from vqa.tracking import no_telemetry  # from here on there is work: a mistake above shows without waiting
+        processes.refuse_several(f"stage={settings.stage}")
+    from vqa.tracking.mlflow_runs import (
+        no_telemetry,  # from here on there is work: a mistake above shows without waiting
+    )
 
     no_telemetry()
     if alone and settings.stage == "final" and settings.winner == "auto":
@@ -44,40 +49,46 @@ def run_stage(cfg: DictConfig, folder: Path, alone: bool) -> float | None:
     if settings.stage in READERS:
         READERS[settings.stage](settings, folder)
         return None
-    with ranks.joined(settings.env.device):
+    with processes.joined(lambda: _device(settings)):
         return _run(settings, cfg, folder)
 
 
+def _device(settings: Settings) -> "torch.device":
+    from vqa.machine.device import choose_device  # torch takes seconds to import
+
+    return choose_device(settings.env.device)
+
+
 def _run(settings: Settings, cfg: DictConfig, folder: Path) -> float | None:
-    if not ranks.agreed(lambda: begin(folder, cfg)):
-        if ranks.is_main():
+    if not processes.agreed(lambda: begin(folder, cfg)):
+        if processes.is_main():
             _print(settings, "complete", folder=folder)
             _add_missing_report(settings, folder)
         return None
-    ranks.agreed(lambda: prepare(settings))  # the main process first: the others find its copies
-    if not ranks.is_main():
+    processes.agreed(lambda: prepare(settings))  # the main process first: the others find its copies
+    if not processes.is_main():
         prepare(settings)
-    from vqa.device import use_threads
+    from vqa.machine.device import use_threads
 
     use_threads(settings.env.threads)
     if settings.stage == "trial":
-        from vqa.trial import run_trial
+        from vqa.stages.trial import run_trial
 
         return run_trial(settings, folder)
-    from vqa.progress_bar import shown_progress
+    from vqa.progress import shown_progress
 
-    with shown_progress() if ranks.is_main() else nullcontext():
+    with shown_progress() if processes.is_main() else nullcontext():
         metrics = _work(settings.stage)(settings, folder)
-    if ranks.is_main():
+    if processes.is_main():
         _say(settings, folder, metrics)
     return None
 
 
 def _work(stage: str) -> Callable[[Settings, Path], dict[str, Any]]:
-    from vqa.ensemble import run_ensemble
-    from vqa.final import run_final
-    from vqa.merge import run_merge
-    from vqa.predict import run_evaluate, run_predict
+    from vqa.stages.ensemble import run_ensemble
+    from vqa.stages.final import run_final
+    from vqa.stages.merge import run_merge
+    from vqa.stages.predict import run_evaluate, run_predict
 
     stages: dict[str, Callable[[Settings, Path], dict[str, Any]]] = {
         "final": run_final,
@@ -90,7 +101,7 @@ def _work(stage: str) -> Callable[[Settings, Path], dict[str, Any]]:
 
 
 def _doctor(settings: Settings, folder: Path) -> None:
-    from vqa.doctor import run_doctor
+    from vqa.stages.doctor import run_doctor
 
     run_doctor(settings)
 
@@ -102,13 +113,13 @@ def _report(settings: Settings, folder: Path) -> None:
 
 
 def _status(settings: Settings, folder: Path) -> None:
-    from vqa.status import show_status  # optuna
+    from vqa.sweep.board import show_status  # optuna
 
     show_status(Path(settings.env.output_root) / settings.study)
 
 
 def _serve(settings: Settings, folder: Path) -> None:
-    from vqa.serve import HOST, run_serve
+    from vqa.stages.serve import HOST, run_serve
 
     prepare(settings)
     _print(settings, "serving", address=f"http://{HOST}:{settings.env.port}")
@@ -126,9 +137,9 @@ READERS: dict[str, Callable[[Settings, Path], None]] = {
 
 def _record_report(settings: Settings, run: Path) -> Path:
     """Write a run's report and its adapter's card, and keep copies where the run is tracked."""
-    from vqa.hand_over import write_hand_over
-    from vqa.report import write_report
-    from vqa.tracking import open_tracker
+    from vqa.report.model_card import write_hand_over
+    from vqa.report.report import write_report
+    from vqa.tracking.mlflow_runs import open_tracker
 
     whole = (run / MANIFEST).exists() and (run / "adapter").is_dir()  # it may have been moved: it is large
     card = write_hand_over(run) if whole else None
@@ -143,7 +154,7 @@ def _record_report(settings: Settings, run: Path) -> Path:
 
 def _add_missing_report(settings: Settings, folder: Path) -> None:
     """Write the report of a complete run that was killed before its last lines."""
-    from vqa.report import report_path
+    from vqa.report.report import report_path
 
     if settings.stage == "final" and not report_path(folder).exists():
         _look(settings, _record_report(settings, folder))
@@ -154,7 +165,7 @@ def _with_winner(cfg: DictConfig, settings: Settings) -> tuple[DictConfig, Setti
     from hydra import compose
     from hydra.core.hydra_config import HydraConfig
 
-    from vqa.winner import read_winner
+    from vqa.sweep.winner import read_winner
 
     best = Path(settings.env.output_root) / settings.study / "best.yaml"
     if not best.exists():
@@ -162,7 +173,7 @@ def _with_winner(cfg: DictConfig, settings: Settings) -> tuple[DictConfig, Setti
     given = list(HydraConfig.get().overrides.task)
     winner = read_winner(best)
     # not logged: the run's log must not change when the run turns out to be complete
-    if ranks.is_main():
+    if processes.is_main():
         _print(settings, "winner", path=best)
     with_winner = compose(HydraConfig.get().job.config_name, overrides=[*winner, *given])
     return with_winner, read_settings(with_winner)

@@ -1,0 +1,99 @@
+"""SAR learns from sure questions at the worst point nearby, and gives up when all is sure."""
+
+import math
+
+import pytest
+import torch
+
+from tests.conftest import Adapt
+from vqa.answer.adapt.formulas import LARGEST, entropies
+from vqa.answer.adapt.gradient import letter_gradient, read_batch
+from vqa.answer.adapt.weight_methods import Sar, make_sar
+from vqa.answer.adapt.weights import AdaptedWeights, worst_direction
+from vqa.question import Question
+
+
+def limit_between(spread: torch.Tensor, below: int) -> float:
+    """adapt.entropy_limit that lets the `below` surest questions through."""
+    low, high = spread.sort().values[below - 1 : below + 1].tolist()
+    return float(low + high) / 2 / LARGEST
+
+
+def test_the_step_is_the_gradient_of_the_sure_ones_at_the_moved_weights(
+    adapting: Adapt, questions: list[Question]
+) -> None:
+    part = questions[:8]
+    limit = limit_between(entropies(read_batch(adapting("adapt=sar").encoder, part).log_p), 5)
+    made = adapting("adapt=sar", f"adapt.entropy_limit={limit}", "adapt.lr=0.1", "adapt.reset_below=null")
+    weights = AdaptedWeights(made.encoder.base.model, made.settings)
+    rule = Sar(made, weights)
+    start = [p.detach().clone() for p in weights.parameters]
+    rule.step(part)
+    found = [(old - p.detach()) / 0.1 for old, p in zip(start, weights.parameters, strict=True)]
+    weights.reset()
+
+    spread = entropies(read_batch(made.encoder, part).log_p)
+    sure = [q for q, keep in zip(part, (spread < limit * LARGEST).tolist(), strict=True) if keep]
+    assert (len(sure), made.counts["filtered"], made.counts["steps"]) == (5, 3, 1)
+    _, first = letter_gradient(made.encoder, weights, sure, lambda o: entropies(o.log_p).mean())
+    assert first is not None
+    with weights.moved(worst_direction(first, 0.05)):
+        moved = entropies(read_batch(made.encoder, sure).log_p)
+        still = [q for q, keep in zip(sure, (moved < limit * LARGEST).tolist(), strict=True) if keep]
+        _, expected = letter_gradient(made.encoder, weights, still, lambda o: entropies(o.log_p).mean())
+    assert expected is not None
+    one, other = (torch.cat([g.flatten() for g in grads]) for grads in (found, expected))
+    assert torch.linalg.norm(one - other) <= 1e-3 * torch.linalg.norm(other)
+    assert rule.average == pytest.approx(moved[moved < limit * LARGEST].mean().item(), rel=1e-4)
+
+
+def test_no_sure_question_is_no_step(adapting: Adapt, questions: list[Question]) -> None:
+    made = adapting("adapt=sar", "adapt.entropy_limit=1e-6", "adapt.lr=0.1")
+    method = make_sar(made)
+    expected = read_batch(made.encoder, questions[:4])
+    for _ in range(2):
+        assert torch.equal(method.scores(questions[:4])[0], expected.log_p)
+    assert (made.counts["steps"], made.counts["filtered"], made.counts["not_finite"]) == (0, 8, 0)
+
+
+def test_nobody_sure_after_the_move_is_no_step(adapting: Adapt, questions: list[Question]) -> None:
+    spread = entropies(read_batch(adapting("adapt=sar").encoder, questions[:8]).log_p)
+    limit = limit_between(spread, 1)
+    made = adapting("adapt=sar", f"adapt.entropy_limit={limit}", "adapt.rho=1000")
+    method = make_sar(made)
+    assert torch.isfinite(method.scores(questions[:8])[0]).all()
+    assert made.counts["filtered"] == 7
+    method.reset()
+
+
+def log_p_of_entropy(wanted: float) -> torch.Tensor:
+    """(1, C) log probabilities of that entropy, by bisection on the first logit."""
+    low, high = 0.0, 50.0
+    for _ in range(80):
+        logit = (low + high) / 2
+        log_p = torch.tensor([[logit, 0, 0, 0]], dtype=torch.float64).log_softmax(1)
+        low, high = (logit, high) if entropies(log_p).item() > wanted else (low, logit)
+    return log_p
+
+
+def test_the_moving_average_below_its_limit_brings_the_start_back(adapting: Adapt) -> None:
+    made = adapting("adapt=sar", "adapt.lr=0.1")
+    weights = AdaptedWeights(made.encoder.base.model, made.settings)
+    rule = Sar(made, weights)
+    weights.step([torch.ones_like(p) for p in weights.parameters])
+    rule._recover(log_p_of_entropy(0.05))
+    assert rule.average == pytest.approx(0.05)
+    rule._recover(log_p_of_entropy(0.01))
+    assert rule.average == pytest.approx(0.9 * 0.05 + 0.1 * 0.01)  # 0.046: above 0.0401
+    assert made.counts["resets"] == 0
+    rule._recover(log_p_of_entropy(0.001))
+    rule._recover(log_p_of_entropy(0.001))  # 0.0415, then 0.03745
+    assert (made.counts["resets"], rule.average) == (1, None)
+    assert all(torch.equal(p, s) for p, s in zip(weights.parameters, weights.source, strict=True))
+
+
+def test_the_reset_constant_is_the_papers_at_four_choices(adapting: Adapt) -> None:
+    # 0.2 for 1000 classes, as a share of the largest entropy
+    assert adapting("adapt=sar").settings.reset_below == pytest.approx(
+        0.2 * LARGEST / math.log(1000), abs=5e-5
+    )

@@ -1,0 +1,51 @@
+"""Reading a letter off generated text."""
+
+import pytest
+
+from vqa.answer.generation import final_letter, generate_answers, parse_letter
+from vqa.model.encode import Encoder
+from vqa.question import Question
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("c", "c"),
+        (" B.", "b"),
+        ("(d)", "d"),
+        ("정답: (C)", "c"),
+        ("정답은 b", "b"),
+        ("The answer is d.", "d"),
+        ("관찰: 개가 있다. 추론: (a)는 아니다. 최종 답: b", "b"),
+        ("a cat sits on a mat", None),
+        ("dog", None),
+        ("", None),
+        ("모르겠습니다", None),
+    ],
+)
+def test_a_letter_is_read_and_never_made_up(text: str, letter: str | None) -> None:
+    assert parse_letter(text) == letter
+
+
+def test_the_embedded_model_generates_letters(encoder: Encoder, questions: list[Question]) -> None:
+    answers = generate_answers(encoder, encoder.base.model, questions[:10], max_new_tokens=2)
+    assert len(answers) == 10
+    assert set(answers) <= set("abcd")
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("It is round and red.\nAnswer: c", "c"),
+        ("관찰: 개가 있다.\n정답: b", "b"),
+        ("정답은 (D)입니다.", "d"),
+        ("b", "b"),
+        ("Answer: b\nNo, wait.\nThe answer is d.", "d"),
+        ("Observation: a cat sits", None),
+        ("Answer: a cat", None),
+        ("관찰: 사진에는 (a)", None),  # cut off before the answer
+        ("", None),
+    ],
+)
+def test_reasoning_counts_only_with_a_stated_answer(text: str, letter: str | None) -> None:
+    assert final_letter(text) == letter

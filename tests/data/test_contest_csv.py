@@ -1,0 +1,279 @@
+import logging
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vqa.data.contest_csv import ContestCsv
+from vqa.data.image import file_sha256
+from vqa.errors import UserError
+
+HEADER = "id,path,question,a,b,c,d,answer\n"
+UNLABELLED = "id,path,question,a,b,c,d\n"
+GOOD = "good,red.png,what colour?,red,green,blue,grey,a\n"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A folder with red.png, its twin copy.png, blue.jpg, cut.jpg (truncated) and text.png (no image)."""
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
+    (tmp_path / "copy.png").write_bytes((tmp_path / "red.png").read_bytes())
+    Image.effect_noise((64, 64), 80).save(tmp_path / "blue.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "blue.jpg").read_bytes()[:-200])
+    (tmp_path / "text.png").write_text("not a picture")
+    return tmp_path
+
+
+def contest(root: Path, text: str | bytes, part: str = "train") -> ContestCsv:
+    path = root / f"{part}.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return ContestCsv(
+        train_csv=str(path) if part == "train" else None,
+        test_csv=str(path) if part == "test" else None,
+        image_root=str(root),
+    )
+
+
+def test_values_and_order_are_kept_verbatim(root: Path) -> None:
+    text = (
+        "\ufeff" + HEADER + '007,red.png,"which, of these?",NA,007,"1,000",null,A\n'
+        "train_0002.jpg,blue.jpg,질문?, 1 ,1.0,nan,True, d \n"
+        + 'train_0001,copy.png,"two\nlines",1,2,3,4,c\n'
+    ).replace("\n", "\r\n")
+    questions = contest(root, text).train()
+    assert [(q.id, q.text, q.choices, q.answer) for q in questions] == [
+        ("007", "which, of these?", ("NA", "007", "1,000", "null"), "a"),
+        ("train_0002.jpg", "질문?", (" 1 ", "1.0", "nan", "True"), "d"),
+        ("train_0001", "two\r\nlines", ("1", "2", "3", "4"), "c"),
+    ]
+
+
+def test_images_come_with_the_hash_of_their_bytes_so_that_twins_show(root: Path) -> None:
+    text = HEADER + GOOD + "twin,copy.png,q,1,2,3,4,b\nother,./blue.jpg,q,1,2,3,4,c\n"
+    first, twin, other = contest(root, text).train()
+    assert first.image == root / "red.png"
+    assert first.image_sha256 == twin.image_sha256 == file_sha256(root / "red.png")
+    assert other.image_sha256 == file_sha256(root / "blue.jpg")
+
+
+def test_further_columns_are_ignored_in_any_order(root: Path) -> None:
+    text = "answer,note,d,c,b,a,question,path,id\nb,hello,4,3,2,1,q,red.png,x\n"
+    (question,) = contest(root, text).train()
+    assert (question.id, question.choices, question.answer) == ("x", ("1", "2", "3", "4"), "b")
+
+
+@pytest.mark.parametrize("text", [UNLABELLED + "1,red.png,q,1,2,3,4\n", HEADER + "1,red.png,q,1,2,3,4,\n"])
+def test_test_file_without_any_answer_is_unlabelled(root: Path, text: str) -> None:
+    questions = contest(root, text, "test").test()
+    assert questions is not None
+    assert [q.answer for q in questions] == [None]
+
+
+def test_labelled_test_file_keeps_its_answers(root: Path) -> None:
+    questions = contest(root, HEADER + GOOD, "test").test()
+    assert questions is not None
+    assert [q.answer for q in questions] == ["a"]
+
+
+def test_votes_are_counted_with_min_votes(root: Path) -> None:
+    text = UNLABELLED.strip() + ",answer1,answer2,answer3\n1,red.png,q,1,2,3,4,b,,b\n"
+    assert replace(contest(root, text), min_votes=2).train()[0].answer == "b"
+
+
+def test_no_test_file_means_no_test_questions(root: Path) -> None:
+    assert contest(root, HEADER + GOOD).test() is None
+
+
+def test_training_without_a_training_file_is_refused(root: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.train_csv must be a CSV file, got null"):
+        contest(root, HEADER + GOOD, "test").train()
+
+
+# Each: the training file, then the place and the text of the problem that its message must hold.
+BAD_FILES: list[tuple[str | bytes, str]] = [
+    (b"", "train.csv: is empty"),
+    (b"\n\n", "train.csv: is empty"),
+    (HEADER, "train.csv: has a header and no rows"),
+    ((HEADER + GOOD + "질문").encode("cp949"), "train.csv:row 3: is not UTF-8"),
+    ((HEADER + GOOD).encode("utf-16"), "train.csv:row 1: is not UTF-8"),
+    (
+        (HEADER + GOOD).replace(",", ";"),
+        "train.csv:row 1, column id: is missing, the file has the columns id;",
+    ),
+    (
+        HEADER.replace("path", "image") + GOOD,
+        "row 1, column path: is missing, the file has the columns id, image",
+    ),
+    (
+        HEADER.replace("id,", " id,") + GOOD,
+        "row 1, column id: is missing, the file has the columns  id, path",
+    ),
+    (UNLABELLED + "1,red.png,q,1,2,3,4\n", "row 1, column answer: is missing (or answer1..answer5)"),
+    (HEADER.replace("b,c", "b,b,c") + GOOD, "row 1, column b: stands 2 times in the header"),
+    (HEADER + GOOD + '1,"red.png,q,1,2,3,4,a\n', "train.csv:row 3: is not CSV, look for a stray quote"),
+    (HEADER + '1,red.png,"what" colour,1,2,3,4,a\n', "train.csv:row 2: is not CSV, look for a stray quote"),
+]
+BAD_ROWS = [
+    ("1,red.png,q,1,2,3,4\n", "row 3, column answer: 7 fields, the header has 8"),
+    ("1,red.png,q, with comma,1,2,3,4,a\n", "row 3, column answer: 9 fields, the header has 8"),
+    ("just some words\n", "row 3, column path: 1 fields, the header has 8"),
+    ("1,red.png,q,1,2,3,4,e\n", "row 3, column answer: must be a, b, c or d, got 'e'"),
+    ("1,red.png,q,1,2,3,4,1\n", "row 3, column answer: must be a, b, c or d, got '1'"),
+    ("1,red.png,q,1,2,3,4,ab\n", "row 3, column answer: must be a, b, c or d, got 'ab'"),
+    ("1,red.png,q,1,2,3,4,\n", "row 3, column answer: is empty"),
+    ("1,red.png,q,1,2,3,4,  \n", "row 3, column answer: is empty"),
+    (",red.png,q,1,2,3,4,a\n", "row 3, column id: is empty"),
+    ("1,red.png, ,1,2,3,4,a\n", "row 3, column question: is empty"),
+    ("1,red.png,q,1,,3,4,a\n", "row 3, column b: is empty"),
+    ('1,red.png,q,1,2,3," ",a\n', "row 3, column d: is empty"),
+    ("1,,q,1,2,3,4,a\n", "row 3, column path: is empty"),
+    ("good,red.png,q,1,2,3,4,a\n", "row 3, column id: 'good' stands in row 2 too"),
+    ("1,none.png,q,1,2,3,4,a\n", "row 3, column path: the image "),
+    ("1,Red.png,q,1,2,3,4,a\n", "Red.png is missing: there is no such file"),
+    ("1,.,q,1,2,3,4,a\n", "is missing: this is a folder"),
+    ("1,cut.jpg,q,1,2,3,4,a\n", "cut.jpg is broken: image file is truncated"),
+    ("1,text.png,q,1,2,3,4,a\n", "text.png is broken: its bytes are no known image format"),
+    ("1,../red.png,q,1,2,3,4,a\n", "row 3, column path: the path must stay inside the image root"),
+    ("1,/red.png,q,1,2,3,4,a\n", "row 3, column path: the path must be relative to the image root"),
+    ("1,red.png\0,q,1,2,3,4,a\n", "row 3, column path: the path must not hold a null character"),
+    ('1,red.png,"two\nlines",1,2,3,4,x\n', "row 3, column answer: must be"),
+    ("\n\n1,red.png,q,1,2,3,4,x\n", "row 5, column answer: must be"),
+]
+
+
+@pytest.mark.parametrize(("text", "place"), BAD_FILES)
+def test_bad_file_is_refused_even_when_bad_rows_are_skipped(
+    root: Path, text: str | bytes, place: str
+) -> None:
+    data = contest(root, text)
+    for setting in ("error", "skip"):
+        with pytest.raises(UserError, match=re.escape(place)) as caught:
+            replace(data, on_bad_row=setting).train()
+        assert str(root / "train.csv") in str(caught.value)
+        assert "data.train_csv" in str(caught.value)
+
+
+@pytest.mark.parametrize(("row", "place"), BAD_ROWS)
+def test_bad_row_is_named_by_file_row_and_column(root: Path, row: str, place: str) -> None:
+    with pytest.raises(UserError, match=re.escape(place)) as caught:
+        contest(root, HEADER + GOOD + row).train()
+    assert re.search(r"train\.csv:row \d+, column \w+: ", str(caught.value))
+    assert "1 problem in " in str(caught.value)
+    assert "data.on_bad_row=skip" in str(caught.value)
+
+
+@pytest.mark.parametrize(("row", "place"), BAD_ROWS)
+def test_bad_training_row_can_be_left_out_and_is_counted(
+    root: Path, row: str, place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = replace(contest(root, HEADER + GOOD + row), on_bad_row="skip")
+    assert [q.id for q in data.train()] == ["good"]
+    assert data.check() == []
+    assert "left out 1 bad rows of 2" in caplog.text
+    assert place in caplog.text
+
+
+def test_skipping_every_row_is_refused(root: Path) -> None:
+    data = replace(contest(root, HEADER + "1,red.png,q,1,2,3,4,e\n"), on_bad_row="skip")
+    with pytest.raises(UserError, match="Not one good row is left"):
+        data.train()
+
+
+def test_all_problems_are_counted_and_the_first_ten_shown_by_row(root: Path) -> None:
+    rows = "".join(f"{i},none.png,,1,2,3,4,e\n" for i in range(8))  # 3 problems each
+    with pytest.raises(UserError) as caught:
+        contest(root, HEADER + rows).train()
+    message = str(caught.value).splitlines()
+    assert message[0] == f"24 problems in {root}/train.csv:"
+    assert [re.findall(r"row (\d+)", line) for line in message[1:11]] == [
+        [str(2 + i // 3)] for i in range(10)
+    ]
+    assert message[11] == "  ... and 14 more"
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"image_root": "/no/such/folder"}, "data.image_root must be a folder, got '/no/such/folder'"),
+        ({"image_root": ""}, "data.image_root must be a folder, got ''"),
+        ({"min_votes": 0}, "data.min_votes must be 1..5, got 0"),
+        ({"min_votes": 6}, "data.min_votes must be 1..5, got 6"),
+        ({"on_bad_row": "drop"}, "data.on_bad_row must be error or skip, got drop"),
+        ({"on_bad_image": "skip"}, "data.on_bad_image must be error or blank, got skip"),
+        ({"train_csv": "none.csv"}, "none.csv: cannot be read: No such file or directory"),
+        ({"train_csv": "."}, ".: cannot be read: Is a directory"),
+    ],
+)
+def test_impossible_setting_is_refused_and_found_by_check(
+    root: Path, setting: dict[str, str | int], message: str
+) -> None:
+    data = replace(contest(root, HEADER + GOOD), **setting)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=re.escape(message)):
+        data.train()
+    assert len(data.check()) == 1
+    assert message in data.check()[0]
+
+
+def test_check_lists_the_problems_of_both_files(root: Path) -> None:
+    contest(root, UNLABELLED + "1,red.png,q,1,2,3,\n", "test")
+    data = replace(contest(root, HEADER + GOOD + "1,red.png,q,1,2,3,4,e\n"), test_csv=str(root / "test.csv"))
+    train, test = data.check()
+    assert train.startswith(f"{root}/train.csv:row 3, column answer: ")
+    assert test.startswith(f"{root}/test.csv:row 2, column d: ")
+
+
+def test_check_of_good_files_is_empty(root: Path) -> None:
+    assert contest(root, HEADER + GOOD).check() == []
+
+
+def test_equal_options_are_warned_about_and_kept(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        questions = contest(root, HEADER + GOOD + "1,red.png,q,same,same,3,4,a\n").train()
+    assert len(questions) == 2
+    assert "1 rows have two equal options, first in row 3" in caplog.text
+
+
+def test_blank_answer_in_a_labelled_test_file_stops_the_run(root: Path) -> None:
+    data = contest(root, HEADER + GOOD + "1,red.png,q,1,2,3,4,\n", "test")
+    with pytest.raises(UserError, match="row 3, column answer: is empty, while other rows have an answer"):
+        replace(data, on_bad_row="skip", on_bad_image="blank").test()
+
+
+@pytest.mark.parametrize(
+    ("name", "flag"),
+    [("none.png", "image_missing"), ("cut.jpg", "image_broken"), ("text.png", "image_broken")],
+)
+def test_test_row_without_its_image_stops_or_is_flagged_but_never_dropped(
+    root: Path, name: str, flag: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = contest(root, UNLABELLED + f"1,red.png,q,1,2,3,4\n2,{name},q,1,2,3,4\n", "test")
+    with pytest.raises(UserError, match=r"data\.on_bad_image=blank"):
+        replace(data, on_bad_row="skip").test()
+
+    questions = replace(data, on_bad_image="blank").test()
+
+    assert questions is not None
+    assert [(q.id, q.image, q.flag) for q in questions] == [("1", root / "red.png", ""), ("2", None, flag)]
+    assert questions[1].image_sha256 == ""
+    assert "1 rows are answered without their image" in caplog.text
+
+
+def test_blank_images_are_for_test_rows_only(root: Path) -> None:
+    data = replace(contest(root, HEADER + GOOD + "1,none.png,q,1,2,3,4,a\n"), on_bad_image="blank")
+    with pytest.raises(UserError, match=r"row 3, column path: the image .* is missing"):
+        data.train()
+
+
+@pytest.mark.parametrize(("row", "place"), [row for row in BAD_ROWS if "is empty" in row[1]])
+def test_other_problems_of_test_rows_always_stop(root: Path, row: str, place: str) -> None:
+    data = replace(contest(root, HEADER + GOOD + row, "test"), on_bad_row="skip", on_bad_image="blank")
+    with pytest.raises(UserError, match=re.escape(place)):
+        data.test()
+
+
+def test_path_that_leaves_the_root_stops_even_with_blank_images(root: Path) -> None:
+    data = contest(root, UNLABELLED + "1,../red.png,q,1,2,3,4\n", "test")
+    with pytest.raises(UserError, match="row 2, column path: the path must stay inside"):
+        replace(data, on_bad_image="blank").test()

@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import pytest
+
+from vqa.data.csv_rows import Problem, read_rows
+
+HEADER = "id,path,question,a,b,c,d,answer"
+
+
+def rows_of(path: Path, text: str) -> list[tuple[int, str]]:
+    """Line and question of each row of a file that has nothing wrong."""
+    path.write_bytes(text.encode())
+    rows, problems = read_rows(path, "train", 1)
+    assert problems == []
+    return [(row.line, row.cells["question"]) for row in rows]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("bom", ["", "\ufeff"])
+def test_rows_carry_the_line_an_editor_shows(tmp_path: Path, bom: str, end: str) -> None:
+    lines = [
+        HEADER,
+        "1,x.jpg,one?,k,l,m,n,a",
+        "",  # a blank line is no row, but counts as a line
+        f'2,x.jpg,"two{end}lines?",k,l,m,n,b',
+        '3,x.jpg,"a ""quoted"" word?",k,l,m,n,c',
+    ]
+    found = rows_of(tmp_path / "x.csv", bom + end.join(lines) + end)
+    assert found == [(2, "one?"), (4, f"two{end}lines?"), (6, 'a "quoted" word?')]
+
+
+def test_last_line_needs_no_end(tmp_path: Path) -> None:
+    assert rows_of(tmp_path / "x.csv", f"{HEADER}\n1,x.jpg,one?,k,l,m,n,a") == [(2, "one?")]
+
+
+@pytest.mark.parametrize(
+    ("votes", "min_votes", "answer", "reason"),
+    [
+        ("b,,,,", 1, "b", None),
+        ("b,a,b,,", 1, "b", None),
+        ("B, b ,a,c,d", 2, "b", None),
+        ("a,b,c,d,d", 2, "d", None),
+        ("b,a,b,a,", 1, None, "the votes tie: b, a, b, a"),
+        ("b,a,c,d,", 1, None, "the votes tie: b, a, c, d"),
+        ("b,,,,", 2, None, "b has 1 of the 2 votes that data.min_votes asks for"),
+        ("b,b,b,a,a", 4, None, "b has 3 of the 4 votes that data.min_votes asks for"),
+        (",,,,", 1, None, "is empty"),
+    ],
+)
+def test_most_frequent_vote_wins_when_it_is_alone_and_has_enough(
+    tmp_path: Path, votes: str, min_votes: int, answer: str | None, reason: str | None
+) -> None:
+    header = HEADER + "1,answer2,answer3,answer4,answer5"
+    (tmp_path / "dev.csv").write_text(f"{header}\n1,x.jpg,q,k,l,m,n,{votes}\n")
+    rows, problems = read_rows(tmp_path / "dev.csv", "train", min_votes)
+    assert rows[0].answer == answer
+    assert problems == ([Problem(reason, 2, "answer1..answer5")] if reason else [])
+
+
+def test_answer_column_goes_before_votes(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text(f"{HEADER},answer1\n1,x.jpg,q,k,l,m,n,c,d\n")
+    rows, problems = read_rows(tmp_path / "x.csv", "train", 3)
+    assert rows[0].answer == "c"
+    assert problems == []
+
+
+def test_problem_names_file_row_and_column() -> None:
+    assert Problem("is empty", 17, "answer").at("train.csv") == "train.csv:row 17, column answer: is empty"
+    assert Problem("is empty").at("train.csv") == "train.csv: is empty"

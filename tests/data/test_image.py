@@ -1,0 +1,248 @@
+import hashlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vqa.data.image
+from vqa.data.image import ImageError, check_image, file_sha256, fit_image, load_image, resolve_inside
+
+RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
+
+
+def photo(file_format: str, size: tuple[int, int] = (64, 48)) -> bytes:
+    """Noise, so that the file is long and its last rows are far from its header."""
+    pixels = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, file_format)
+    return buffer.getvalue()
+
+
+# EXIF 2.32, tag 0x0112: where the red corner of a stored picture is, once it stands upright.
+@pytest.mark.parametrize(
+    ("orientation", "size", "corner"),
+    [
+        (1, (6, 4), (0, 0)),
+        (2, (6, 4), (5, 0)),
+        (3, (6, 4), (5, 3)),
+        (4, (6, 4), (0, 3)),
+        (5, (4, 6), (0, 0)),
+        (6, (4, 6), (3, 0)),
+        (7, (4, 6), (3, 5)),
+        (8, (4, 6), (0, 5)),
+    ],
+)
+def test_exif_orientation_sets_the_picture_upright(
+    tmp_path: Path, orientation: int, size: tuple[int, int], corner: tuple[int, int]
+) -> None:
+    image = Image.new("RGB", (6, 4), BLUE)
+    image.putpixel((0, 0), RED)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "turned.png", exif=exif)
+
+    upright = load_image(tmp_path / "turned.png")
+
+    assert upright.size == size
+    assert upright.getpixel(corner) == RED
+
+
+def test_damaged_exif_block_does_not_spoil_a_good_photo(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x011A] = 72.0  # horizontal resolution, a fraction (type 5)
+    buffer = io.BytesIO()
+    Image.new("RGB", (6, 4), BLUE).save(buffer, "JPEG", exif=exif)
+    whole = bytes.fromhex("011a0005")
+    assert whole in buffer.getvalue()
+    # as raw bytes (type 7), ImageOps.exif_transpose of Pillow 13 raises TypeError
+    (tmp_path / "x.jpg").write_bytes(buffer.getvalue().replace(whole, bytes.fromhex("011a0007")))
+    assert load_image(tmp_path / "x.jpg").size == (4, 6)
+    assert check_image(tmp_path / "x.jpg")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])
+def test_transparent_parts_become_white(tmp_path: Path, mode: str) -> None:
+    image = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    if mode == "P":
+        paletted = image.convert("RGB").convert("P")
+        paletted.save(tmp_path / "x.png", transparency=paletted.getpixel((0, 0)))
+    else:
+        image.convert(mode).save(tmp_path / "x.tif" if mode == "PA" else tmp_path / "x.png")
+    path = next(tmp_path.iterdir())
+    assert load_image(path).mode == "RGB"
+    assert load_image(path).getpixel((1, 1)) == WHITE
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "I;16"])
+def test_every_mode_is_read_as_rgb(tmp_path: Path, mode: str) -> None:
+    image = Image.new(mode, (4, 4))
+    image.save(tmp_path / "x.tif")
+    loaded = load_image(tmp_path / "x.tif")
+    assert loaded.mode == "RGB"
+    assert loaded.getpixel((0, 0)) == (WHITE if mode == "CMYK" else (0, 0, 0))  # no ink is white
+
+
+def test_16_bit_grey_keeps_its_brightness(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 32768, dtype=np.uint16)).save(tmp_path / "x.png")
+    assert load_image(tmp_path / "x.png").getpixel((0, 0)) == (128, 128, 128)  # 32768 / 256
+
+
+@pytest.mark.parametrize("read", [load_image, check_image])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+@pytest.mark.parametrize("kept", [0.02, 0.5, 0.98])
+def test_truncated_picture_is_broken(
+    tmp_path: Path, read: Callable[[Path], object], file_format: str, kept: float
+) -> None:
+    data = photo(file_format)
+    (tmp_path / "x").write_bytes(data[: int(len(data) * kept)])
+    with pytest.raises(ImageError, match=r"the image .*x is broken: ") as caught:
+        read(tmp_path / "x")
+    assert caught.value.reason == "broken"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is broken: the file is empty"),
+        (b"<html>404</html>", "is broken: its bytes are no known image format"),
+        (None, "is missing: there is no such file"),
+    ],
+)
+def test_unusable_file_is_named_with_its_reason(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "x.jpg"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ImageError, match=message):
+        load_image(path)
+
+
+def test_folder_in_place_of_a_picture_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="is missing: this is a folder"):
+        load_image(tmp_path)
+
+
+def test_picture_below_a_file_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").write_bytes(photo("JPEG"))
+    with pytest.raises(ImageError, match="is missing"):
+        load_image(tmp_path / "x.jpg" / "y.jpg")
+
+
+def test_name_longer_than_a_file_system_allows_is_broken(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"is broken: .*too long"):
+        load_image(tmp_path / ("x" * 5000))
+
+
+# 8001 x 8000: just under Pillow's warning, above ours; 20000 x 20000: where Pillow itself refuses.
+@pytest.mark.parametrize("side", [8001, 20000])
+@pytest.mark.parametrize("read", [load_image, check_image])
+def test_decompression_bomb_is_refused_from_its_header(
+    tmp_path: Path, read: Callable[[Path], object], side: int
+) -> None:
+    data = bytearray(photo("BMP"))
+    data[18:26] = side.to_bytes(4, "little") + side.to_bytes(4, "little")  # width and height in the header
+    (tmp_path / "x.bmp").write_bytes(data)
+    with pytest.raises(ImageError, match="is too large: ") as caught:
+        read(tmp_path / "x.bmp")
+    assert caught.value.reason == "too large"
+
+
+def test_limit_is_the_last_size_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.png").write_bytes(photo("PNG", (10, 10)))
+    monkeypatch.setattr(vqa.data.image, "MAX_PIXELS", 100)
+    assert load_image(tmp_path / "x.png").size == (10, 10)
+    monkeypatch.setattr(vqa.data.image, "MAX_PIXELS", 99)
+    with pytest.raises(ImageError, match="10 x 10 pixels, the limit is 99"):
+        load_image(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (64, 48)])
+def test_checking_gives_the_hash_of_the_bytes(tmp_path: Path, size: tuple[int, int]) -> None:
+    data = photo("JPEG", size)
+    (tmp_path / "x.jpg").write_bytes(data)
+    assert check_image(tmp_path / "x.jpg") == hashlib.sha256(data).hexdigest()
+    assert file_sha256(tmp_path / "x.jpg") == hashlib.sha256(data).hexdigest()
+
+
+def test_path_inside_the_root_is_joined(tmp_path: Path) -> None:
+    assert resolve_inside(tmp_path, "train/../train/x.jpg") == tmp_path.resolve() / "train" / "x.jpg"
+
+
+@pytest.mark.parametrize(
+    ("relative", "rule"),
+    [
+        ("/etc/passwd", "must be relative"),
+        ("../x.jpg", "must stay inside"),
+        ("train/../../x.jpg", "must stay inside"),
+        ("out/x.jpg", "must stay inside"),
+        ("../images-of-others/x.jpg", "must stay inside"),
+        ("x\0.jpg", "null character"),
+    ],
+)
+def test_path_that_leaves_the_root_is_refused(tmp_path: Path, relative: str, rule: str) -> None:
+    root = tmp_path / "images"
+    root.mkdir()
+    (tmp_path / "images-of-others").mkdir()
+    (root / "out").symlink_to(tmp_path / "images-of-others")
+    with pytest.raises(ValueError, match=rule):
+        resolve_inside(root, relative)
+
+
+def test_root_may_itself_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "images").symlink_to(tmp_path / "disk")
+    assert resolve_inside(tmp_path / "images", "x.jpg") == tmp_path.resolve() / "disk" / "x.jpg"
+
+
+def test_link_that_runs_in_circles_is_broken_not_endless(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(ImageError, match="is broken"):
+        load_image(resolve_inside(tmp_path, "a"))
+
+
+def test_native_leaves_the_picture_alone() -> None:
+    image = Image.new("RGB", (30, 20))
+    assert fit_image(image, "native", None) is image
+
+
+def test_resize_gives_exactly_the_square() -> None:
+    assert fit_image(Image.new("RGB", (30, 20)), "resize", 448).size == (448, 448)
+
+
+@pytest.mark.parametrize(
+    ("size", "box"),
+    [
+        ((1024, 512), (0, 128, 512, 384)),  # halved to 512 x 256, so 128 rows of grey above and below
+        ((100, 200), (128, 0, 384, 512)),  # smaller pictures grow
+        ((512, 512), (0, 0, 512, 512)),
+    ],
+)
+def test_pad_keeps_the_aspect_ratio_and_centres(
+    size: tuple[int, int], box: tuple[int, int, int, int]
+) -> None:
+    padded = np.asarray(fit_image(Image.new("RGB", size, BLUE), "pad", 512))
+    expected = np.full((512, 512, 3), 128, dtype=np.uint8)
+    expected[box[1] : box[3], box[0] : box[2]] = BLUE
+    np.testing.assert_array_equal(padded, expected)
+
+
+@pytest.mark.parametrize("size", [(1, 5000), (5000, 1)])
+def test_pad_survives_a_line(size: tuple[int, int]) -> None:
+    assert fit_image(Image.new("RGB", size), "pad", 512).size == (512, 512)
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "message"),
+    [
+        ("resize", None, "image.size must be >= 1 with image.mode=resize, got None"),
+        ("pad", 0, "image.size must be >= 1 with image.mode=pad, got 0"),
+        ("crop", 448, "image.mode must be native, resize or pad, got crop"),
+    ],
+)
+def test_impossible_size_or_mode_is_refused(mode: str, size: int | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit_image(Image.new("RGB", (4, 4)), mode, size)

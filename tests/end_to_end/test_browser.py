@@ -1,0 +1,135 @@
+"""Pages in a real browser: no error, no request outside, keyboard, languages, filters. Needs Chromium."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.conftest import Compose, served
+from tests.helpers.browser_pages import DESKTOP, PHONE, opened
+from tests.helpers.written_study import write_study
+from vqa.answer.score import score
+from vqa.config.check import read_settings
+from vqa.model.encode import Encoder
+from vqa.question import Question
+from vqa.report.doctor_page import write_doctor_page
+from vqa.report.report import write_report
+from vqa.stages.serve import make_app
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 trials and 4,000 answers."""
+    final = write_study(tmp_path_factory.mktemp("study"), trials=40, train_size=3000, test_size=1000)
+    return write_report(final, "en")
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_the_report_opens_within_three_seconds_without_an_error(
+    browser: Any, report: Path, viewport: dict[str, int]
+) -> None:
+    begun = time.perf_counter()
+    page, trouble = opened(browser, report.as_uri(), viewport, dark=viewport == PHONE)
+    assert page.locator("#cards .card").count() == 24
+    assert time.perf_counter() - begun < 3
+    assert trouble == []
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0  # nothing sticks out
+
+
+def test_the_gallery_sorts_and_filters(browser: Any, report: Path) -> None:
+    page, _ = opened(browser, report.as_uri(), DESKTOP)
+    sure = [float(t.split()[0]) for t in page.locator("li.wrong span:last-child").all_inner_texts()]
+    assert sure == sorted(sure, reverse=True)
+    page.select_option("select[name=gold]", "b")
+    page.select_option("select[name=kind]", "shape")
+    footers = page.locator(".card footer").all_inner_texts()
+    assert footers
+    assert all("shape" in footer for footer in footers)
+    assert all(t.startswith("b") for t in page.locator("li.gold span:first-child").all_inner_texts())
+    page.fill("input[name=find]", "no such text")
+    assert page.inner_text("#count") == "nothing matches"
+
+
+def test_the_language_switch_changes_texts_charts_and_filters(browser: Any, report: Path) -> None:
+    page, trouble = opened(browser, report.as_uri(), DESKTOP)
+    page.click("#language")
+    assert page.inner_text("#search") == "순위표"
+    assert page.locator("option", has_text="오답").count() == 1
+    assert page.locator("svg text:visible", has_text="지금까지 최고").count() == 1
+    assert page.locator("svg text:visible", has_text="best so far").count() == 0
+    assert trouble == []
+
+
+def test_everything_can_be_reached_with_the_keyboard(browser: Any, report: Path) -> None:
+    page, _ = opened(browser, report.as_uri(), DESKTOP)
+    seen = set()
+    for _ in range(80):
+        page.keyboard.press("Tab")
+        seen.add(page.evaluate("document.activeElement.id || document.activeElement.name || ''"))
+    assert {
+        "language",
+        "theme",
+        "part",
+        "result",
+        "gold",
+        "answer",
+        "kind",
+        "sort",
+        "find",
+        "more",
+        "price",
+    } <= seen
+
+
+def test_the_serve_page_gives_the_probabilities_of_the_command_line(
+    browser: Any, encoder: Encoder, questions: list[Question]
+) -> None:
+    question = questions[0]
+    expected = score(encoder, [question], 1)[0]
+    app = make_app(lambda q: score(encoder, [q], 1)[0], "en", "tiny")
+    with served(app) as address:
+        page, trouble = opened(browser, address, PHONE)
+        page.set_input_files("input[name=picture]", str(question.image))
+        page.fill("textarea", question.text)
+        for letter, option in zip("abcd", question.choices, strict=True):
+            page.fill(f"input[name={letter}]", option)
+        page.click("button[type=submit]")
+        page.wait_for_selector("#result li")
+        shown = [
+            float(p) for p in page.locator("#result li").evaluate_all("all => all.map(x => x.dataset.p)")
+        ]
+        assert shown == list(expected.p)
+        assert page.inner_text("#result li.gold span") == expected.answer
+        assert trouble == []
+        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_the_doctor_page_opens_without_an_error(
+    browser: Any, composed: Compose, tmp_path: Path, viewport: dict[str, int]
+) -> None:
+    rows = ["id,path,question,a,b,c,d,answer"]
+    for i in range(60):
+        Image.effect_noise((80 + i, 60), 50 + i).save(tmp_path / f"{i // 2}.png")
+        rows.append(f"q{i},{i // 2}.png,무슨 색인가요?,빨강,파랑,초록,노랑,{'abcd'[i % 4]}")
+    (tmp_path / "train.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    given = [
+        f"data.train_csv={tmp_path}/train.csv",
+        f"data.image_root={tmp_path}",
+        f"env.output_root={tmp_path}",
+    ]
+    written = write_doctor_page(
+        read_settings(composed("data=csv", "lang=ko", "tracking=none", *given)), ["x: y"]
+    )
+    assert written is not None
+    page, trouble = opened(browser, written.as_uri(), viewport, dark=viewport == PHONE)
+    assert page.inner_text("#leaks") == "중복과 누출"
+    page.click("#language")
+    assert page.inner_text("#leaks") == "Twins and leaks"
+    assert page.locator(".sheet img").count() == 30
+    assert trouble == []
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0

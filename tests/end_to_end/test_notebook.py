@@ -1,0 +1,62 @@
+"""The notebook only calls the commands, and they work as they stand."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import environment
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOK = ROOT / "notebooks/quick_start.ipynb"
+# what makes the notebook's very commands short enough for a test
+SMALL = "budget=smoke data.train_size=60 data.test_size=12 env.threads=1"
+
+
+def code_cells() -> list[str]:
+    cells: list[dict[str, Any]] = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+def commands(run: str) -> list[list[str]]:
+    """Every `!python` line, with {RUN...} filled in as IPython does."""
+    filled = []
+    for cell in code_cells():
+        for line in cell.splitlines():
+            if line.startswith("!python"):
+                expression = re.compile(r"\{(.*?)\}")
+                text = expression.sub(lambda match: str(eval(match[1], {"RUN": run})), line[1:])
+                filled.append(shlex.split(text))
+    return filled
+
+
+def test_the_notebook_only_calls_commands() -> None:
+    for cell in code_cells():
+        for line in cell.splitlines():
+            assert re.match(r"(#|!python -m vqa\.run |%pip install |RUN = \")", line), line
+
+
+@pytest.mark.slow
+def test_the_notebooks_commands_run_as_they_stand(tmp_path: Path) -> None:
+    run: dict[str, str] = {}
+    exec(next(cell for cell in code_cells() if "RUN =" in cell), run)
+    for command in commands(run["RUN"]):
+        small = [] if "stage=report" in command else SMALL.split()
+        done = subprocess.run(
+            [sys.executable, *command[1:], *small],
+            cwd=tmp_path,
+            env=environment(PYTHONPATH=str(ROOT)),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, (command, done.stderr)
+    study = tmp_path / "multirun/notebook"
+    assert (study / "final/submission.csv").exists()
+    assert (study / "report.html").exists()

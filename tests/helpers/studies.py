@@ -1,0 +1,31 @@
+"""Settings of a small study."""
+
+from typing import Any
+
+from vqa.sweep.settings import SweepSettings
+
+
+def settings(**changed: Any) -> SweepSettings:
+    values: dict[str, Any] = {
+        "study_name": "s",
+        "storage": "sqlite:///study.db",
+        "storage_wait_s": 20,
+        "direction": "minimize",
+        "n_trials": 3,
+        "n_workers": 1,
+        "worker_command": None,
+        "sampler": {"_target_": "optuna.samplers.RandomSampler"},
+        "pruner": {"_target_": "optuna.pruners.SuccessiveHalvingPruner", "min_resource": 1},
+        "params": {},
+        "enqueue": [],
+        "final": False,
+        "final_overrides": [],
+        "record": {},
+        "max_failures": 1,
+        "max_retries": 1,
+        "budget_minutes": None,
+        "timeout_s": None,
+        "seed": 0,
+        "tracked": False,
+    }
+    return SweepSettings(**{**values, **changed})

@@ -1,0 +1,115 @@
+"""Adapters come and go without a trace, hit only the language model, and load in plain PEFT."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from tests.conftest import Make
+from tests.helpers.tiny_models import FAMILIES
+from vqa.answer.score import score
+from vqa.errors import UserError
+from vqa.model.adapter import VISION_MODULE, adapter_state, attached, loaded, save_adapter
+from vqa.model.base import Base
+from vqa.model.encode import Encoder
+from vqa.model.families.structure import lora_targets, structure_of
+from vqa.model.families.table import family_of
+from vqa.question import Question
+
+
+def weights(base: Base) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
+
+
+def test_the_base_is_as_it_was_after_an_adapter(base: Base, settings: Make) -> None:
+    before = weights(base)
+    with attached(base, settings().lora, seed=0) as model:
+        assert any("lora_" in name for name, _ in model.named_parameters())
+    after = weights(base)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not any(parameter.requires_grad for parameter in base.model.parameters())
+
+
+def test_the_same_seed_starts_the_same_adapter(base: Base, settings: Make) -> None:
+    states = []
+    for seed in (1, 1, 2):
+        with attached(base, settings().lora, seed) as model:
+            states.append({name: tensor.clone() for name, tensor in adapter_state(model).items()})
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not all(torch.equal(states[0][name], states[2][name]) for name in states[0])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("option", ["all_linear", "attention", "rslora", "dora"])
+def test_target_modules_hit_every_language_layer_and_no_vision_layer(
+    family: str, option: str, settings: Make
+) -> None:
+    base = FAMILIES[family]()
+    lora = settings(f"lora={option}").lora
+    family_data = family_of(base.config)
+    lora |= {"target_modules": lora_targets(family_data, structure_of(base), lora["target_modules"])}
+    model: Any = get_peft_model(base, LoraConfig(**{k: v for k, v in lora.items() if not k.startswith("_")}))
+    hit = [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
+    layers = base.config.text_config.num_hidden_layers
+    assert len(hit) == layers * (4 if option == "attention" else 7)
+    assert not [name for name in hit if VISION_MODULE.search(name)]
+
+
+def test_a_target_in_the_vision_tower_is_refused(base: Base, settings: Make) -> None:
+    lora = settings().lora | {"target_modules": ".*(qkv|q_proj)"}
+    with (
+        pytest.raises(UserError, match=r"lora.target_modules hits the vision tower \(.*visual.*restrict it"),
+        attached(base, lora, seed=0),
+    ):
+        pass
+    assert not any("lora_" in name for name, _ in base.model.named_parameters())
+
+
+def test_a_target_that_does_not_exist_is_refused(base: Base, settings: Make) -> None:
+    with (
+        pytest.raises(UserError, match=r"lora: .*not found"),
+        attached(base, settings().lora | {"target_modules": "nothing"}, seed=0),
+    ):
+        pass
+
+
+def test_a_saved_adapter_answers_the_same_here_and_in_plain_peft(
+    encoder: Encoder, questions: list[Question], settings: Make, tmp_path: Path
+) -> None:
+    base = encoder.base
+    lora = settings().lora | {"init_lora_weights": False}  # an adapter that changes answers
+    with attached(base, lora, seed=3) as model:
+        expected = [p.p for p in score(encoder, questions, 16)]
+        save_adapter(model, tmp_path / "adapter", base)
+    with loaded(base, tmp_path / "adapter") as model:
+        assert [p.p for p in score(encoder, questions, 16)] == expected
+    plain = PeftModel.from_pretrained(base.model, str(tmp_path / "adapter"))
+    found = [p.p for p in score(encoder, questions, 16)]
+    plain.unload()
+    assert torch.allclose(torch.tensor(found), torch.tensor(expected), atol=1e-6)
+
+
+def test_a_folder_without_an_adapter_is_refused(base: Base, tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match=r"adapter=.*no adapter_config.json there; train one"),
+        loaded(base, tmp_path),
+    ):
+        pass
+
+
+def test_an_adapter_with_missing_weights_is_refused(base: Base, settings: Make, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    with attached(base, settings().lora, seed=0) as model:
+        save_adapter(model, tmp_path, base)
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    stored.pop(next(iter(stored)))
+    save_file(stored, tmp_path / "adapter_model.safetensors")
+    with (
+        pytest.raises(UserError, match="does not fit asset:tiny: 1 weights are missing"),
+        loaded(base, tmp_path),
+    ):
+        pass

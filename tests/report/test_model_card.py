@@ -1,0 +1,116 @@
+"""An adapter leaves with all that its users need, and plain PEFT gives the same answers."""
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import Make
+from tests.helpers.written_study import write_study
+from vqa.answer.score import score
+from vqa.model.adapter import attached, save_adapter
+from vqa.model.base import Base
+from vqa.model.encode import Encoder
+from vqa.question import Question
+from vqa.report.model_card import vllm_command, write_hand_over
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.fixture
+def run(tmp_path: Path, encoder: Encoder, settings: Make) -> Path:
+    """A finished run whose adapter changes answers."""
+    final = write_study(tmp_path)
+    with attached(encoder.base, settings().lora | {"init_lora_weights": False}, seed=3) as model:
+        save_adapter(model, final / "adapter", encoder.base)
+    return final
+
+
+def test_the_card_says_what_it_is_and_how_well_it_does(run: Path) -> None:
+    text = write_hand_over(run).read_text(encoding="utf-8")
+    head = yaml.safe_load(text.split("---")[1])
+    assert head["pipeline_tag"] == "image-text-to-text"
+    assert (head["base_model"], head["license"]) == ("asset:tiny", "apache-2.0")
+    assert "| held-out questions | 0.750 | 0.600 to 0.850 | 0.600 | 60 |" in text
+    assert "| base model, held-out questions | 0.500 | 0.400 to 0.600 |" in text
+    assert "d" * 64 in text
+    assert "4 to 16 visual tokens" in text
+    assert "{question} <b>{a}</b>" in text  # the prompt, verbatim
+
+
+def test_prompt_and_pixel_budget_lie_beside_the_weights(run: Path) -> None:
+    write_hand_over(run)
+    assert json.loads((run / "adapter/prompt.json").read_text()) == {
+        "system": "Answer.",
+        "user": "{question} <b>{a}</b>",
+    }
+    pixels = json.loads((run / "adapter/preprocessor_config.json").read_text())
+    # a visual token of the tiny model is 16 x 16 pixels: 4 and 16 of them
+    assert pixels["size"] == {"shortest_edge": 1024, "longest_edge": 4096}
+
+
+@pytest.mark.parametrize(("rank", "allowed"), [(8, 8), (16, 16), (24, 32), (100, 128), (512, 512)])
+def test_vllm_gets_a_rank_it_takes(rank: int, allowed: int) -> None:
+    words = shlex.split(str(vllm_command("Qwen/Q", "./adapter", {"r": rank})))
+    assert words[:3] == ["vllm", "serve", "Qwen/Q"]
+    assert words[words.index("--max-lora-rank") + 1] == str(allowed)
+    assert json.loads(words[words.index("--limit-mm-per-prompt") + 1]) == {"image": 1}
+
+
+@pytest.mark.parametrize(
+    "lora", [{"r": 8, "use_dora": True}, {"r": 1024}, {"r": 8, "rank_pattern": {"q": 600}}]
+)
+def test_vllm_is_not_promised_what_it_cannot_do(lora: dict[str, Any]) -> None:
+    assert vllm_command("Qwen/Q", "./adapter", lora) is None
+
+
+def readme_example(adapter: Path) -> Callable[..., str]:
+    """The `answer` function of the README, for an adapter."""
+    code = re.search(r"## Take it away.*?```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert code
+    statements = [line for line in code[1].splitlines() if line and not re.match(r"from |import |\s*#", line)]
+    assert len(statements) <= 11  # ten, and the line with def
+    names: dict[str, Any] = {}
+    tiny = README.parent / "vqa/assets/tiny"
+    lines = code[1].replace("multirun/lora/final/adapter", str(adapter)).replace("vqa/assets/tiny", str(tiny))
+    exec(lines, names)
+    # else the example would need torch.no_grad()
+    assert not any(weights.requires_grad for weights in names["model"].parameters())
+    answer: Callable[..., str] = names["answer"]
+    return answer
+
+
+@pytest.mark.parametrize("system", ["", "Look closely."])
+def test_the_readmes_plain_peft_lines_give_the_same_answers(
+    run: Path, base: Base, questions: list[Question], settings: Make, system: str
+) -> None:
+    from vqa.model.adapter import loaded
+
+    write_hand_over(run)
+    made = settings()
+    prompt = {"system": system, "user": made.prompt.user}
+    (run / "adapter/prompt.json").write_text(json.dumps(prompt))
+    encoder = Encoder(base, replace(made.prompt, system=prompt["system"], user=prompt["user"]), made.image)
+    with loaded(base, run / "adapter"):
+        expected = [p.answer for p in score(encoder, questions, 16)]
+    answer = readme_example(run / "adapter")
+    found = [answer(q.image, question=q.text, **dict(zip("abcd", q.choices, strict=True))) for q in questions]
+    assert len(set(expected)) > 1
+    assert found == expected
+
+
+def test_an_adapter_that_was_not_saved_whole_is_noticed(
+    encoder: Encoder, settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vqa.model.adapter.stored_names", lambda folder: {"one.weight"})
+    with (
+        attached(encoder.base, settings().lora, seed=0) as model,
+        pytest.raises(RuntimeError, match=r"weights differ from the model's"),
+    ):
+        save_adapter(model, tmp_path, encoder.base)

@@ -1,0 +1,89 @@
+"""A run's folder belongs to one configuration; nothing in it is overwritten by another."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from tests.conftest import Compose
+from vqa.errors import UserError
+from vqa.results.folder import MANIFEST, begin
+
+
+@pytest.fixture
+def cfg(composed: Compose) -> Iterator[DictConfig]:
+    """The plain configuration, inside a Hydra job."""
+    HydraConfig.instance().set_config(compose("config", overrides=["seed=3"], return_hydra_config=True))
+    yield composed("seed=3")
+    HydraConfig.instance().cfg = None
+
+
+def test_a_new_folder_is_claimed_with_its_configuration(cfg: DictConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "study" / "final"
+    assert begin(folder, cfg)
+    assert OmegaConf.load(folder / ".hydra/config.yaml") == cfg
+    assert OmegaConf.load(folder / ".hydra/overrides.yaml") == ["seed=3"]
+    assert (folder / ".hydra/hydra.yaml").is_file()
+
+
+def test_a_cut_off_run_goes_on_and_a_complete_one_does_not(cfg: DictConfig, tmp_path: Path) -> None:
+    assert begin(tmp_path, cfg)
+    before = (tmp_path / ".hydra/config.yaml").stat().st_mtime_ns
+    (tmp_path / "checkpoint.pt").touch()
+    assert begin(tmp_path, cfg)
+    (tmp_path / MANIFEST).touch()
+    assert not begin(tmp_path, cfg)
+    assert (tmp_path / ".hydra/config.yaml").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("name", [MANIFEST, "folds.csv"])
+def test_a_run_of_another_configuration_is_refused_and_left_alone(
+    cfg: DictConfig, composed: Compose, tmp_path: Path, name: str
+) -> None:
+    begin(tmp_path, cfg)
+    (tmp_path / name).touch()
+    with pytest.raises(
+        UserError,
+        match=r"holds a run of another configuration \(lora.r: 16 there, 4 now\). Nothing was changed",
+    ):
+        begin(tmp_path, composed("seed=3", "lora.r=4"))
+    assert OmegaConf.load(tmp_path / ".hydra/config.yaml") == cfg
+
+
+def test_an_option_added_or_left_out_is_another_configuration(
+    cfg: DictConfig, composed: Compose, tmp_path: Path
+) -> None:
+    begin(tmp_path, cfg)
+    (tmp_path / "folds.csv").touch()
+    with pytest.raises(UserError, match=r"lora.bias: None there, all now"):
+        begin(tmp_path, composed("seed=3", "+lora.bias=all"))
+
+
+def test_a_folder_with_bookkeeping_only_is_taken_over(
+    cfg: DictConfig, composed: Compose, tmp_path: Path
+) -> None:
+    begin(tmp_path, cfg)
+    for name in ("run.log", ".mlflow_run_id", "split.csv"):
+        (tmp_path / name).touch()
+    other = composed("seed=3", "lora.r=4")
+    assert begin(tmp_path, other)
+    assert OmegaConf.load(tmp_path / ".hydra/config.yaml") == other
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["tracking=none", "env.threads=7", "winner=none", "budget.micro_batch_size=1", "image.cache_gib=0"],
+)
+def test_where_and_how_may_differ(cfg: DictConfig, composed: Compose, tmp_path: Path, override: str) -> None:
+    begin(tmp_path, cfg)
+    (tmp_path / "checkpoint.pt").touch()
+    assert begin(tmp_path, composed("seed=3", override))
+
+
+def test_a_folder_that_cannot_be_made_is_named(cfg: DictConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"file/final cannot be written .*set VQA_OUTPUT=/a/writable/folder"):
+        begin(tmp_path / "file" / "final", cfg)

@@ -1,0 +1,73 @@
+"""The doctor says what is wrong with the machine, and the exact command that mends it."""
+
+import shutil
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Make
+from vqa.errors import UserError
+from vqa.stages.doctor import run_doctor
+
+Usage = namedtuple("Usage", "total used free")
+GIB = 2**30
+HUB = "model=qwen3_vl_2b"
+
+
+def test_a_full_disk_is_reported_in_gib(
+    settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(100 * GIB, 98 * GIB, 2 * GIB))
+    with pytest.raises(
+        UserError, match=r"output folder and disk: only 2.0 GiB free under .*, 5 needed; free"
+    ):
+        run_doctor(settings(f"env.output_root={tmp_path}/out"))
+
+
+def test_an_output_folder_that_cannot_be_written_is_reported(
+    settings: Make, tmp_path: Path, unwritable: Callable[[Path], None]
+) -> None:
+    unwritable(tmp_path)
+    with pytest.raises(UserError, match=r"env.output_root=.*/out cannot be written; set VQA_OUTPUT=/a/writ"):
+        run_doctor(settings(f"env.output_root={tmp_path}/out"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            [HUB, "model.path=nobody/nothing", "env.offline=true"],
+            r"1 thing\(s\) to mend:\n  - model: model.path=nobody/nothing cannot be loaded: .*=/a/f",
+        ),
+        (["model.path=/nowhere"], r"  - model: model.path=/nowhere: no config.json there"),
+        (
+            ["optimizer=adamw_8bit", "env.device=cpu"],
+            r"device: optimizer: .*AdamW8bit needs a GPU; use optim",
+        ),
+        (["precision=float16", "env.device=cpu"], r"device: precision=float16 needs a GPU"),
+    ],
+)
+def test_what_cannot_run_here_is_reported(
+    settings: Make, tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run_doctor(settings(f"env.output_root={tmp_path}", *overrides))
+
+
+def test_every_problem_is_listed_and_every_check_shown(
+    settings: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = ["model.path=/nowhere", "optimizer=adamw_8bit", "env.device=cpu"]
+    with pytest.raises(UserError, match=r"3 thing\(s\) to mend"):
+        run_doctor(settings(f"env.output_root={tmp_path}", *wrong))  # the cache check asks for the model too
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["ok", "wrong", "wrong", "wrong", "ok", "ok"]
+
+
+def test_a_healthy_machine_is_told_what_to_do_next(
+    settings: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_doctor(settings(f"env.output_root={tmp_path}"))
+    assert "all good; next: python -m vqa.run -m +sweep=lora" in capsys.readouterr().out

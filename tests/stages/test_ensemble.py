@@ -1,0 +1,87 @@
+"""Ensembles: averages of log probabilities, selection on validation rows, files that do not fit."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Make
+from vqa.errors import UserError
+from vqa.results.predictions import Prediction, read_predictions, write_predictions
+from vqa.stages.ensemble import average, disagreement, greedy_weights, run_ensemble
+
+P = tuple[float, float, float, float]
+SURE: P = (0.7, 0.1, 0.1, 0.1)
+WRONG: P = (0.1, 0.7, 0.1, 0.1)
+
+
+def row(name: str, p: P, gold: str | None = "a") -> Prediction:
+    return Prediction(name, "abcd"[p.index(max(p))], p, 1.0, gold)
+
+
+def write(folder: Path, test: list[Prediction], valid: list[Prediction] | None = None) -> str:
+    write_predictions(folder / "test_predictions.csv", test)
+    if valid:
+        write_predictions(folder / "valid_predictions.csv", valid)
+    return str(folder / "test_predictions.csv")
+
+
+def test_probabilities_are_averaged_as_logarithms() -> None:
+    [found] = average([[row("1", SURE)], [row("1", (0.4, 0.4, 0.1, 0.1))]], [1, 1])
+    means = [math.sqrt(x * y) for x, y in zip(SURE, (0.4, 0.4, 0.1, 0.1), strict=True)]
+    assert found.p == pytest.approx([m / sum(means) for m in means])
+    assert found.answer == "a"
+
+
+def test_the_share_of_rows_in_dispute() -> None:
+    assert disagreement([[row("1", SURE), row("2", SURE)], [row("1", WRONG), row("2", SURE)]]) == 0.5
+
+
+def test_the_greedy_selection_leaves_a_useless_member_out() -> None:
+    weights = greedy_weights([[row("1", WRONG)], [row("1", SURE)]])
+    assert weights[0] == 0
+    assert weights[1] >= 1
+
+
+def test_an_ensemble_leaves_its_files(settings: Make, tmp_path: Path) -> None:
+    good = write(tmp_path / "good", [row("1", SURE, None)], [row("v", SURE)])
+    bad = write(tmp_path / "bad", [row("1", WRONG, None)], [row("v", WRONG)])
+    made = settings("stage=ensemble", f"ensemble.members=[{bad},{good}]", "ensemble.selection=greedy")
+    run_ensemble(made, tmp_path)
+    assert [p.answer for p in read_predictions(tmp_path / "test_predictions.csv")] == ["a"]
+    assert (tmp_path / "submission.csv").read_text() == "id,answer\n1,a\n"
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["disagreement"] == 1
+    assert metrics["members"][bad] == 0
+    assert (tmp_path / "manifest.json").exists()
+
+
+def test_labelled_rows_are_scored(settings: Make, tmp_path: Path) -> None:
+    files = [write(tmp_path / name, [row("1", SURE)]) for name in "ab"]
+    made = settings("stage=ensemble", f"ensemble.members=[{','.join(files)}]")
+    assert run_ensemble(made, tmp_path)["test"]["accuracy"] == 1
+
+
+def test_files_of_other_questions_are_refused(settings: Make, tmp_path: Path) -> None:
+    first = write(tmp_path / "a", [row("1", SURE)])
+    for rows, message in (
+        ([row("2", SURE)], r"row 2: question '2' \(gold a\), but .* has '1'"),
+        ([row("1", SURE), row("2", SURE)], r"2 rows, but .* has 1; average like files"),
+    ):
+        other = write(tmp_path / "b", rows)
+        made = settings("stage=ensemble", f"ensemble.members=[{first},{other}]")
+        with pytest.raises(UserError, match=message):
+            run_ensemble(made, tmp_path)
+
+
+def test_a_selection_without_gold_is_refused(settings: Make, tmp_path: Path) -> None:
+    files = [write(tmp_path / n, [row("1", SURE)], [row("v", SURE, None)]) for n in "ab"]
+    made = settings("stage=ensemble", f"ensemble.members=[{','.join(files)}]", "ensemble.selection=greedy")
+    with pytest.raises(UserError, match=r"rows without gold; a greedy selection needs labelled ones"):
+        run_ensemble(made, tmp_path)
+
+
+def test_one_file_is_no_ensemble(settings: Make) -> None:
+    with pytest.raises(UserError, match=r"ensemble.members must be two or more test_predictions.csv files"):
+        settings("stage=ensemble", "ensemble.members=[a.csv]")

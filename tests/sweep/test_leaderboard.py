@@ -1,0 +1,139 @@
+"""The ranking: order, scores from the trials' folders, ties."""
+
+import csv
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from scipy.stats import ttest_rel
+
+from vqa.sweep.leaderboard import describe_scores, describe_ties, is_tied, leaderboard_text, rank, read_scores
+from vqa.sweep.study import trial_folder
+
+
+def frozen(number: int, state: str, value: float | None = None, last_step: int | None = None) -> FrozenTrial:
+    reports = {} if last_step is None else {last_step: value or 0.0}
+    trial = create_trial(state=TrialState[state], value=value, intermediate_values=reports)
+    trial.number = number
+    return trial
+
+
+def write_folds(folder: Path, folds: dict[int, list[float]], finished: int) -> None:
+    """Write the files of a trial: p of the right letter of each question, by fold."""
+    folder.mkdir(parents=True)
+    with (folder / "oof_predictions.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["id", "answer", "p_a", "p_b", "p_c", "p_d", "margin", "gold", "fold"])
+        for fold, values in folds.items():
+            for index, p in enumerate(values):
+                rest = (1 - p) / 3
+                table.writerow(
+                    [f"q{fold}{index}", "b" if p > rest else "a", rest, p, rest, rest, 0, "b", fold]
+                )
+    with (folder / "folds.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["fold", "n_train", "n_valid", "nll", "accuracy", "seconds"])
+        for fold in range(finished):
+            table.writerow([fold, 2, 2, 0, 0, 1.5])
+
+
+def test_scores_come_from_the_finished_folds(tmp_path: Path) -> None:
+    write_folds(tmp_path / "t", {0: [0.5, 0.2], 1: [0.9, 0.1]}, finished=1)
+    scores = read_scores(tmp_path / "t")
+    assert scores.folds == 1
+    assert scores.seconds == 1.5
+    assert scores.nll == pytest.approx({"q00": math.log(2), "q01": math.log(5)})
+    assert scores.correct == {"q00": True, "q01": False}
+
+
+def test_scores_are_read_again_when_a_fold_is_added(tmp_path: Path) -> None:
+    assert read_scores(tmp_path / "t").folds == 0
+    write_folds(tmp_path / "t", {0: [0.5, 0.2]}, finished=1)
+    assert read_scores(tmp_path / "t").folds == 1
+
+
+def test_complete_then_pruned_by_reach_then_failed_then_running(tmp_path: Path) -> None:
+    trials = [
+        frozen(0, "RUNNING"),
+        frozen(1, "FAIL"),
+        frozen(2, "PRUNED", 0.9, last_step=1),
+        frozen(3, "PRUNED", 0.8, last_step=4),
+        frozen(4, "PRUNED", 0.7, last_step=1),
+        frozen(5, "COMPLETE", 0.6),
+        frozen(6, "COMPLETE", 0.5),
+        frozen(7, "COMPLETE", 0.5),
+    ]
+    assert [standing.trial for standing in rank(trials, tmp_path, "minimize")] == [6, 7, 5, 3, 4, 2, 1, 0]
+    assert [standing.trial for standing in rank(trials, tmp_path, "maximize")][:3] == [5, 6, 7]
+
+
+def test_a_trial_without_files_shows_optunas_values(tmp_path: Path) -> None:
+    trials = [frozen(0, "COMPLETE", 0.6), frozen(1, "COMPLETE", 0.7), frozen(2, "PRUNED", 0.8, 1)]
+    text = leaderboard_text(rank(trials, tmp_path, "minimize"), ["lr"])
+    rows = [line.split(",") for line in text.splitlines()]
+    assert rows[0] == [
+        "trial",
+        "state",
+        "folds",
+        "nll",
+        "nll_se",
+        "accuracy",
+        "accuracy_se",
+        "seconds",
+        "lr",
+        "tied_with_best",
+    ]
+    assert rows[1][:7] == ["0", "COMPLETE", "0", "0.600000", "", "", ""]
+    assert [row[-1] for row in rows[1:]] == ["true", "", "false"]  # no questions, no test
+
+
+def test_standard_errors_are_over_questions(tmp_path: Path) -> None:
+    write_folds(trial_folder(tmp_path, 0), {0: [0.5, 0.2, 0.5]}, finished=1)
+    [standing] = rank([frozen(0, "COMPLETE", 0.9)], tmp_path, "minimize")
+    a, b = math.log(2), math.log(5)
+    assert standing.nll == pytest.approx((2 * a + b) / 3)
+    assert standing.nll_se == pytest.approx((b - a) / 3)  # sd = (b - a) / sqrt(3), over sqrt(3)
+    assert standing.accuracy == pytest.approx(2 / 3)
+    assert describe_scores(standing) == "NLL 0.9986 ± 0.3054, accuracy 0.6667 ± 0.3333"
+
+
+def test_an_impossible_answer_has_a_finite_nll(tmp_path: Path) -> None:
+    write_folds(tmp_path / "t", {0: [0.0]}, finished=1)
+    assert read_scores(tmp_path / "t").nll["q00"] == pytest.approx(27.631, abs=1e-3)  # -ln 1e-12
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.02, 0.05, 0.2])
+def test_ties_agree_with_scipys_paired_t_test(shift: float) -> None:
+    draw = random.Random(3)
+    best: dict[str, float] = {f"q{i}": draw.random() for i in range(50)}
+    other = {name: value + shift + 0.1 * draw.gauss(0, 1) for name, value in best.items()}
+    p_value = ttest_rel([other[name] for name in best], list(best.values())).pvalue
+    assert is_tied(other, best) == (p_value >= 0.05)
+
+
+@pytest.mark.parametrize(
+    ("nll", "best", "tied"),
+    [
+        ({"a": 0.1, "b": 0.2}, {"a": 0.1, "b": 0.2}, True),
+        ({"a": 0.5, "b": 1.5}, {"a": 0.25, "b": 1.25}, False),
+        ({"a": 0.1}, {"a": 0.1}, None),
+        ({"a": 0.1, "b": 0.1}, {"c": 0.1, "d": 0.1}, None),
+    ],
+    ids=["equal", "always_worse_by_the_same", "one_question", "other_questions"],
+)
+def test_ties_at_the_edges(nll: dict[str, float], best: dict[str, float], tied: bool | None) -> None:
+    assert is_tied(nll, best) is tied
+
+
+def test_ties_are_named(tmp_path: Path) -> None:
+    for number, p in enumerate([0.6, 0.6, 0.2]):
+        values = [p, p + 0.02, p - 0.01 * number]
+        write_folds(trial_folder(tmp_path, number), {0: values}, finished=1)
+    trials: list[Any] = [frozen(n, "COMPLETE", v) for n, v in enumerate([0.5, 0.51, 1.6])]
+    standings = rank(trials, tmp_path, "minimize")
+    assert [standing.tied for standing in standings] == [True, True, False]
+    assert describe_ties(standings).endswith("at 5 %: trials 1.")
+    assert "No other complete trial" in describe_ties(standings[:1])

@@ -1,0 +1,152 @@
+"""Several workers: copies of the command, each with its share of the machine."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.toy_app.harness import board_rows, starts, trials_of
+from vqa.sweep.pool import DEADLINE, SLOT, own_deadline, own_slot, visible_gpus, worker_environment
+
+APP = Path(__file__).parents[1] / "helpers" / "toy_app" / "app.py"
+
+
+def start(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, str(APP), "-m", "+sweep=toy", "hydra.sweeper.n_workers=2", *overrides]
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
+    )
+
+
+def wait_for_starts(folder: Path, count: int, process: "subprocess.Popen[str]") -> None:
+    log = folder / "multirun/toy/trials/starts.txt"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and len(log.read_text().split()) >= count):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def finish(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    out, _ = process.communicate(timeout=120)
+    return process.returncode, out
+
+
+def test_each_worker_gets_its_gpu_or_one_thread() -> None:
+    on_gpus = [worker_environment(slot, ["4", "6"], 1.5, False)["CUDA_VISIBLE_DEVICES"] for slot in range(3)]
+    assert on_gpus == ["4", "6", "4"]
+    assert worker_environment(2, [], 1.5, False) == {SLOT: "2", DEADLINE: "1.5", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize(("named", "gpus"), [("", []), ("-1", []), ("0,3", ["0", "3"])])
+def test_only_visible_gpus_are_shared_out(
+    monkeypatch: pytest.MonkeyPatch, named: str, gpus: list[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert visible_gpus() == gpus
+
+
+def test_a_copy_knows_its_slot_and_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(SLOT, raising=False)
+    monkeypatch.delenv(DEADLINE, raising=False)
+    assert own_slot() is None
+    assert own_deadline() == float("inf")  # a worker that a cluster starts has none
+    for name, value in worker_environment(1, [], float("inf"), False).items():
+        monkeypatch.setenv(name, value)
+    assert own_slot() == 1
+    assert own_deadline() == float("inf")
+
+
+@pytest.mark.slow
+def test_two_workers_share_a_study_and_a_killed_one_is_replaced(tmp_path: Path) -> None:
+    process = start(tmp_path, "pause_s=0.1", "hydra/sweeper/pruner=none", "hydra.sweeper.n_trials=6")
+    log = tmp_path / "multirun/toy/trials/starts.txt"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and len(log.read_text().split()) >= 3) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    children = subprocess.check_output(["pgrep", "-P", str(process.pid)], text=True).split()
+    assert len(children) == 2
+    os.kill(int(children[0]), signal.SIGKILL)
+    code, out = finish(process)
+    assert code == 0, out
+    assert "died (-9)" in out
+    assert [trial.state.name for trial in trials_of(tmp_path)] == ["COMPLETE"] * 6
+    assert len(starts(tmp_path)) in (6, 7)  # 6 when the signal came between two trials
+    assert len(board_rows(tmp_path)) == 6
+    assert (tmp_path / "multirun/toy/final/manifest.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fails", "message"),
+    [("user", "train.csv, row 7: unknown answer 'x'"), ("dies", "every worker died more than max_retries=0")],
+)
+def test_what_ends_a_worker_for_good_ends_the_sweep(tmp_path: Path, fails: str, message: str) -> None:
+    code, out = finish(
+        start(tmp_path, f"fails={fails}", "hydra.sweeper.max_retries=0", "hydra.sweeper.max_failures=9")
+    )
+    assert code == 2, out
+    assert message in out
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_all_workers_and_loses_nothing(tmp_path: Path) -> None:
+    settings = (
+        "pause_s=0.1",
+        "hydra/sweeper/pruner=none",
+        "hydra.sweeper.n_trials=4",
+        "hydra.sweeper.final=false",
+    )
+    process = start(tmp_path, *settings)
+    wait_for_starts(tmp_path, 2, process)
+    process.send_signal(signal.SIGINT)
+    code, out = finish(process)
+    assert code not in (0, 2), out
+    assert "the same command goes on from here" in out
+    assert [trial.user_attrs["deaths"] for trial in trials_of(tmp_path) if trial.state.name == "RUNNING"] == [
+        -1,
+        -1,
+    ]
+    assert finish(start(tmp_path, *settings))[0] == 0
+    assert [trial.state.name for trial in trials_of(tmp_path)] == ["COMPLETE"] * 4
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_all_workers_at_once(tmp_path: Path) -> None:
+    settings = ("pause_s=30", "hydra/sweeper/pruner=none", "hydra.sweeper.final=false")
+    process = start(tmp_path, *settings)
+    wait_for_starts(tmp_path, 2, process)
+    children = subprocess.check_output(["pgrep", "-P", str(process.pid)], text=True).split()
+    for child in children:
+        os.kill(int(child), signal.SIGSTOP)  # they hear nothing
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    code, out = finish(process)
+    assert code not in (0, 2), out
+    assert "stopped at once" in out
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+
+
+@pytest.mark.slow
+def test_a_preempted_sweep_ends_its_workers_and_costs_no_retry(tmp_path: Path) -> None:
+    settings = (
+        *("pause_s=0.1", "hydra/sweeper/pruner=none", "hydra.sweeper.n_trials=3"),
+        *("hydra.sweeper.final=false", "hydra.sweeper.max_retries=0"),
+    )
+    process = start(tmp_path, *settings)
+    wait_for_starts(tmp_path, 2, process)
+    process.terminate()
+    _, out = finish(process)
+    assert "the same command goes on from here" in out
+    assert finish(start(tmp_path, *settings))[0] == 0
+    assert [trial.state.name for trial in trials_of(tmp_path)] == ["COMPLETE"] * 3
+
+
+def test_a_launcher_places_workers_by_itself() -> None:
+    assert worker_environment(1, ["0"], 1.5, elsewhere=True) == {SLOT: "1", DEADLINE: "1.5"}

@@ -1,0 +1,121 @@
+"""The shared study: claims, locks, storages."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState
+
+from tests.helpers.studies import settings
+from vqa.sweep.space import SearchSpace
+from vqa.sweep.study import SharedStudy, Tally, trial_folder
+
+SPACE = SearchSpace({"lr": FloatDistribution(0.0, 1.0)}, ())
+SERVER = "postgresql+psycopg://postgres@127.0.0.1:5432/"
+
+
+def open_study(folder: Path, enqueued: list[dict[str, Any]] | None = None, **changed: Any) -> SharedStudy:
+    storage = {"storage": f"sqlite:///{folder}/study.db"}
+    return SharedStudy(settings(**{**storage, **changed}), SPACE, folder, enqueued or [])
+
+
+def test_folders_come_from_the_number(tmp_path: Path) -> None:
+    assert trial_folder(tmp_path, 7) == tmp_path / "trials/007"
+    assert trial_folder(tmp_path, 1234) == tmp_path / "trials/1234"
+
+
+def test_two_workers_never_hold_the_same_trial_and_never_exceed_n_trials(tmp_path: Path) -> None:
+    one, two = open_study(tmp_path), open_study(tmp_path)
+    claims = [worker.claim() for worker in (one, two, one, two)]
+    assert [claim.trial.number for claim in claims if claim] == [0, 1, 2]
+    assert claims[3] is None
+    assert one.tally() == Tally(done=0, failed=0, running=3)
+
+
+def test_a_dropped_trial_is_adopted_with_its_parameters_before_a_new_one_starts(tmp_path: Path) -> None:
+    first = open_study(tmp_path).claim()
+    assert first is not None
+    first.lock.close()  # as the kernel does when its holder dies
+    again = open_study(tmp_path).claim()
+    assert again is not None
+    assert again.adopted
+    assert (again.trial.number, again.trial.params) == (0, first.trial.params)
+    assert again.trial.user_attrs == {"deaths": 1}
+
+
+def test_a_trial_that_dies_too_often_fails(tmp_path: Path) -> None:
+    shared = open_study(tmp_path, max_retries=0)
+    first = shared.claim()
+    assert first is not None
+    first.lock.close()
+    second = shared.claim()
+    assert second is not None
+    assert second.trial.number == 1
+    assert shared.trials()[0].state == TrialState.FAIL
+    assert shared.trials()[0].user_attrs["error"] == "it was cut off 1 times, more than max_retries=0"
+
+
+def test_no_trial_is_given_out_after_too_many_failures(tmp_path: Path) -> None:
+    shared = open_study(tmp_path, max_failures=0)
+    claim = shared.claim()
+    assert claim is not None
+    shared.tell(claim.trial, TrialState.FAIL, error="broken")
+    claim.lock.close()
+    assert shared.too_many_failures()
+    assert shared.claim() is None
+
+
+def test_enqueued_trials_are_queued_once(tmp_path: Path) -> None:
+    for _ in range(2):
+        shared = open_study(tmp_path, [{"lr": 0.5}, {"lr": 0.25}])
+    assert len(shared.trials()) == 2
+    claim = shared.claim()
+    assert claim is not None
+    assert claim.trial.params == {"lr": 0.5}
+
+
+def test_a_stop_that_was_decided_but_lost_is_decided_again(tmp_path: Path) -> None:
+    shared = open_study(tmp_path)
+    good, bad = shared.claim(), shared.claim()
+    assert good is not None
+    assert bad is not None
+    for claim, value in ((good, 0.1), (bad, 0.9)):
+        claim.trial.report(value, 1)
+        asked = claim.trial.should_prune()
+    assert asked
+    assert not bad.trial.should_prune()  # Optuna's own answer has changed: the rung is marked as passed
+    assert shared.would_stop(bad.trial.number)
+    assert not shared.would_stop(good.trial.number)
+
+
+def test_a_trial_without_reports_is_not_stopped(tmp_path: Path) -> None:
+    shared = open_study(tmp_path)
+    claim = shared.claim()
+    assert claim is not None
+    assert not shared.would_stop(claim.trial.number)
+
+
+@pytest.fixture
+def database() -> Iterator[str]:
+    import psycopg
+
+    name = f"vqa_test_{os.getpid()}"
+    with psycopg.connect("host=127.0.0.1 user=postgres", autocommit=True) as server:
+        server.execute(f"CREATE DATABASE {name}")
+        yield SERVER + name
+        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.mark.service
+def test_postgresql_serves_as_storage(tmp_path: Path, database: str) -> None:
+    for _ in range(3):
+        shared = open_study(tmp_path, storage=database)
+        claim = shared.claim()
+        assert claim is not None
+        shared.tell(claim.trial, TrialState.COMPLETE, 0.5)
+        claim.lock.close()
+    assert open_study(tmp_path, storage=database).claim() is None
+    assert open_study(tmp_path, storage=database).tally() == Tally(done=3, failed=0, running=0)

@@ -1,0 +1,202 @@
+"""A whole sweep: total trials over all runs, terms, results, final run."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from tests.helpers.toy_app.app import main
+from tests.helpers.toy_app.harness import board_rows, outcome, run_toy, stamps, starts, trials_of
+from vqa.errors import UserError
+
+SHORT = ("hydra.sweeper.n_trials=4", "hydra/sweeper/pruner=none")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    run_toy(folder, *SHORT)
+    return folder
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    shutil.copytree(whole / "multirun", tmp_path / "multirun")
+    return tmp_path
+
+
+def test_a_complete_study_is_left_as_it_is(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = stamps(whole)
+    run_toy(whole, *SHORT)
+    assert stamps(whole) == before
+    assert "4 of 4 trials done, the final run too: nothing is left" in capsys.readouterr().out
+
+
+def test_more_trials_go_on_where_the_study_stopped(tmp_path: Path, whole: Path) -> None:
+    run_toy(tmp_path, *SHORT, "hydra.sweeper.n_trials=2", "hydra.sweeper.final=false")
+    assert [trial.number for trial in trials_of(tmp_path)] == [0, 1]
+    run_toy(tmp_path, *SHORT)
+    assert outcome(tmp_path) == outcome(whole)
+
+
+def test_enqueued_configurations_come_first(whole: Path) -> None:
+    first, second, *_ = trials_of(whole)
+    assert first.params == {"lr": 2e-3, "lora.r": 16, "image": "native"}
+    assert second.params["lr"] == 1e-4
+
+
+def test_another_seed_searches_elsewhere(tmp_path: Path, whole: Path) -> None:
+    run_toy(tmp_path, *SHORT, "seed=1", "hydra.sweeper.n_trials=3", "hydra.sweeper.final=false")
+    assert trials_of(tmp_path)[2].params != trials_of(whole)[2].params
+
+
+def test_the_final_run_gets_winner_record_and_final_overrides(whole: Path) -> None:
+    [best, *_] = board_rows(whole)
+    metrics = json.loads((whole / "multirun/toy/final/metrics.json").read_text())
+    assert metrics == {"lr": float(best["lr"]), "r": int(best["lora.r"]), "tuned_at": 3}
+    overrides = yaml.safe_load((whole / "multirun/toy/final/.hydra/overrides.yaml").read_text())
+    assert overrides[0] == "+sweep=toy"
+    assert overrides[-2:] == ["budget.tuned_at=3", "stage=final"]
+
+
+def test_best_yaml_is_an_experiment_that_composes(
+    whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(whole)
+    command = "app.py --config-dir multirun/toy experiment=best --cfg job"
+    monkeypatch.setattr(sys, "argv", command.split())
+    main()
+    plain = OmegaConf.create(capsys.readouterr().out)
+    [best, *_] = board_rows(whole)
+    assert (plain.lr, plain.lora.r) == (float(best["lr"]), int(best["lora.r"]))
+    assert plain.image.size == (512 if best["image"] == "pad_512" else None)
+    assert plain.budget.tuned_at == 3
+
+
+def test_a_final_run_that_was_cut_off_is_made_on_the_next_run(copy: Path) -> None:
+    (copy / "multirun/toy/final/manifest.json").unlink()
+    run_toy(copy, *SHORT)
+    assert (copy / "multirun/toy/final/manifest.json").exists()
+    assert (copy / "multirun/toy/starts.txt").read_text().split() == ["final", "final"]
+
+
+def test_final_can_be_asked_for_later(tmp_path: Path) -> None:
+    run_toy(tmp_path, *SHORT, "hydra.sweeper.n_trials=1", "hydra.sweeper.final=false")
+    assert not (tmp_path / "multirun/toy/final").exists()
+    run_toy(tmp_path, *SHORT, "hydra.sweeper.n_trials=1")
+    assert (tmp_path / "multirun/toy/final/manifest.json").exists()
+
+
+def test_a_search_alone_ends_in_its_report(tmp_path: Path) -> None:
+    search = (*SHORT, "hydra.sweeper.n_trials=2", "hydra.sweeper.final=false")
+    run_toy(tmp_path, *search)
+    text = (tmp_path / "multirun/toy/report.html").read_text(encoding="utf-8")
+    assert '<html lang="en"' in text
+    assert "lora.r" in text
+    assert not (tmp_path / "multirun/toy/final").exists()
+    before = stamps(tmp_path)
+    run_toy(tmp_path, *search)
+    assert stamps(tmp_path) == before
+
+
+def test_a_final_run_of_another_winner_is_kept_but_not_mixed(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    began = copy / "multirun/toy/final/.hydra/overrides.yaml"
+    began.write_text("[lr=0.5]\n")
+    run_toy(copy, *SHORT, "hydra.sweeper.n_trials=5")
+    assert "was made with other settings" in capsys.readouterr().out
+    (copy / "multirun/toy/final/manifest.json").unlink()
+    with pytest.raises(UserError, match="was begun with other settings than the winner's now"):
+        run_toy(copy, *SHORT, "hydra.sweeper.n_trials=5")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            ("lora.r=16",),
+            r"space lora.r: CategoricalDistribution\(choices=\(8, 16, 32\)\) before, nothing now",
+        ),
+        (("pause_s=0.001",), r"fixed: nothing before, pause_s=0.001 now"),
+        (("hydra/sweeper/sampler=random",), r"sampler _target_: optuna.samplers.TPESampler before"),
+        (("seed=3",), r"seed: 0 before, 3 now(?s:.*)start another one with study=other"),
+    ],
+)
+def test_a_study_refuses_to_go_on_under_other_terms(whole: Path, changed: tuple[str], message: str) -> None:
+    before = stamps(whole)
+    with pytest.raises(UserError, match=rf"study 'toy' was begun under other terms(?s:.*){message}"):
+        run_toy(whole, *SHORT, *changed)
+    assert stamps(whole) == before
+
+
+def test_terms_are_kept_in_the_storage_too(copy: Path) -> None:
+    (copy / "multirun/toy/study.yaml").unlink()
+    with pytest.raises(UserError, match="under other terms"):
+        run_toy(copy, *SHORT, "lora.r=16")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("rank=1,2",), r"a job of this sweep cannot be composed(?s:.*)rank"),
+        (("image=native,pad_1024",), r"cannot be composed(?s:.*)pad_1024"),
+        (("hydra.sweeper.final_overrides=['stagee=final']",), r"cannot be composed(?s:.*)stagee"),
+        (("+hydra.sweeper.trials=3",), r"hydra.sweeper has no key 'trials'"),
+        (("+hydra.sweeper.record.lr=${nothing}",), r"hydra.sweeper cannot be resolved"),
+        (
+            ("hydra.sweeper.storage=postgresql+psycopg://nobody@127.0.0.1:1/x",),
+            r"storage(?s:.*)cannot be opened",
+        ),
+    ],
+)
+def test_a_mistake_is_refused_before_any_trial(tmp_path: Path, arguments: tuple[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run_toy(tmp_path, *arguments)
+    assert not (tmp_path / "multirun/toy/trials").exists()
+
+
+def test_time_up_starts_no_further_trial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = (*SHORT, "pause_s=0.05", "hydra.sweeper.final=false")
+    run_toy(tmp_path, *settings, "hydra.sweeper.timeout_s=0.2")
+    assert 1 <= len(starts(tmp_path)) < 4
+    assert "out of time (hydra.sweeper.timeout_s=0.2); the same command goes on" in capsys.readouterr().out
+    run_toy(tmp_path, *settings)
+    assert [trial.state.name for trial in trials_of(tmp_path)] == ["COMPLETE"] * 4
+
+
+def test_a_grid_ends_with_its_last_point(tmp_path: Path) -> None:
+    run_toy(tmp_path, *SHORT, "hydra/sweeper/sampler=grid", "lr=0.001", "hydra.sweeper.n_trials=99")
+    assert len(trials_of(tmp_path)) == 6
+    assert len({tuple(trial.params.values()) for trial in trials_of(tmp_path)}) == 6
+
+
+def test_a_study_without_a_complete_trial_has_no_final_run(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match="study toy has no complete trial, so there is nothing for the final run"
+    ):
+        run_toy(tmp_path, "fails=always", "hydra.sweeper.n_trials=1")
+
+
+def test_a_direction_can_be_turned_round(tmp_path: Path) -> None:
+    run_toy(tmp_path, *SHORT, "hydra.sweeper.direction=maximize", "hydra.sweeper.final=false")
+    values = [float(row["nll"]) for row in board_rows(tmp_path)]
+    assert values == sorted(values, reverse=True)
+
+
+def test_a_journal_file_serves_as_storage(tmp_path: Path) -> None:
+    (tmp_path / "multirun/toy").mkdir(parents=True)
+    settings = (
+        *SHORT,
+        "hydra.sweeper.storage=journal:${hydra.sweep.dir}/study.log",
+        "hydra.sweeper.n_trials=2",
+    )
+    run_toy(tmp_path, *settings)
+    before = stamps(tmp_path)
+    run_toy(tmp_path, *settings)
+    assert stamps(tmp_path) == before
+    assert len(board_rows(tmp_path)) == 2

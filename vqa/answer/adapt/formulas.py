@@ -1,0 +1,115 @@
+"""What test-time adaptation minimises, and how views are combined: formulas, no model in sight.
+
+Notation: B questions, V views, K kept views, C letters; all log probabilities natural and adding up to 1 over
+the letters, entropies in nats.
+"""
+
+import math
+
+import torch
+
+from vqa.question import LETTERS
+
+LARGEST = math.log(len(LETTERS))  # entropy of not knowing at all, nats
+
+
+def entropies(log_p: torch.Tensor) -> torch.Tensor:
+    """(...,) entropy in nats of log probabilities (..., C), safe to differentiate.
+
+    `vqa.answer.debias.entropy` gives the same numbers; its gradient is not a number once a probability is 0
+    in float32, which confident models reach.
+
+    Source: TENT, Wang et al., ICLR 2021 (arXiv 2006.10726), section 3.2: H = -sum_c p_c log p_c.
+    """
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+def reliable(log_p: torch.Tensor, entropy_limit: float) -> torch.Tensor:
+    """(...,) which predictions are sure enough to learn from.
+
+    Args:
+        log_p: (..., C).
+        entropy_limit: Share of ln C; 0.4 is the paper's E0 = 0.4 ln C.
+
+    Source: SAR, Niu et al., ICLR 2023 (arXiv 2302.12400), equation 2: S(x) = 1 where E(x) < E0.
+    """
+    return entropies(log_p.detach()) < entropy_limit * LARGEST
+
+
+def mean_entropy(log_p: torch.Tensor) -> torch.Tensor:
+    """The mean of `entropies` over all questions (B, C): TENT's loss."""
+    return entropies(log_p).mean()
+
+
+def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+    """(...,) KL(p || q) in nats of log probabilities (..., C)."""
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def view_divergence(log_p: torch.Tensor) -> torch.Tensor:
+    """(B,) how far the views (B, W, C) of a question disagree: H(mean_v p_v) - mean_v H(p_v), nats.
+
+    Source: generalised Jensen-Shannon divergence, Lin 1991, section V, with equal weights.
+    """
+    together = torch.logsumexp(log_p, 1) - math.log(log_p.shape[1])
+    return entropies(together) - entropies(log_p).mean(1)
+
+
+def most_confident(log_p: torch.Tensor, share: float) -> torch.Tensor:
+    """(K,) the views of lowest entropy, the surest first: int(share V) of them, but at least one.
+
+    Args:
+        log_p: (V, C).
+        share: Of the views, in (0, 1].
+
+    Source: Shu et al. 2022 (arXiv 2209.07511), section 3.2; rounded as in their code: 10 % of 64
+    views are 6. Where that leaves none, their code would give a mean over nothing.
+    """
+    return ordered(log_p)[: max(int(share * len(log_p)), 1)]
+
+
+def ordered(log_p: torch.Tensor) -> torch.Tensor:
+    """(V,) the views (V, C) from the surest to the least sure; equally sure ones stay in order."""
+    return entropies(log_p.detach()).argsort(stable=True)
+
+
+def marginal(log_p: torch.Tensor) -> torch.Tensor:
+    """(C,) log of the mean probability over views (V, C)."""
+    return log_p.logsumexp(0) - math.log(len(log_p))
+
+
+def marginal_entropy(log_p: torch.Tensor) -> torch.Tensor:
+    """() entropy of the mean probability over views (V, C): small where the views are sure and agree.
+
+    Source: Zhang et al. 2022 (MEMO, arXiv 2110.09506), section 3; of the kept views Shu et al. 2022's loss.
+    """
+    return entropies(marginal(log_p))
+
+
+def vote(log_p: torch.Tensor, share: float) -> torch.Tensor:
+    """(C,) log probabilities after a vote of the surest views, which is their softmax at temperature zero.
+
+    A tie goes to the tied letter for which the surest of the other views votes. Published is only who wins.
+    So that nothing has probability zero, the kept views' mean probability counts as one more vote; every
+    other letter is behind by a whole vote at least, so it never decides.
+
+    Args:
+        log_p: (V, C).
+        share: Of the views that vote, in (0, 1].
+
+    Source: ZERO, Farina et al. 2024 (arXiv 2405.18330), algorithm 1 and their code's greedy tie-break. Where
+    no other view votes for a tied letter, the larger mean probability wins; their code would take the first
+    other view's best letter, or fail without one.
+    """
+    order = ordered(log_p)
+    kept = most_confident(log_p, share)
+    choices = log_p.argmax(1)
+    votes = torch.bincount(choices[kept], minlength=log_p.shape[1]).to(log_p.dtype)
+    mean = marginal(log_p[kept]).exp()
+    tied = votes == votes.max()
+    if int(tied.sum()) > 1:
+        others = choices[order[len(kept) :]]
+        decisive = others[tied[others]]
+        winner = decisive[0] if len(decisive) else torch.where(tied, mean, -1.0).argmax()
+        votes[winner] += 1
+    return (votes + mean).log().log_softmax(0)

@@ -1,0 +1,104 @@
+"""What a test-time method gets and has to give, and the guard that notices when it runs away.
+
+It has run away when it gives one letter for everything, or is far from the trained model.
+
+Notation: B questions of a batch, C letters.
+"""
+
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from vqa.answer.adapt.formulas import kl_divergence
+from vqa.config.settings import AdaptSettings
+from vqa.model.encode import Encoder
+from vqa.question import LETTERS, Question
+
+Scores = tuple[torch.Tensor, torch.Tensor]  # (B, C) log probabilities of the letters, (B,) log of their mass
+
+
+@dataclass
+class Adapting:
+    """Everything that methods share.
+
+    Args:
+        encoder: Makes batches; its base carries the adapter.
+        model: The PEFT model around the base's model, or that model itself.
+        settings: Of the method.
+        source: Training questions, at most `settings.source_size`; empty where the method needs none.
+        generator: For whatever a method draws; on the CPU.
+        counts: What happened, by name; ends in metrics.json.
+    """
+
+    encoder: Encoder
+    model: Any
+    settings: AdaptSettings
+    source: Sequence[Question] = ()
+    generator: torch.Generator = field(default_factory=torch.Generator)
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+class Method(Protocol):
+    """One way to answer while learning from the questions themselves."""
+
+    def scores(self, questions: Sequence[Question]) -> Scores:
+        """Adapt on a batch and answer it, on any device, without gradient."""
+
+    def reset(self) -> None:
+        """Forget all that was learnt: weights, optimiser, averages are as they were at the start."""
+
+
+WINDOW = 64  # answers; by chance one of four equally frequent letters has 0.25 +- 0.054 of them
+EVERY = 8  # batches between two comparisons with the trained model: an eighth of a forward pass each
+
+
+class CollapseGuard:
+    """Three alarms: a number that is none, one letter's share of the last answers, distance from the start.
+
+    The share is looked at once `WINDOW` answers are there. The distance is KL(adapted || trained), averaged
+    over a batch: on the first batch after a reset and on every `EVERY`th from there.
+
+    Args:
+        label_share: Of one letter, above which there is an alarm.
+        kl: Nats, above which there is one.
+    """
+
+    def __init__(self, label_share: float, kl: float) -> None:
+        self.label_share, self.kl = label_share, kl
+        self.answers: deque[int] = deque(maxlen=WINDOW)
+        self.batches = 0
+
+    def wants_frozen(self) -> bool:
+        """Whether the next `alarm` needs the trained model's predictions."""
+        return self.batches % EVERY == 0
+
+    def alarm(self, log_p: torch.Tensor, frozen: torch.Tensor | None) -> str | None:
+        """Take note of a batch.
+
+        Args:
+            log_p: (B, C) of the adapted model.
+            frozen: (B, C) of the trained one; None: not compared this time.
+
+        Returns:
+            What is wrong; None: nothing.
+        """
+        self.batches += 1
+        if not bool(torch.isfinite(log_p).all()):
+            return "a prediction is not a number"
+        self.answers.extend(log_p.argmax(1).tolist())
+        counts = [self.answers.count(i) for i in range(len(LETTERS))]
+        share = max(counts) / len(self.answers)
+        if len(self.answers) == WINDOW and share > self.label_share:
+            letter = LETTERS[counts.index(max(counts))]
+            return f"{share:.0%} of the last {WINDOW} answers are {letter!r}"
+        if frozen is not None and (distance := float(kl_divergence(log_p, frozen).mean())) > self.kl:
+            return f"predictions are {distance:.2f} nats (KL) from the trained model's"
+        return None
+
+    def clear(self) -> None:
+        """Start again."""
+        self.answers.clear()
+        self.batches = 0

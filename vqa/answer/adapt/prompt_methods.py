@@ -1,0 +1,222 @@
+"""Test-time methods that learn a soft prompt: TPT, its online variant, PromptAlign. All weights stay frozen.
+
+Test-time prompt tuning: a soft prompt per question, learnt from views of its picture; all weights frozen.
+
+L = H(mean of p_v over the surest share of the views), one AdamW step, then the picture itself is asked.
+`tpt` starts anew for every question; `prompt_tuning_online`, ours, keeps the prompt and its optimiser from
+one question to the next, as the teams wished for: a prompt that follows the pictures.
+
+Notation: B questions, V views of each, C letters.
+
+Source: Shu et al., Test-Time Prompt Tuning, NeurIPS 2022 (arXiv 2209.07511), section 3.2: 63 crops and the
+picture, the surest 10 %, lr 5e-3, one step. Their prompt is CLIP's text context and their crops are rougher;
+ours are in `vqa/answer/adapt/soft_prompt.py` and `vqa/model/vision/views.py`.
+
+PromptAlign: TPT's loss, and visual tokens that are distributed as those of the training pictures.
+
+L = TPT's + weight * mean over layers of the distance (`vqa/answer/adapt/embeddings.py`) between mean and
+variance of the visual tokens' hidden states in the kept views and those in the training pictures. Where a
+decoder that reads one picture after its prompt forces us away from the paper's CLIP:
+
+- Their prompt stands inside the image encoder. Our tower is frozen and reads no prompt; what the prompt moves
+  is the hidden states of the visual tokens in the decoder, which see the tokens before them. Those of the
+  first three layers are aligned (three layers as in their code), DeepStack's taps included.
+- Their pictures all have 197 tokens and each has statistics of its own, over views. Ours differ in size, so
+  statistics are over all visual tokens of all kept views together.
+- A decoder's channels differ by orders of magnitude, and a plain L1 distance would be that of the largest
+  few. So each channel is measured in the source's deviation.
+
+Notation: N visual tokens, C hidden size.
+
+Source: Abdul Samadh et al., Align Your Prompts, NeurIPS 2023 (arXiv 2311.01459); three layers and the
+weight 100 are those of their code.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+
+from vqa.answer.adapt.embeddings import Moments, misalignment
+from vqa.answer.adapt.formulas import marginal_entropy, most_confident
+from vqa.answer.adapt.gradient import HALF_SCALE
+from vqa.answer.adapt.method import Adapting, CollapseGuard, Scores
+from vqa.answer.adapt.soft_prompt import SoftPrompt
+from vqa.answer.adapt.weights import MOMENTUM
+from vqa.errors import UserError
+from vqa.machine.prefetch import prefetched
+from vqa.model.decoder import Row, early_states
+from vqa.model.packing import Suffix
+from vqa.model.vision.views import viewed
+from vqa.question import Question
+
+log = logging.getLogger(__name__)
+SecondLoss = Callable[[SoftPrompt, Row], torch.Tensor]
+
+
+def make_tpt(adapting: Adapting) -> "PromptTuning":
+    """TPT: the prompt is learnt anew for every question."""
+    return PromptTuning(adapting, online=False)
+
+
+def make_prompt_tuning_online(adapting: Adapting) -> "PromptTuning":
+    """TPT's loss on a prompt that is kept from question to question."""
+    return PromptTuning(adapting, online=True)
+
+
+class PromptTuning:
+    """Learns a soft prompt for each question and answers with it; a `vqa.answer.adapt.method.Method`.
+
+    Only the kept views have a gradient in TPT's loss. So all are asked without one first, and only the kept
+    ones again with it: the same step, and the memory of a few views.
+
+    Args:
+        adapting: What methods share.
+        online: Keep the prompt from question to question.
+        also: A second loss, of the kept views' row; None: entropy alone.
+    """
+
+    def __init__(self, adapting: Adapting, online: bool, also: SecondLoss | None = None) -> None:
+        self.adapting, self.online, self.also = adapting, online, also
+        self.prompt: SoftPrompt | None = None
+        self.guard = CollapseGuard(adapting.settings.guard_label_share, adapting.settings.guard_kl)
+        self.warned = False
+        self.reset()
+
+    def scores(self, questions: Sequence[Question]) -> Scores:
+        """Learn from each question's views in turn; its answer uses what was learnt by then."""
+        encoder = self.adapting.encoder
+        prompt = self.prompt = self.prompt or SoftPrompt(encoder, questions[0])
+        views = prefetched(self._views, questions, encoder.base.device)
+        learnt = [self._learn(prompt, suffixes) for suffixes in views]
+        suffixes, shifts = [suffix for suffix, _ in learnt], torch.stack([shift for _, shift in learnt])
+        size = self.adapting.settings.batch_size
+        found = prompt.ask(suffixes, shifts, size)
+        if not self.online:
+            return found
+        frozen = prompt.ask(suffixes, prompt.untouched(), size) if self.guard.wants_frozen() else None
+        alarm = self.guard.alarm(found[0], None if frozen is None else frozen[0])
+        if alarm is None:
+            return found
+        self._forget(alarm)
+        return frozen or prompt.ask(suffixes, prompt.untouched(), size)
+
+    def reset(self) -> None:
+        """The next question starts with the prompt as it is written."""
+        self.shift: torch.Tensor | None = None
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.guard.clear()
+
+    def _views(self, question: Question) -> list[Suffix]:
+        settings = self.adapting.settings
+        return self.adapting.encoder.suffixes(viewed(question, settings.views, settings.seed))
+
+    def _learn(self, prompt: SoftPrompt, suffixes: list[Suffix]) -> tuple[Suffix, torch.Tensor]:
+        """The question about the picture itself, and the shift (K, C) learnt from all its views."""
+        settings = self.adapting.settings
+        shift, optimizer = self._start(prompt)
+        log_p, _ = prompt.ask(suffixes, shift, settings.batch_size)
+        # chosen once, as in their code: further steps keep to the views of the first
+        kept = [suffixes[i] for i in most_confident(log_p, settings.keep_share).tolist()]
+        for _ in range(settings.steps):
+            shift.grad = self._gradient(prompt, kept, shift)
+            finite = bool(shift.grad.isfinite().all())
+            self.adapting.counts["steps" if finite else "not_finite"] += 1
+            if finite:
+                optimizer.step()
+        return suffixes[0], shift.detach().clone()
+
+    def _start(self, prompt: SoftPrompt) -> tuple[torch.Tensor, torch.optim.Optimizer]:
+        if self.shift is None or self.optimizer is None or not self.online:
+            settings = self.adapting.settings
+            self.shift = prompt.untouched()
+            if settings.optimizer == "adam":
+                self.optimizer = torch.optim.AdamW([self.shift], lr=settings.lr)  # theirs
+            else:
+                self.optimizer = torch.optim.SGD([self.shift], lr=settings.lr, momentum=MOMENTUM)
+        return self.shift, self.optimizer
+
+    def _gradient(self, prompt: SoftPrompt, kept: Sequence[Suffix], shift: torch.Tensor) -> torch.Tensor:
+        scale = HALF_SCALE if prompt.base.dtype == torch.float16 else 1.0
+        with torch.enable_grad():
+            row = prompt.row(kept, shift)
+            log_p, _ = prompt.read(row, "layer")
+            loss = marginal_entropy(log_p)
+            if self.also is not None:
+                loss = loss + self.also(prompt, row)
+            (gradient,) = torch.autograd.grad(loss * scale, shift)
+        return gradient / scale
+
+    def _forget(self, alarm: str) -> None:
+        self.adapting.counts["guard_resets"] += 1
+        if not self.warned:
+            log.warning(
+                "adapt=%s: %s; back to the written prompt (said once; metrics.json counts). Lower adapt.lr",
+                self.adapting.settings.method,
+                alarm,
+            )
+        self.warned = True
+        self.reset()
+
+
+LAYERS = 3
+
+
+def make_prompt_align(adapting: Adapting) -> PromptTuning:
+    """TPT with token distribution alignment.
+
+    Raises:
+        UserError: There are no training pictures to compare with.
+    """
+    return PromptTuning(adapting, online=False, also=Alignment(adapting))
+
+
+class Alignment:
+    """The second loss; the source's statistics are taken when it is first asked for.
+
+    Args:
+        adapting: What methods share; `source` gives the training pictures, no label is looked at.
+
+    Raises:
+        UserError: None of them has a picture.
+    """
+
+    def __init__(self, adapting: Adapting) -> None:
+        self.encoder, self.settings = adapting.encoder, adapting.settings
+        self.pictures = [question for question in adapting.source if question.image]
+        self.source: list[Moments] = []  # by layer
+        if not self.pictures:
+            raise UserError(
+                f"adapt={self.settings.method} compares with training pictures, got none; "
+                "give data.train_csv, or use adapt=tpt"
+            )
+
+    def __call__(self, prompt: SoftPrompt, row: Row) -> torch.Tensor:
+        """() weight times the distance of a row's visual tokens from the source's; 0 without a picture."""
+        if len(row.visual) == 0:
+            return torch.zeros((), device=row.ids.device)
+        self.source = self.source or self._source(prompt)
+        states = early_states(prompt.base.model, row, LAYERS, prompt.known)
+        pairs = zip(states, self.source, strict=True)
+        apart = torch.stack([misalignment(state.float(), source) for state, source in pairs])
+        return self.settings.weight * apart.mean()
+
+    @torch.no_grad()
+    def _source(self, prompt: SoftPrompt) -> list[Moments]:
+        """Over all visual tokens of the training pictures, from sums: they need not be in memory together."""
+        count, total, squares = 0, torch.zeros(()), torch.zeros(())
+        size = self.settings.batch_size
+        for start in range(0, len(self.pictures), size):
+            suffixes = self.encoder.suffixes(self.pictures[start : start + size])
+            row = prompt.row(suffixes, prompt.untouched())
+            states = torch.stack(early_states(prompt.base.model, row, LAYERS, prompt.known)).double().cpu()
+            count += len(row.visual)
+            total = total + states.sum(1)
+            squares = squares + states.square().sum(1)
+        means = total / count
+        variances = (squares / count - means.square()).clamp_min(0)
+        device = prompt.base.device
+        return [
+            Moments(mean.float().to(device), variance.float().to(device))
+            for mean, variance in zip(means, variances, strict=True)
+        ]

@@ -1,0 +1,97 @@
+"""A soft prompt: the last tokens before the picture, their embeddings shifted by what is learnt.
+
+Test-time prompt tuning learns the embeddings of a context that begins as "a photo of a" (Shu et al. 2022).
+Here the context is the end of the prompt that is there anyway. The shift begins at zero, so that the model
+before the first step is exactly the frozen one, and no token moves. It stands before the picture, not after
+it, because a decoder lets visual tokens see only what comes before them.
+
+Notation: P prefix tokens, K of them soft, B suffixes, C hidden size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from vqa.machine.device import release_memory
+from vqa.model.decoder import Recompute, Row, SoftTokens, answer_logits
+from vqa.model.encode import Encoder
+from vqa.model.forward import known_prefix
+from vqa.model.letters import option_log_probabilities
+from vqa.model.memory import does_not_fit
+from vqa.model.packing import Suffix, pack
+from vqa.question import Question
+
+TOKENS = 4  # K, as many as in "a photo of a"; fewer where the prefix is shorter
+
+
+class SoftPrompt:
+    """Asks questions with shifted embeddings; the prefix before them is computed once and kept.
+
+    Args:
+        encoder: Makes suffixes; the weights of its base must not change meanwhile.
+        question: Any one: the prefix is the same for all.
+    """
+
+    def __init__(self, encoder: Encoder, question: Question) -> None:
+        self.base = encoder.base
+        prefix = encoder.prefix(question)
+        self.fixed, self.soft = prefix[:-TOKENS], prefix[-TOKENS:]
+        shared = len(self.fixed) > 0 and encoder.shares_prefix(question)
+        self.known = known_prefix(self.base, self.fixed) if shared else None
+
+    def untouched(self) -> torch.Tensor:
+        """(K, C) the shift before the first step, to be learnt; float32 whatever the base computes in."""
+        width = self.base.model.model.language_model.embed_tokens.weight.shape[1]
+        return torch.zeros(len(self.soft), width, device=self.base.device, requires_grad=True)
+
+    def row(self, suffixes: Sequence[Suffix], shift: torch.Tensor) -> Row:
+        """Questions as one row.
+
+        Args:
+            suffixes: B of them.
+            shift: (K, C) for all of them, or (B, K, C).
+        """
+        device, pad_token = self.base.device, self.base.tokenizer.pad_token_id
+        # in every suffix, so that the fixed part stays shared when questions have shifts of their own
+        asked = [replace(suffix, ids=torch.cat([self.soft, suffix.ids])) for suffix in suffixes]
+        outside = self.known is not None
+        row = pack(self.fixed, asked, self.base.image_token, pad_token, device, outside).row
+        if row.answers is None:
+            raise ValueError("a packed batch of questions must have answers")
+        lengths = torch.tensor([len(suffix.ids) for suffix in asked], device=device)
+        begin = row.answers - lengths + 1
+        places = begin[:, None] + torch.arange(len(self.soft), device=device)
+        each = shift.expand(len(asked), *shift.shape[-2:]).flatten(0, 1)
+        return replace(row, soft=SoftTokens(places.flatten(), each))
+
+    def read(self, row: Row, recompute: Recompute = "nothing") -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, 4) log probabilities of the letters, (B,) log of their mass; with gradient to the shift."""
+        logits = answer_logits(self.base.model, row, self.known, recompute)
+        return option_log_probabilities(logits, self.base.letters)
+
+    def ask(
+        self, suffixes: Sequence[Suffix], shift: torch.Tensor, batch_size: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `read`, without gradient.
+
+        Args:
+            suffixes: B of them.
+            shift: (K, C), or (B, K, C).
+            batch_size: Suffixes on the device at once; fewer where memory does not suffice.
+        """
+        own = shift.expand(len(suffixes), *shift.shape[-2:])
+        chunks = range(0, len(suffixes), batch_size)
+        found = [self._halved(suffixes[i : i + batch_size], own[i : i + batch_size]) for i in chunks]
+        return torch.cat([log_p for log_p, _ in found]), torch.cat([mass for _, mass in found])
+
+    def _halved(self, suffixes: Sequence[Suffix], shift: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        try:
+            with torch.no_grad():
+                return self.read(self.row(suffixes, shift))
+        except torch.OutOfMemoryError as error:
+            if len(suffixes) == 1:
+                doing = "answering one view of a question at a time"
+                raise does_not_fit(doing, self.base.device, error) from error
+        release_memory()
+        return self.ask(suffixes, shift, (len(suffixes) + 1) // 2)

@@ -1,0 +1,96 @@
+"""Letter probabilities freed of a model's taste for a letter: cyclic orders, PriDe, calibration
+
+Formulas only; vqa/answer/readout.py asks the questions.
+
+Notation: Q questions, O orders of their options, C letters (or options), all log probabilities natural.
+"""
+
+import torch
+
+from vqa.question import LETTERS
+
+# Order k puts choice (letter + k) mod 4 at each letter: every choice stands once at every letter.
+CYCLIC = tuple(tuple((i + k) % len(LETTERS) for i in range(len(LETTERS))) for k in range(len(LETTERS)))
+FLOOR = 1e-12  # a prior below this is taken for this: nothing is divided by zero
+
+
+def to_options(by_letter: torch.Tensor) -> torch.Tensor:
+    """Map log probabilities of letters under the cyclic orders back to the options.
+
+    Args:
+        by_letter: (Q, O, C), the orders as in `CYCLIC`.
+
+    Returns:
+        (Q, O, C), the options as written.
+    """
+    places = torch.tensor([[order.index(i) for i in range(len(order))] for order in CYCLIC])
+    return by_letter.gather(2, places.expand(len(by_letter), -1, -1))
+
+
+def cyclic_average(by_letter: torch.Tensor) -> torch.Tensor:
+    """Average each option's log probability over the cyclic orders.
+
+    Log probabilities, not probabilities: where the model's answer is option times letter taste, the taste
+    then cancels exactly.
+
+    Args:
+        by_letter: (Q, O, C), the orders as in `CYCLIC`.
+
+    Returns:
+        (Q, C) log probabilities of the options.
+    """
+    return to_options(by_letter).mean(1).log_softmax(1)
+
+
+def letter_prior(by_letter: torch.Tensor) -> torch.Tensor:
+    """The model's taste for the letters whatever stands there, from questions asked in all cyclic orders.
+
+    Args:
+        by_letter: (Q, O, C), the orders as in `CYCLIC`.
+
+    Returns:
+        (C,) probabilities.
+
+    Source: PriDe, Zheng et al., ICLR 2024 (arXiv 2309.03882), equation 7, then the mean over questions.
+    """
+    return by_letter.mean(1).softmax(1).mean(0)
+
+
+def without_prior(log_p: torch.Tensor, prior: torch.Tensor) -> torch.Tensor:
+    """Divide a prior over the letters out and normalise again.
+
+    With the prior of `letter_prior` this is PriDe's equation 8; with the mean prediction over a batch it is
+    batch calibration (Zhou et al. 2023, arXiv 2309.17249, equation 4); with the prediction for content-free
+    inputs it is contextual calibration (Zhao et al. 2021, arXiv 2102.09690: W = diag(p_cf)^-1, b = 0).
+
+    Args:
+        log_p: (..., C).
+        prior: (C,) probabilities.
+    """
+    return (log_p - prior.clamp_min(FLOOR).log()).log_softmax(-1)
+
+
+def mean_probability(log_p: torch.Tensor) -> torch.Tensor:
+    """(C,) the mean of all predictions (..., C)."""
+    return log_p.exp().flatten(0, -2).mean(0)
+
+
+def pride(log_p: torch.Tensor, asked_in_all: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Debias by a prior that a few questions give.
+
+    Args:
+        log_p: (Q, C) of all questions as written.
+        asked_in_all: (E, O, C) of the chosen ones in the cyclic orders.
+        chosen: (E,) which these are. They get their cyclic average, the others the prior divided out.
+
+    Source: PriDe, Zheng et al., ICLR 2024 (arXiv 2309.03882), algorithm 1. There the chosen questions get the
+    mean of probabilities (equation 1), here `cyclic_average`, so that both read-outs agree on them.
+    """
+    found = without_prior(log_p, letter_prior(asked_in_all))
+    return found.index_copy(0, chosen, cyclic_average(asked_in_all))
+
+
+def entropy(log_p: torch.Tensor) -> torch.Tensor:
+    """(...,) Shannon entropy in nats of log probabilities (..., C); 0 log 0 is 0."""
+    spread: torch.Tensor = torch.special.entr(log_p.exp()).sum(-1)
+    return spread

@@ -1,0 +1,179 @@
+"""How an answer is read off: letter probabilities, calibrated or debiased, adapted, or generated text."""
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from vqa.answer.adapt.loop import adapted_scores
+from vqa.answer.debias import CYCLIC, cyclic_average, entropy, mean_probability, pride, without_prior
+from vqa.answer.generation import final_letter, generate_answers, parse_letter
+from vqa.answer.score import option_scores, predictions_of, score
+from vqa.config.settings import InferenceSettings, Settings
+from vqa.errors import UserError
+from vqa.machine import processes
+from vqa.model.encode import AS_WRITTEN, Encoder
+from vqa.question import Question
+from vqa.results.metrics import accuracy, mcnemar_p_value, nll
+from vqa.results.predictions import NO_ANSWER, Prediction
+
+log = logging.getLogger(__name__)
+# Zhao et al. 2021 average over several strings without content; there is no picture either
+CONTENT_FREE = [Question(text, None, "", text, (text, text, text, text)) for text in ("N/A", "[MASK]", "-")]
+
+
+def read_letters(
+    encoder: Encoder, questions: Sequence[Question], batch_size: int, inference: InferenceSettings
+) -> list[Prediction]:
+    """Letter probabilities, averaged over option orders, debiased or calibrated as `inference` says.
+
+    Calibration is of letters: it comes before the orders are mapped back to options.
+    """
+    orders = CYCLIC if inference.orders == "cyclic" else (AS_WRITTEN,)
+    log_p, log_mass = option_scores(encoder, questions, batch_size, orders)
+    if inference.calibration == "batch":
+        log_p = without_prior(log_p, mean_probability(log_p))
+    elif inference.calibration == "contextual":
+        free, _ = option_scores(encoder, CONTENT_FREE, batch_size, what="content-free questions")
+        log_p = without_prior(log_p, mean_probability(free))
+    if inference.orders == "cyclic":
+        return predictions_of(questions, cyclic_average(log_p), log_mass)
+    if inference.debias == "pride":
+        # which questions must not depend on their answers; the same ones every time
+        shuffled = torch.randperm(len(questions), generator=torch.Generator().manual_seed(0))
+        chosen = shuffled[: math.ceil(inference.pride_share * len(questions))]
+        part = [questions[i] for i in chosen.tolist()]
+        others, _ = option_scores(encoder, part, batch_size, CYCLIC[1:], "cyclic orders")
+        asked = torch.cat([log_p[chosen], others], dim=1)  # the first order is the written one
+        return predictions_of(questions, pride(log_p[:, 0], asked, chosen), log_mass)
+    return predictions_of(questions, log_p[:, 0], log_mass)
+
+
+def answer(
+    encoder: Encoder,
+    model: Any,
+    questions: Sequence[Question],
+    settings: Settings,
+    facts: dict[str, Any] | None = None,
+    source: Sequence[Question] = (),
+) -> list[Prediction]:
+    """Answer questions the way `inference` and `adapt` say.
+
+    With readout=generate or reasoning the letter comes from generated text and the probabilities beside it
+    from the letters. Text without a letter is "no answer": flagged, counted, and answered by the letter
+    probabilities only where `on_no_answer` allows it. A prompt with an entropy threshold (prompt=auto) sends
+    the questions whose direct answer is less sure than that to the reasoning prompt.
+
+    Args:
+        encoder: Makes batches.
+        model: The base's model, or the PEFT model around it.
+        questions: In any order; with an `adapt` method their order matters.
+        settings: Of the run: batch size, how the answer is read off, test-time adaptation.
+        facts: A dictionary of the caller's; gets what a prompt per question, or adaptation, cost and gained.
+        source: Training questions, for adaptation that compares with them.
+
+    Raises:
+        UserError: Text without a letter, and inference.on_no_answer=error.
+    """
+    inference = settings.inference
+    if settings.adapt.method == "none":
+        predictions = read_letters(encoder, questions, settings.budget.eval_batch_size, inference)
+    else:
+        predictions = _adapted(encoder, model, questions, settings, facts, source)
+    mass = sum(p.option_mass for p in predictions) / len(predictions)
+    if mass < inference.min_option_mass:
+        log.warning(
+            "the four letters together get only %.2f of the probability on average "
+            "(inference.min_option_mass=%.2f): the model wants to say something else; look at the prompt",
+            mass,
+            inference.min_option_mass,
+        )
+    if inference.readout != "letters":
+        return _by_text(encoder, model, questions, predictions, inference, inference.readout == "reasoning")
+    if encoder.prompt.entropy_threshold is None:
+        return predictions
+    return _unsure_by_reasoning(encoder, model, questions, predictions, inference, facts)
+
+
+def _adapted(
+    encoder: Encoder,
+    model: Any,
+    questions: Sequence[Question],
+    settings: Settings,
+    facts: dict[str, Any] | None,
+    source: Sequence[Question],
+) -> list[Prediction]:
+    """Letters from a model that adapts; on labelled questions the facts tell what that gained, or cost."""
+    log_p, log_mass = adapted_scores(encoder, model, questions, settings.adapt, facts, source)
+    found = predictions_of(questions, log_p.double(), log_mass[:, None])
+    if facts is not None and all(q.answer for q in questions):
+        frozen = score(encoder, questions, settings.budget.eval_batch_size, "without adaptation")
+        facts["adapt"] |= {
+            "frozen_accuracy": accuracy(frozen),
+            "frozen_nll": nll(frozen)[0],
+            "p_value_vs_frozen": mcnemar_p_value(frozen, found),
+        }
+    return found
+
+
+def _unsure_by_reasoning(
+    encoder: Encoder,
+    model: Any,
+    questions: Sequence[Question],
+    direct: list[Prediction],
+    inference: InferenceSettings,
+    facts: dict[str, Any] | None,
+) -> list[Prediction]:
+    """Ask again, with the reasoning prompt, where the direct answer's entropy is above the threshold."""
+    spread = entropy(torch.tensor([p.p for p in direct], dtype=torch.float64).log())
+    unsure = (spread > (encoder.prompt.entropy_threshold or 0.0)).nonzero().flatten().tolist()
+    begun = time.perf_counter()
+    before = [direct[i] for i in unsure]
+    asked = [questions[i] for i in unsure]
+    after = _by_text(encoder, model, asked, before, inference, reasoning=True) if unsure else []
+    if facts is not None:
+        facts["reasoning"] = {
+            "share": len(unsure) / len(questions),
+            "seconds": time.perf_counter() - begun,
+            "no_answer": sum(NO_ANSWER in p.flag.split() for p in after),
+        }
+        if unsure and all(p.gold for p in before):  # on the same questions: what reasoning gained there
+            facts["reasoning"] |= {"accuracy": accuracy(after), "accuracy_direct": accuracy(before)}
+    found = dict(zip(unsure, after, strict=True))
+    return [found.get(i, p) for i, p in enumerate(direct)]
+
+
+def _by_text(
+    encoder: Encoder,
+    model: Any,
+    questions: Sequence[Question],
+    predictions: Sequence[Prediction],
+    inference: InferenceSettings,
+    reasoning: bool,
+) -> list[Prediction]:
+    """Replace the letters by those of generated text; after reasoning only a stated final answer counts."""
+    if reasoning:
+        thinking = replace(encoder, prompt=replace(encoder.prompt, user=encoder.prompt.reasoning))
+        asker, tokens, read = thinking, inference.reasoning_tokens, final_letter
+    else:
+        asker, tokens, read = encoder, inference.max_new_tokens, parse_letter
+    letters = processes.spread(questions, lambda mine: generate_answers(asker, model, mine, tokens, read))
+    silent = sum(letter is None for letter in letters)
+    log.info("generated text held no answer for %d of %d questions", silent, len(questions))
+    if silent and inference.on_no_answer == "error":
+        raise UserError(
+            f"generated text held no answer for {silent} of {len(questions)} questions; "
+            "use inference.on_no_answer=letters or inference=letters"
+        )
+    return [_generated(p, letter) for p, letter in zip(predictions, letters, strict=True)]
+
+
+def _generated(prediction: Prediction, letter: str | None) -> Prediction:
+    if letter is not None:
+        return replace(prediction, answer=letter)
+    flag = f"{prediction.flag} {NO_ANSWER}".strip()
+    return replace(prediction, flag=flag)

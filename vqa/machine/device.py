@@ -1,0 +1,221 @@
+"""The machine a run computes on: device, number type, threads, memory of the GPU and of the host."""
+
+import functools
+import gc
+import os
+import resource
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import psutil
+import torch
+
+from vqa.errors import UserError
+from vqa.machine import processes
+
+_earlier_peak = 0  # bytes on the GPU, before its peak was last counted anew
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device for `env.device`.
+
+    Raises:
+        UserError: cuda was asked for and is not there, or there are more processes than GPUs.
+    """
+    # variable row lengths would leave holes that fixed segments cannot use again
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "env.device=cuda, but torch sees no GPU; use env.device=auto, or install a CUDA build of torch"
+        )
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    own = processes.local_rank()
+    if own is None:
+        return torch.device("cuda")
+    if own >= torch.cuda.device_count():
+        raise UserError(
+            f"process {own} of this machine has no GPU: torch sees {torch.cuda.device_count()}; "
+            "start as many processes a machine (--nproc-per-node, --num_processes)"
+        )
+    torch.cuda.set_device(own)
+    return torch.device("cuda", own)
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The computing type for `precision` on a device.
+
+    Raises:
+        UserError: float16 on a CPU, or bfloat16 on a GPU without it.
+    """
+    if precision == "float16" and device.type == "cpu":
+        raise UserError("precision=float16 needs a GPU; use precision=auto (float32 on a CPU)")
+    if device.type == "cpu":
+        return torch.bfloat16 if precision == "bfloat16" else torch.float32
+    native = torch.cuda.get_device_capability(device) >= (8, 0)  # emulated below Ampere: slower than float32
+    if precision == "bfloat16" and not native:
+        raise UserError("precision=bfloat16 needs an Ampere or newer GPU; use precision=auto (float16 here)")
+    if precision == "auto":
+        return torch.bfloat16 if native else torch.float16
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy host memory to the device without waiting for what the device has still to do."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def copied_beside(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy pinned host memory while the device computes; what is launched from now on waits for the copy."""
+    if device.type != "cuda":
+        return tensor
+    stream, computing = _copying(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(stream):
+        moved = tensor.to(device, non_blocking=True)
+    computing.wait_stream(stream)
+    moved.record_stream(computing)  # its memory is not copied to again before it was used
+    return moved
+
+
+@functools.cache
+def _copying(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def pinned_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """A GPU tensor's copy in host memory, without waiting: complete when the current stream has got there."""
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def sent_to_host(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Copy the tensor to host memory as soon as it is computed.
+
+    Returns:
+        Waits for the copy, but for nothing that was launched after it, and gives it.
+    """
+    if not tensor.is_cuda:
+        return lambda: tensor
+    copy = pinned_copy(tensor)
+    arrived = torch.cuda.current_stream(tensor.device).record_event()
+
+    def wait() -> torch.Tensor:
+        arrived.synchronize()
+        return copy
+
+    return wait
+
+
+def join_on_host(parts: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """One after the other along the first dimension, in memory from which a GPU copies beside its work."""
+    if device.type != "cuda":
+        return torch.cat(list(parts))
+    rows = sum(len(part) for part in parts)
+    whole = torch.empty(rows, *parts[0].shape[1:], dtype=parts[0].dtype, pin_memory=True)
+    return torch.cat(list(parts), out=whole)
+
+
+def limit_memory(gib: float | None, device: torch.device) -> None:
+    """Behave as a card with that much memory would; None: use what is there."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory / 2**30
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gib / total) if gib else 1.0)
+
+
+def memory_share(device: torch.device) -> float:
+    """The share of the device's memory that this process may use."""
+    return torch.cuda.get_per_process_memory_fraction() if device.type == "cuda" else 1.0
+
+
+def memory_gib(device: torch.device) -> float:
+    """Memory that this process may use, GiB: its share of the GPU's; the machine's on a CPU."""
+    if device.type == "cuda":
+        return memory_share(device) * torch.cuda.get_device_properties(device).total_memory / 2**30
+    return psutil.virtual_memory().total / 2**30
+
+
+def release_memory() -> None:
+    """Give unused GPU memory back, between trials and folds; a CPU has nothing to give back.
+
+    Not within a fold: collecting garbage alone takes 0.4 s, and torch gives back what it keeps unused before
+    it says that memory is short.
+    """
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def restart_peak(device: torch.device) -> int:
+    """Count the GPU's peak anew, for what one part of a run takes; `peak_memory_gib` keeps the earlier one.
+
+    Returns:
+        Bytes held now; 0 on a CPU, whose peak cannot be counted anew.
+    """
+    global _earlier_peak
+    if device.type != "cuda":
+        return 0
+    _earlier_peak = max(_earlier_peak, torch.cuda.max_memory_allocated(device))
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Most memory held so far, GiB: tensors on a GPU, the whole process on a CPU."""
+    if device.type == "cuda":
+        return max(_earlier_peak, torch.cuda.max_memory_allocated(device)) / 2**30
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+    return kilobytes / 2**20
+
+
+def use_threads(threads: int | None) -> None:
+    """Set torch's CPU threads; None leaves its default."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+LEFT_FREE = 0.25  # of all memory, for what else runs there
+
+
+def spare_bytes(root: Path = Path("/")) -> int:
+    """Bytes that may be taken while a quarter of the memory stays free; negative when less is free already.
+
+    Args:
+        root: Of the file system that /proc and /sys are read from.
+    """
+    machine = psutil.virtual_memory()
+    seen = [(machine.total, machine.available), *_limits(root)]
+    total, available = (min(values) for values in zip(*seen, strict=True))
+    return int(available - LEFT_FREE * total)
+
+
+def _limits(root: Path) -> Iterator[tuple[int, int]]:
+    """Limit and free bytes of the process's control groups and those around them (containers, Slurm).
+
+    Source: the Linux kernel's documentation of cgroup v1 and v2. Cached files count as free.
+    """
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # not Linux
+        return
+    for line in groups:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            mount, limit, usage, prefix = root / "sys/fs/cgroup", "memory.max", "memory.current", ""
+        elif "memory" in controllers.split(","):
+            mount = root / "sys/fs/cgroup/memory"
+            limit, usage, prefix = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
+        else:
+            continue
+        group = mount / path.lstrip("/")  # in a container often not there: it sees its own at the mount
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(mount):
+                break
+            try:
+                most = (folder / limit).read_text().strip()
+                used = int((folder / usage).read_text())
+                parts = dict(part.split() for part in (folder / "memory.stat").read_text().splitlines())
+            except OSError:
+                continue
+            if most != "max":
+                cached = sum(int(parts.get(f"{prefix}{kind}_file", 0)) for kind in ("inactive", "active"))
+                yield int(most), int(most) - used + cached

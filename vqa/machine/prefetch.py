@@ -1,0 +1,60 @@
+"""Work given out ahead, so that the GPU finds its next batch ready."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import TypeVar
+
+import torch
+
+from vqa.machine.device import release_memory
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+AHEAD = 2
+
+
+def prefetched(make: Callable[[Job], Result], jobs: Iterable[Job], device: torch.device) -> Iterator[Result]:
+    """make(job) for every job, in order; on a GPU the next two are made meanwhile.
+
+    On a CPU there is nothing to hide: each is made when it is asked for. What does not fit into the device's
+    memory beside the computation is made again when it is due.
+
+    Raises:
+        Whatever `make` raises, when the result is due.
+    """
+    if device.type == "cpu":
+        yield from map(make, jobs)
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+        waiting: deque[tuple[Job, Future[Result]]] = deque()
+
+        def due() -> Result:
+            job, future = waiting.popleft()
+            with suppress(torch.OutOfMemoryError):
+                return future.result()
+            del future  # and with it whatever the attempt still holds
+            release_memory()
+            return make(job)
+
+        try:
+            for job in jobs:
+                waiting.append((job, pool.submit(make, job)))
+                if len(waiting) > AHEAD:
+                    yield due()
+            while waiting:
+                yield due()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def one_ahead(results: Iterable[Result]) -> Iterator[Result]:
+    """The same results, each after the next one was begun, so that waiting for one leaves a GPU with work."""
+    waiting: deque[Result] = deque()
+    for result in results:
+        waiting.append(result)
+        if len(waiting) > 1:
+            yield waiting.popleft()
+    yield from waiting

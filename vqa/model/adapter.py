@@ -1,0 +1,174 @@
+"""LoRA adapters on the resident base: put on, taken off without a trace, saved, loaded."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vqa.config.library import build
+from vqa.config.settings import Settings
+from vqa.errors import UserError
+from vqa.machine.device import release_memory
+from vqa.model.base import Base
+
+TARGETS = ("all_linear", "attention")  # names in conf/lora for what each family has of these
+VISION_MODULE = re.compile(r"(^|\.)(visual|vision\w*)(\.|$)")
+
+
+@contextmanager
+def attached(base: Base, lora: dict[str, Any], seed: int) -> Iterator[Any]:
+    """Put a fresh adapter on the base for the length of the block.
+
+    Afterwards the base is as it was: the next adapter starts from the same modules, whatever came before.
+
+    Args:
+        base: The resident model.
+        lora: The `lora` node: a peft.LoraConfig.
+        seed: For the adapter's random start.
+
+    Yields:
+        The PEFT model around the base.
+
+    Raises:
+        UserError: target_modules hits nothing, or a vision layer.
+    """
+    from peft import get_peft_model
+
+    torch.manual_seed(seed)
+    if lora.get("target_modules") in TARGETS:
+        lora = lora | {"target_modules": base.lora_targets(lora["target_modules"])}
+    config = build("lora", lora)
+    try:
+        # adapters in float32: a small update to a bfloat16 weight would be rounded away
+        model = get_peft_model(base.model, config, autocast_adapter_dtype=True)
+    except ValueError as error:
+        raise UserError(f"lora: {error}") from error
+    try:
+        _check_targets(model)
+        yield model
+    finally:
+        detach(model)
+
+
+@contextmanager
+def loaded(base: Base, folder: Path) -> Iterator[Any]:
+    """Put a saved adapter on the base for the length of the block.
+
+    Yields:
+        The PEFT model, for inference only.
+
+    Raises:
+        UserError: The folder holds no adapter, or one for another model.
+    """
+    model = plain_adapter(base.model, folder, base.path)
+    try:
+        model.eval()
+        yield model
+    finally:
+        detach(model)
+
+
+def adapter_folder(settings: Settings) -> Path:
+    """The adapter a run works with: the one it was given, else that of its study's final run."""
+    return Path(settings.adapter or Path(settings.env.output_root) / settings.study / "final" / "adapter")
+
+
+def plain_adapter(model: Any, folder: Path, base_path: str) -> Any:
+    """Load a saved adapter with PEFT, and make sure that it fits: PEFT itself only warns.
+
+    Args:
+        model: The base model.
+        folder: The adapter's folder.
+        base_path: The base's name, for messages.
+
+    Returns:
+        The PEFT model.
+
+    Raises:
+        UserError: The folder holds no adapter, or one for another model.
+    """
+    from peft import LoraConfig, PeftModel
+
+    if not (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"adapter={folder}: no adapter_config.json there; "
+            "train one with stage=final, or give adapter=FOLDER"
+        )
+    config = LoraConfig.from_pretrained(str(folder))
+    try:
+        made = PeftModel.from_pretrained(model, str(folder))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"adapter={folder} does not fit {base_path}: {str(error).splitlines()[0]}") from error
+    saved, wanted = stored_names(folder), set(adapter_state(made))
+    if saved != wanted:
+        detach(made)
+        raise UserError(
+            f"adapter={folder} does not fit {base_path}: {len(wanted - saved)} weights are missing and "
+            f"{len(saved - wanted)} have no place (r={config.r}); give the model it was trained on"
+        )
+    return made
+
+
+def stored_names(folder: Path) -> set[str]:
+    """Names of the weights in an adapter's file."""
+    from safetensors import safe_open
+
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as stored:
+        return set(stored.keys())
+
+
+def detach(model: Any) -> None:
+    """Take the adapter off again and free its memory."""
+    base = model.unload()
+    base.requires_grad_(False)
+    base.eval()
+    if hasattr(base, "peft_config"):
+        del base.peft_config
+    release_memory()
+
+
+def adapter_state(model: Any) -> dict[str, torch.Tensor]:
+    """The adapter's weights under the names of its file."""
+    from peft import get_peft_model_state_dict
+
+    return dict(get_peft_model_state_dict(model, save_embedding_layers=False))
+
+
+def restore(model: Any, state: dict[str, torch.Tensor]) -> None:
+    """Put weights taken with `adapter_state` back."""
+    from peft import set_peft_model_state_dict
+
+    set_peft_model_state_dict(model, state)
+
+
+def save_adapter(model: Any, folder: Path, base: Base) -> None:
+    """Write the adapter in PEFT's layout, so that `PeftModel.from_pretrained` loads it as it is.
+
+    The processor's settings go beside it. What was written is compared with the model.
+
+    Raises:
+        RuntimeError: The file lacks weights of the model, or holds others.
+    """
+    model.peft_config["default"].base_model_name_or_path = base.path
+    # embeddings are never trained; asking PEFT not to look spares it a call to the hub
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    card = folder / "README.md"
+    if card.exists():  # PEFT's template says text-generation and leaves every section empty
+        card.unlink()
+    base.vision.processor.save_pretrained(str(folder))
+    if differing := stored_names(folder) ^ set(adapter_state(model)):
+        raise RuntimeError(
+            f"{folder}: {len(differing)} weights differ from the model's: {sorted(differing)[0]}"
+        )
+
+
+def _check_targets(model: Any) -> None:
+    names = [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
+    if hit := [name for name in names if VISION_MODULE.search(name)]:
+        raise UserError(
+            f"lora.target_modules hits the vision tower ({hit[0]} and {len(hit) - 1} more); "
+            "restrict it to language_model"
+        )

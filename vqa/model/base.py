@@ -1,0 +1,259 @@
+"""The base model: loaded once per process, frozen, shared by every trial."""
+
+import importlib.resources
+import logging
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from vqa.config.check import NEED_OWN_DECODER
+from vqa.config.library import build
+from vqa.config.settings import Settings
+from vqa.errors import UserError
+from vqa.machine.device import choose_device, choose_dtype, limit_memory, release_memory
+from vqa.model.families.family import Family
+from vqa.model.families.processor import load_image_processor, load_processor
+from vqa.model.families.structure import (
+    Structure,
+    image_token,
+    lora_targets,
+    model_class,
+    read_structure,
+    structure_of,
+)
+from vqa.model.families.table import family_of
+from vqa.model.generic_prompt import PromptWriter
+from vqa.model.generic_text import GenericText
+from vqa.model.kernels.pointwise import use_compiler
+from vqa.model.letters import LetterTokens, letter_tokens
+from vqa.model.memory import does_not_fit
+from vqa.model.own_text import OwnText
+from vqa.model.plugs import Text
+from vqa.model.vision.cache import VisionCache
+from vqa.model.vision.generic_pictures import GenericPictures
+
+log = logging.getLogger(__name__)
+ASSET = "asset:"
+BLANK = ((64, 64), (512, 128))  # pixels of pictures whose places in a prompt are compared
+_resident: dict[tuple[Any, ...], "Base"] = {}
+
+
+@dataclass
+class Base:
+    """A frozen model with all that belongs to it.
+
+    Args:
+        model: Of transformers, for image-text-to-text.
+        tokenizer: Its tokenizer.
+        letters: Token ids of the option letters.
+        vision: Features of the pictures seen so far.
+        device: Where it computes.
+        dtype: In what type.
+        path: Hub id or folder, as configured.
+        family: What is special about its kind.
+        text: Questions and features to logits.
+        structure: Names of its modules.
+    """
+
+    model: Any
+    tokenizer: Any
+    letters: LetterTokens
+    vision: VisionCache
+    device: torch.device
+    dtype: torch.dtype
+    path: str
+    family: Family
+    text: Text
+    structure: Structure
+
+    @property
+    def image_token(self) -> int:
+        """Id of the placeholder for one visual token."""
+        return int(image_token(self.model.config))
+
+    @property
+    def is_own(self) -> bool:
+        """Whether our own decoder computes its language model: hidden states and soft prompts need that."""
+        return self.family.is_own(self.model.config)
+
+    def lora_targets(self, kind: str) -> str:
+        """What an adapter of that kind ("all_linear", "attention") is put on, as a regular expression."""
+        return lora_targets(self.family, self.structure, kind)
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text, special tokens in it recognised, none added."""
+        return self.ids_of([text])[0]
+
+    def ids_of(self, texts: list[str]) -> list[list[int]]:
+        """The same of several texts, faster than one by one."""
+        return list(self.tokenizer(texts, add_special_tokens=False)["input_ids"])
+
+
+def model_folder(path: str) -> str:
+    """Hub id or folder for `model.path`; `asset:name` is a model that comes with the package.
+
+    Raises:
+        UserError: A local folder was named that does not exist, or holds no model.
+    """
+    if path.startswith(ASSET):
+        return str(importlib.resources.files("vqa") / "assets" / path.removeprefix(ASSET))
+    local = Path(path).expanduser()
+    looks_local = path.startswith((".", "/", "~")) or local.exists()
+    if looks_local and not (local / "config.json").is_file():
+        raise UserError(
+            f"model.path={path}: no config.json there; "
+            "give a model folder or a hub id such as Qwen/Qwen3-VL-8B-Instruct"
+        )
+    return str(local) if looks_local else path
+
+
+def read_model_config(settings: Settings) -> Any:
+    """The model's own configuration, without its weights: from a folder, the cache or the hub.
+
+    Raises:
+        UserError: It cannot be read, or such models cannot be used here; said before any weight is read.
+    """
+    from transformers import AutoConfig
+
+    path = settings.model.path
+    try:
+        config: Any = AutoConfig.from_pretrained(
+            model_folder(path), revision=settings.model.revision, local_files_only=settings.env.offline
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(_cannot_load(path, error)) from error
+    model_class(config, path)
+    return config
+
+
+HINTS = {  # what the hub's refusals say -> what helps
+    "gated repo": "accept its terms at https://huggingface.co/{path}, then: export HF_TOKEN=your-token",
+    "401 Client Error": "the hub does not know the token: renew it, then: export HF_TOKEN=your-token",
+    "403 Client Error": "the token may not read this model: give it that right, or accept the model's terms",
+    "not a valid model identifier": "check the spelling; a private model needs: export HF_TOKEN=your-token",
+}
+
+
+def _cannot_load(path: str, error: Exception) -> str:
+    offline = "offline? put the model into HF_HOME first, or give model.path=/a/folder"
+    hint = next((hint.format(path=path) for words, hint in HINTS.items() if words in str(error)), offline)
+    return f"model.path={path} cannot be loaded: {str(error).splitlines()[0]} ({hint})"
+
+
+def load_base(settings: Settings) -> Base:
+    """Load the model, or take the one this process already holds.
+
+    A worker keeps one model: another one replaces it, so that two never lie in memory together.
+
+    Raises:
+        UserError: The model cannot be found, read or used.
+    """
+    device = choose_device(settings.env.device)
+    dtype = choose_dtype(settings.precision, device)
+    limit_memory(settings.budget.max_memory_gib, device)
+    use_compiler(settings.env.compile)
+    key = (settings.model.path, settings.model.revision, settings.quantization.name, device, dtype)
+    if key not in _resident:
+        _resident.clear()
+        release_memory()
+        _resident[key] = _load(settings, device, dtype)
+    base = _resident[key]
+    base.vision.limit(settings.image.cache_gib)
+    base.vision.use_disk(settings.image)
+    return base
+
+
+def _load(settings: Settings, device: torch.device, dtype: torch.dtype) -> Base:
+    from safetensors import SafetensorError
+    from transformers import AutoModelForImageTextToText, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    # transformers warns of its own deprecated call whenever PEFT touches a model
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # type: ignore[no-untyped-call]
+    # cuDNN's SDPA backward gave NaN for a tower with 64 patches on Hopper (pytorch issue 196678)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    folder = model_folder(settings.model.path)
+    where: dict[str, Any] = {"revision": settings.model.revision, "local_files_only": settings.env.offline}
+    log.info("loading %s (%s, %s) on %s", settings.model.path, settings.quantization.name, dtype, device)
+    config = read_model_config(settings)
+    family = family_of(config)
+    _refuse_needs(settings, family, config)
+    weights = _quantization(settings, config, dtype)
+    try:
+        # None would be taken for "not quantised" and overrule what a quantised checkpoint says of itself
+        quantized = {} if weights is None else {"quantization_config": weights}
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=dtype, device_map={"": device}, attn_implementation="sdpa", **quantized, **where
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, **where)
+        processor = load_image_processor(folder, config, family, where)
+    except (OSError, SafetensorError) as error:
+        raise UserError(_cannot_load(settings.model.path, error)) from error
+    except torch.OutOfMemoryError as error:
+        doing = f"{settings.model.path} ({settings.quantization.name})"
+        raise UserError(str(does_not_fit(doing, device, error))) from error
+    model.requires_grad_(False)
+    model.eval()
+    for module in model.modules():
+        # bitsandbytes would repack 4-bit weights for CPU inference: they could not be trained on after that,
+        # and the layout needs widths divisible by 64
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    letters = letter_tokens(lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    structure = structure_of(model)
+    if family.is_own(config):
+        cache = VisionCache(model, processor, settings.image.cache_gib)
+        text: Text = OwnText(model, tokenizer, device)
+    else:
+        whole = load_processor(folder, config, tokenizer, processor, where)
+        pictures = GenericPictures(model, whole, family, structure.pictures)
+        cache = VisionCache(model, processor, settings.image.cache_gib, pictures)
+        blank = [Image.new("RGB", size) for size in BLANK]
+        samples = [pictures.prepare(picture, settings.image).placeholder for picture in blank]
+        writer = PromptWriter(whole, tokenizer, family.template, samples)
+        text = GenericText(model, writer, family.shares_prefix, device)
+    return Base(model, tokenizer, letters, cache, device, dtype, settings.model.path, family, text, structure)
+
+
+def _refuse_needs(settings: Settings, family: Family, config: Any) -> None:
+    """Refuse what needs our own decoder where transformers' forward computes the model.
+
+    Raises:
+        UserError: What cannot be done, why, and what can.
+    """
+    method = settings.adapt.method
+    if method in NEED_OWN_DECODER and not family.is_own(config):
+        raise UserError(
+            f"adapt={method} needs a prompt or hidden states inside the decoder, and {config.model_type} is "
+            "computed by transformers' own forward, which gives letter logits only; "
+            "use adapt=tent, sar, consistency, views, zero or repair, or a Qwen2.5-VL or Qwen3-VL model"
+        )
+
+
+def _quantization(settings: Settings, config: Any, dtype: torch.dtype) -> Any | None:
+    """The quantisation to apply while loading; None leaves the checkpoint as it is."""
+    stored = getattr(config, "quantization_config", None)
+    wanted = settings.quantization.weights
+    if stored is not None:
+        four_bit = dict(stored).get("load_in_4bit", False)
+        kind = "nf4" if four_bit else "int8"
+        if wanted is not None and settings.quantization.name != kind:
+            raise UserError(
+                f"quantization={settings.quantization.name}, but {settings.model.path} is stored as {kind}; "
+                "use quantization=none to take it as it is"
+            )
+        return None
+    if wanted is None:
+        return None
+    extra: dict[str, Any] = {"bnb_4bit_compute_dtype": dtype} if wanted.get("load_in_4bit") else {}
+    if "llm_int8_skip_modules" not in wanted:  # the vision part and the vocabulary, by their real names
+        family = family_of(config)
+        extra["llm_int8_skip_modules"] = list(family.unquantised or read_structure(config).unquantised)
+    return build("quantization.weights", wanted, **extra)

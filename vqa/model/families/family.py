@@ -1,0 +1,65 @@
+"""What differs between kinds of vision-language models, as data."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+Budget = Callable[[Any, int, int], dict[str, Any]]
+
+
+def no_budget(_: Any, least: int, most: int) -> dict[str, Any]:
+    """The processor decides alone how many visual tokens a picture gets."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of model.
+
+    Args:
+        types: `model_type` of its configurations.
+        own_text: Text types that our own decoder computes; others go through transformers' forward.
+        own_tower: Whether our own code prepares its pictures and runs its tower.
+        shares_prefix: Whether the prefix may be computed once: held exact by
+        tests/model/families/test_families.py.
+        linear: Names of the linear layers that `lora=all_linear` adapts; "" takes all of its text layers.
+        attention: Those that `lora=attention` adapts.
+        unquantised: Modules that stay in 16 bits; () takes all that stand beside its language model.
+        template: Further arguments of its chat template.
+        budget: Image processor, least and most visual tokens to the processor's arguments.
+        image_processor: Loads the image processor, where transformers has none without torchvision.
+        looks_at_many: Whether its vision part takes several pictures of one shape at once, exactly.
+        no_vllm: Why vLLM serves base and adapter badly; "" where it does not.
+    """
+
+    types: tuple[str, ...]
+    own_text: tuple[str, ...] = ()
+    own_tower: bool = False
+    shares_prefix: bool = False
+    linear: str = ""
+    attention: str = "q_proj|k_proj|v_proj|o_proj"
+    unquantised: tuple[str, ...] = ()
+    template: Mapping[str, Any] = field(default_factory=lambda: {"enable_thinking": False})
+    budget: Budget = no_budget
+    image_processor: Callable[..., Any] | None = None
+    looks_at_many: bool = False
+    no_vllm: str = ""
+
+    def is_own(self, config: Any) -> bool:
+        """Whether our own decoder computes a model of this family with this configuration."""
+        return getattr(config.get_text_config(), "model_type", "") in self.own_text
+
+
+QWEN_LINEAR = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
+
+
+tested = partial(
+    Family, shares_prefix=True, looks_at_many=True, linear=QWEN_LINEAR
+)  # tests/model/families/test_families.py
+
+
+def pixel_budget(processor: Any, least: int, most: int) -> dict[str, Any]:
+    """Processors that scale a picture to an area: Qwen-VL's and what follows it."""
+    side = processor.patch_size * processor.merge_size
+    return {"size": {"shortest_edge": least * side**2, "longest_edge": most * side**2}}

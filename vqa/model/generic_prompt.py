@@ -1,0 +1,126 @@
+"""How a question becomes token ids for any model: its own chat template, cut where questions begin to differ.
+
+The cut is at the longest common beginning of several rendered questions, in tokens, not at a mark: templates
+put pictures in different places and join what stands before them into one token with them.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from vqa.config.settings import PromptSettings
+from vqa.errors import UserError
+from vqa.model.prompt import AS_WRITTEN, Order, answer_message, user_text
+from vqa.question import Question
+
+# Questions that differ in their first characters, with and without a picture: what all begin with is theirs.
+PROBES = [Question(text, None, "", text, (text, text, text, text)) for text in ("A", "0", "가", "\n", "- ?")]
+
+
+class PromptWriter:
+    """Writes prompts for one model.
+
+    Args:
+        processor: Knows the chat template and the image token.
+        tokenizer: Text to ids.
+        template: Further arguments of the chat template, such as enable_thinking.
+        placeholders: What may stand for a picture, of some pictures.
+    """
+
+    def __init__(
+        self, processor: Any, tokenizer: Any, template: Mapping[str, Any], placeholders: Sequence[str]
+    ) -> None:
+        self.processor, self.tokenizer, self.template = processor, tokenizer, dict(template)
+        self.placeholders = placeholders
+        self.prefixes: dict[tuple[str, str], torch.Tensor] = {}
+
+    def prefix(self, prompt: PromptSettings) -> torch.Tensor:
+        """(P,) ids that the prompts of all questions begin with; no picture reaches into it."""
+        key = prompt.system, prompt.user
+        if key not in self.prefixes:
+            rows = [
+                self.ids(prompt, probe, AS_WRITTEN, placeholder)
+                for probe in PROBES
+                for placeholder in (None, *self.placeholders)
+            ]
+            shortest = min(map(len, rows))
+            same = torch.stack([row[:shortest] == rows[0][:shortest] for row in rows]).all(0)
+            self.prefixes[key] = rows[0][: int(same.int().cumprod(0).sum())]
+        return self.prefixes[key]
+
+    def suffix(
+        self,
+        prompt: PromptSettings,
+        question: Question,
+        order: Order,
+        placeholder: str | None,
+        answered: bool,
+    ) -> torch.Tensor:
+        """(S,) ids after the prefix.
+
+        Raises:
+            UserError: The question's text runs into the prefix.
+        """
+        whole, prefix = self.ids(prompt, question, order, placeholder, answered), self.prefix(prompt)
+        if not torch.equal(whole[: len(prefix)], prefix):
+            raise UserError(
+                f"question {question.id}: its first characters join with the prompt before them into one "
+                "token; begin prompt.user with a word"
+            )
+        return whole[len(prefix) :]
+
+    def ids(
+        self,
+        prompt: PromptSettings,
+        question: Question,
+        order: Order,
+        placeholder: str | None,
+        answered: bool = False,
+    ) -> torch.Tensor:
+        """Token ids of a whole prompt.
+
+        Args:
+            prompt: The texts.
+            question: What is asked.
+            order: Which choice stands at a, b, c, d.
+            placeholder: What stands for the picture; None: without a picture.
+            answered: Go on with the gold letter and what ends the assistant's turn.
+        """
+        text = self._text(prompt, question, order, placeholder is not None, answered)
+        if placeholder is not None:
+            before, mark, after = text.partition(self.processor.image_token)
+            if not mark:
+                raise UserError(
+                    "model: its chat template puts no picture into the user's message "
+                    f"(no {self.processor.image_token}); choose another model"
+                )
+            text = before + placeholder + after
+        return torch.tensor(self.tokenizer([text], add_special_tokens=False)["input_ids"][0])
+
+    def _text(
+        self, prompt: PromptSettings, question: Question, order: Order, picture: bool, answered: bool
+    ) -> str:
+        from jinja2 import TemplateError
+
+        content = [{"type": "text", "text": user_text(prompt, question, order)}]
+        messages = [{"role": "user", "content": [{"type": "image"}, *content] if picture else content}]
+        if prompt.system:
+            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": prompt.system}]})
+        if answered:
+            messages.append(answer_message(question, order))
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    messages,
+                    chat_template=self.processor.chat_template,
+                    tokenize=False,
+                    add_generation_prompt=not answered,
+                    **self.template,
+                )
+            )
+        except TemplateError as error:
+            raise UserError(
+                f"model: its chat template refuses the prompt ({error}); "
+                "if it knows no system message: prompt.system='' and its text at the head of prompt.user"
+            ) from error

@@ -1,0 +1,144 @@
+"""Tree attention: one prefix, many suffixes, each seeing the prefix and itself.
+
+All questions of a micro-batch share the system prompt. Laid out as one row `prefix, suffix 1, suffix 2, ...`
+the prefix is computed once; this attention gives every suffix exactly the keys it would have had alone, so
+loss and gradients are those of the padded batch (tests/model/test_packing.py holds them to 1e-5). A prefix
+that was computed before stands outside the row, as its keys and values.
+
+Two ways, the same result: torch's scaled_dot_product_attention over a padded grid runs everywhere; on GPUs
+with FlashAttention the suffixes attend to the one copy of the prefix and to themselves in two kernels without
+padding, and the two parts are merged by their softmax denominators.
+
+Notation: P prefix tokens, B suffixes, S longest suffix, T tokens of the row, H heads, D head dim.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from vqa.model.kernels.flash import FlashTree, has_flash
+from vqa.model.kernels.tree import KeyValue, TreeLayout, attend_branches
+
+
+@dataclass
+class LayerTree:
+    """Who sees whom in one layer.
+
+    Args:
+        layout: Of the row.
+        outside: Keys and values of a prefix that is not in the row.
+    """
+
+    layout: TreeLayout
+    outside: KeyValue | None = None
+
+
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, tree: LayerTree
+) -> torch.Tensor:
+    """Attention of a row.
+
+    Args:
+        query: (T, H, D).
+        key: (T, H_kv, D), after rotary embedding; value alike.
+        scaling: Factor on the scores.
+        tree: Who sees whom.
+
+    Returns:
+        (T, H, D).
+    """
+    branches = tree.layout.branches
+    if branches is None:
+        return _attend(query, key, value, scaling, tree)
+    P, end = tree.layout.prefix, tree.layout.prefix + branches.start
+    upper = [_attend(query[:end], key[:end], value[:end], scaling, tree)] if end else []
+    before = (key[:P], value[:P]) if P else tree.outside
+    groups = query.shape[1] // key.shape[1]
+    prefix = (_repeat(before[0], groups), _repeat(before[1], groups)) if before else None
+    keys, values = _repeat(key[P:], groups), _repeat(value[P:], groups)
+    return torch.cat([*upper, attend_branches(query[P:], keys, values, prefix, branches, scaling)])
+
+
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, tree: LayerTree
+) -> torch.Tensor:
+    outside = tree.outside or (None, None)
+    if has_flash(query):
+        found: torch.Tensor = FlashTree.apply(query, key, value, *outside, tree.layout, scaling)  # type: ignore[no-untyped-call]
+        return found
+    return _padded_grid(query, key, value, outside, tree.layout, scaling)
+
+
+def _padded_grid(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    outside: tuple[torch.Tensor | None, torch.Tensor | None],
+    layout: TreeLayout,
+    scaling: float,
+) -> torch.Tensor:
+    P, groups = layout.prefix, query.shape[1] // key.shape[1]
+    parts = []
+    if P:
+        q, k, v = _heads_first(query[:P], key[:P], value[:P], groups)
+        head = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
+        parts.append(head[0].transpose(0, 1))
+    if layout.longest:
+        before = (key[:P], value[:P]) if P else outside
+        parts.append(_suffixes(query[P:], key[P:], value[P:], before, layout, scaling))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _suffixes(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    before: tuple[torch.Tensor | None, torch.Tensor | None],
+    layout: TreeLayout,
+    scaling: float,
+) -> torch.Tensor:
+    # right padding is seen by nobody, its own results are dropped below
+    groups = query.shape[1] // key.shape[1]
+    q, k, v = (_grid(x, layout) for x in (query, key, value))  # (B, S, H, D)
+    B, S = layout.gather.shape
+    if before[0] is None or before[1] is None:
+        q, k, v = (x.transpose(1, 2) for x in (q, _repeat(k, groups), _repeat(v, groups)))
+        found = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
+    else:
+        k = torch.cat([before[0].expand(B, -1, -1, -1), k], dim=1)
+        v = torch.cat([before[1].expand(B, -1, -1, -1), v], dim=1)
+        mask = _lower_right(S, k.shape[1], q.device)
+        q, k, v = (x.transpose(1, 2) for x in (q, _repeat(k, groups), _repeat(v, groups)))
+        found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
+    rows = found.transpose(1, 2).flatten(0, 1)  # (B * S, H, D)
+    return rows if layout.even else rows.index_select(0, layout.scatter)
+
+
+def _grid(x: torch.Tensor, layout: TreeLayout) -> torch.Tensor:
+    """(T - P, H, D) -> (B, S, H, D)."""
+    if not layout.even:
+        x = x.index_select(0, layout.gather.flatten())
+    return x.reshape(*layout.gather.shape, *x.shape[1:])
+
+
+def _heads_first(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, groups: int
+) -> list[torch.Tensor]:
+    """(P, H, D) each -> (1, H, P, D)."""
+    return [x.transpose(0, 1)[None] for x in (query, _repeat(key, groups), _repeat(value, groups))]
+
+
+def _repeat(x: torch.Tensor, groups: int) -> torch.Tensor:
+    """Copy key/value heads for grouped queries; SDPA's own enable_gqa has no fast path with this mask."""
+    return x if groups == 1 else x.repeat_interleave(groups, dim=-2)
+
+
+def _lower_right(S: int, keys: int, device: torch.device) -> torch.Tensor:
+    """Token i of a suffix sees the prefix and tokens 0..i of its suffix."""
+    if device.type == "cuda":
+        from torch.nn.attention.bias import causal_lower_right  # a tag that selects the fused kernel
+
+        mask: torch.Tensor = causal_lower_right(S, keys)
+        return mask
+    return torch.ones(S, keys, dtype=torch.bool, device=device).tril(keys - S)

@@ -1,0 +1,211 @@
+"""The decoder's elementwise parts, each with its backward; fused into one kernel on a GPU.
+
+Notation: T tokens, H heads, D head dim. Forward formulas are those of transformers' Qwen2.5-VL and Qwen3-VL;
+backward formulas follow from them and are tested against autograd (tests/model/kernels/test_pointwise.py).
+"""
+
+import functools
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+import torch.nn.functional as F
+
+log = logging.getLogger(__name__)
+Inputs = ParamSpec("Inputs")
+Output = TypeVar("Output")
+_compiling = True
+_alone = threading.RLock()  # what one thread compiles disturbs the compiled calls of others meanwhile
+
+
+def use_compiler(enabled: bool) -> None:
+    """Whether GPU kernels are compiled (`env.compile`); without, the same formulas run one by one."""
+    global _compiling
+    _compiling = enabled
+
+
+def fused(function: Callable[Inputs, Output]) -> Callable[Inputs, Output]:
+    """Compile a function the first time it meets GPU tensors; on a CPU it runs as it is.
+
+    A machine without a C compiler cannot compile: that is said once, and the plain formulas are used.
+    """
+    compiled: Any = None
+
+    @functools.wraps(function)
+    def call(*args: Inputs.args, **kwargs: Inputs.kwargs) -> Output:
+        nonlocal compiled
+        first = args[0]
+        if not (_compiling and isinstance(first, torch.Tensor) and first.is_cuda):
+            return function(*args, **kwargs)
+        if compiled is None:  # not at import: that alone takes a second
+            compiled = torch.compile(function)
+        try:
+            with _alone:
+                return compiled(*args, **kwargs)  # type: ignore[no-any-return]
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            log.warning(
+                "GPU kernels cannot be compiled here (%s); going on without, slower. "
+                "Install a C compiler, or set env.compile=false",
+                str(error).splitlines()[0],
+            )
+            use_compiler(False)
+            return function(*args, **kwargs)
+
+    return call
+
+
+@fused
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Root-mean-square norm over the last dimension, in float32 at least (Zhang & Sennrich 2019)."""
+    return weight * _normed(x, eps)[0].to(x.dtype)
+
+
+@fused
+def rms_norm_backward(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None
+) -> torch.Tensor:
+    """Gradient of `rms_norm` by x, plus the gradient of the residual connection around it."""
+    dx = _norm_gradient(grad, x, weight, eps)
+    return (dx if residual is None else dx + _wide(residual)).to(x.dtype)
+
+
+@fused
+def rms_norm_weight_gradient(grad: torch.Tensor, x: torch.Tensor, eps: float) -> torch.Tensor:
+    """Gradient of `rms_norm` by its weight, summed over rows in float32; for test-time adaptation."""
+    return (_wide(grad) * _normed(x, eps)[0]).sum(0)
+
+
+@fused
+def rotate(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, weight: torch.Tensor | None, eps: float
+) -> torch.Tensor:
+    """Norm of each head where the family has one (Qwen3), then the rotary embedding.
+
+    Args:
+        x: (T, H, D).
+        cos: (T, D); sin alike.
+        weight: (D,) of the norm, or None.
+        eps: Of the norm.
+    """
+    if weight is not None:
+        x = weight * _normed(x, eps)[0].to(x.dtype)
+    return x * cos[:, None] + _half_turn(x) * sin[:, None]
+
+
+@fused
+def rotate_wide(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """The vision towers' rotary embedding, in float32 whatever the type of x (T, H, D); cos, sin (T, D)."""
+    wide = x.float()
+    return (wide * cos[:, None].float() + _half_turn(wide) * sin[:, None].float()).to(x.dtype)
+
+
+@fused
+def tower_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """`rms_norm` for the vision tower, compiled apart: one kernel for rows of any width is a slower one."""
+    return weight * _normed(x, eps)[0].to(x.dtype)
+
+
+@fused
+def rotate_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor | None,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    weight: torch.Tensor | None,
+    eps: float,
+) -> torch.Tensor:
+    """Gradient of `rotate` by x; x is needed only for the norm. A half turn's transpose is minus itself."""
+    back = _turned_back(grad, cos, sin)
+    if weight is None or x is None:
+        return back
+    return _norm_gradient(back, x, weight, eps).to(x.dtype)
+
+
+@fused
+def rotate_weight_gradient(
+    grad: torch.Tensor, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """Gradient of `rotate` by the norm's weight (D,), summed over tokens and heads in float32."""
+    return (_wide(_turned_back(grad, cos, sin)) * _normed(x, eps)[0]).sum((0, 1))
+
+
+@fused
+def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up (Shazeer 2020)."""
+    return F.silu(gate) * up
+
+
+@fused
+def swiglu_backward(
+    grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The forward value again, and the gradients by gate and up."""
+    g, u, d = _wide(gate), _wide(up), _wide(grad)
+    sigmoid = torch.sigmoid(g)
+    silu = g * sigmoid
+    by_gate = d * u * (sigmoid + silu * (1 - sigmoid))
+    return (silu * u).to(gate.dtype), by_gate.to(gate.dtype), (d * silu).to(up.dtype)
+
+
+@fused
+def int8_to_float(values: torch.Tensor, largest: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """INT8 weights (out, in) in another type; `largest` (out,) is the absolute value that 127 stands for.
+
+    Source: bitsandbytes' row-wise quantisation (Dettmers et al. 2022, LLM.int8()).
+    """
+    wide = torch.promote_types(dtype, torch.float32)
+    return (values.to(wide) * (largest.to(wide) / 127)[:, None]).to(dtype)
+
+
+@fused
+def column_products(grad: torch.Tensor, result: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """(out,) sum over T of grad * (result - bias), both (T, out), in float32 at least."""
+    value = _wide(result) if bias is None else _wide(result) - _wide(bias)
+    return (_wide(grad) * value).sum(0)
+
+
+@fused
+def merge(
+    out: torch.Tensor, log_sum: torch.Tensor, other: torch.Tensor, other_log_sum: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention over two sets of keys from the results over each.
+
+    Args:
+        out: (T, H, D) result over the first set; other alike.
+        log_sum: (H, T) log of the softmax denominators; other_log_sum alike.
+
+    Returns:
+        (T, H, D) and (H, T) over both sets.
+    """
+    both = torch.logaddexp(log_sum, other_log_sum)
+    first = torch.exp(log_sum - both).transpose(0, 1)[..., None]
+    second = torch.exp(other_log_sum - both).transpose(0, 1)[..., None]
+    return (_wide(out) * first + _wide(other) * second).to(out.dtype), both
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    """In float32 where the type is narrower: half precision is too coarse for sums over a row."""
+    return x.float() if x.element_size() < 4 else x
+
+
+def _turned_back(grad: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    return grad * cos[:, None] - _half_turn(grad * sin[:, None])
+
+
+def _half_turn(x: torch.Tensor) -> torch.Tensor:
+    half = x.shape[-1] // 2
+    return torch.cat([-x[..., half:], x[..., :half]], dim=-1)
+
+
+def _normed(x: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    values = _wide(x)
+    scale = torch.rsqrt(values.pow(2).mean(-1, keepdim=True) + eps)
+    return values * scale, scale
+
+
+def _norm_gradient(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    normed, scale = _normed(x, eps)
+    weighted = _wide(grad * weight)
+    return scale * (weighted - normed * (weighted * normed).mean(-1, keepdim=True))

@@ -1,0 +1,94 @@
+"""Letter logits by our own decoder: one packed row, the prefix once (`packing.py`, `decoder.py`)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from vqa.config.settings import PromptSettings
+from vqa.model.decoder import Recompute, answer_logits, prefix_key_values
+from vqa.model.kernels.tree import KeyValue
+from vqa.model.packing import PackedBatch, Suffix, is_short, pack, pack_orders, pack_prefix
+from vqa.model.prompt import AS_WRITTEN, Order, render
+from vqa.model.vision.features import VisionFeatures
+from vqa.question import Question
+
+
+class OwnText:
+    """The language model of Qwen2.5-VL or Qwen3-VL; a `vqa.model.plugs.Text`.
+
+    Args:
+        model: The whole model, with or without adapters in its layers.
+        tokenizer: Its tokenizer.
+        device: Where it computes.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, device: torch.device) -> None:
+        self.model, self.tokenizer, self.device = model, tokenizer, device
+
+    @property
+    def image_token(self) -> int:
+        """Id of the placeholder for one visual token."""
+        return int(self.model.config.image_token_id)
+
+    def prefix(self, prompt: PromptSettings, question: Question) -> torch.Tensor:
+        """(P,) ids of what stands before the picture."""
+        return self._ids(render(self.tokenizer, prompt, question, AS_WRITTEN).prefix)
+
+    def suffix(
+        self,
+        prompt: PromptSettings,
+        question: Question,
+        order: Order,
+        features: VisionFeatures | None,
+        answered: bool,
+    ) -> torch.Tensor:
+        """(S,) ids from the picture on; without features the picture's marks go too."""
+        ids = self._ids(render(self.tokenizer, prompt, question, order, answered).suffix)
+        placeholder = ids == self.image_token
+        if features is None:
+            config = self.model.config
+            marks = placeholder | (ids == config.vision_start_token_id) | (ids == config.vision_end_token_id)
+            return ids[~marks]
+        return ids.repeat_interleave(torch.where(placeholder, len(features.pooled), 1))
+
+    def lengths(self, prompt: PromptSettings, questions: Sequence[Question]) -> list[int]:
+        """Tokens of each suffix without its picture."""
+        texts = [render(self.tokenizer, prompt, q, AS_WRITTEN).suffix for q in questions]
+        return [len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+    def shares(self, prefix: torch.Tensor, suffixes: Sequence[Suffix]) -> bool:
+        """Whether computing the prefix once costs less than repeating it."""
+        return not is_short(prefix, suffixes)
+
+    def batch(
+        self, prefix: torch.Tensor, suffixes: Sequence[Suffix], outside: bool, conversation: bool
+    ) -> PackedBatch:
+        """Lay out a micro-batch as one row."""
+        pad_token = self.tokenizer.pad_token_id
+        return pack(prefix, suffixes, self.image_token, pad_token, self.device, outside, conversation)
+
+    def orders_batch(
+        self, prefix: torch.Tensor, asked: Sequence[Sequence[Suffix]], outside: bool
+    ) -> PackedBatch:
+        """Questions that are each asked several times: what a question's suffixes begin with stands once."""
+        return pack_orders(prefix, asked, self.image_token, self.device, outside)
+
+    def logits(self, batch: PackedBatch, known: list[KeyValue] | None, recompute: Recompute) -> torch.Tensor:
+        """(N, V) at the places that are read."""
+        return answer_logits(self.model, batch.row, known, recompute)
+
+    def prefix_states(self, prefix: torch.Tensor, recompute: Recompute = "nothing") -> list[KeyValue]:
+        """Keys and values (P, H_kv, D) of the prefix (P,) in every layer."""
+        return prefix_key_values(self.model, pack_prefix(prefix, self.device), recompute)
+
+    def tensors(self, known: list[KeyValue]) -> list[torch.Tensor]:
+        """What `prefix_states` gave, one after the other."""
+        return [tensor for pair in known for tensor in pair]
+
+    def with_tensors(self, _: list[KeyValue], tensors: Sequence[torch.Tensor]) -> list[KeyValue]:
+        """The same states with other tensors."""
+        return list(zip(tensors[::2], tensors[1::2], strict=True))
+
+    def _ids(self, text: str) -> torch.Tensor:
+        return torch.tensor(self.tokenizer([text], add_special_tokens=False)["input_ids"][0])

@@ -1,0 +1,75 @@
+"""Where models differ in text: how ids and features become logits (`vision/pictures.py`: in pictures)."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from vqa.config.settings import PromptSettings
+from vqa.model.decoder import Recompute
+from vqa.model.packing import Conversation, Suffix
+from vqa.model.prompt import Order
+from vqa.model.vision.features import VisionFeatures
+from vqa.question import Question
+
+
+class Batch(Protocol):
+    """A micro-batch on the device."""
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """(B,) index of each gold choice's letter, -1 when unknown."""
+
+    @property
+    def conversation(self) -> Conversation | None:
+        """What every token teaches; None: only the answers are asked for."""
+
+
+class Text(Protocol):
+    """A language model: vqa/model/own_text.py for Qwen-VL's, vqa/model/generic_text.py for any.
+
+    What `prefix_states` gives is for `logits` of the same plug alone.
+    """
+
+    @property
+    def image_token(self) -> int:
+        """Id of the placeholder for one visual token."""
+
+    def prefix(self, prompt: PromptSettings, question: Question) -> torch.Tensor:
+        """(P,) ids of what stands before the picture, the same for every question."""
+
+    def suffix(
+        self,
+        prompt: PromptSettings,
+        question: Question,
+        order: Order,
+        features: VisionFeatures | None,
+        answered: bool,
+    ) -> torch.Tensor:
+        """(S,) ids of the rest, up to where the answer goes, or to the end of turn."""
+
+    def lengths(self, prompt: PromptSettings, questions: Sequence[Question]) -> list[int]:
+        """Tokens of each suffix without its picture."""
+
+    def shares(self, prefix: torch.Tensor, suffixes: Sequence[Suffix]) -> bool:
+        """Whether the prefix may be computed once, and that costs less than repeating it."""
+
+    def batch(
+        self, prefix: torch.Tensor, suffixes: Sequence[Suffix], outside: bool, conversation: bool
+    ) -> Any:
+        """Lay out a micro-batch; `outside`: without the prefix; `conversation`: every token is taught."""
+
+    def orders_batch(self, prefix: torch.Tensor, asked: Sequence[Sequence[Suffix]], outside: bool) -> Any:
+        """Lay out questions that are each asked several times, with the same picture."""
+
+    def logits(self, batch: Any, known: Any, recompute: Recompute) -> torch.Tensor:
+        """(N, V) at the places that are read; `known`: the prefix's states, when it is not in the batch."""
+
+    def prefix_states(self, prefix: torch.Tensor, recompute: Recompute = "nothing") -> Any:
+        """What the prefix (P,) leaves in every layer."""
+
+    def tensors(self, known: Any) -> list[torch.Tensor]:
+        """The tensors of such states."""
+
+    def with_tensors(self, known: Any, tensors: Sequence[torch.Tensor]) -> Any:
+        """The same states with other tensors."""

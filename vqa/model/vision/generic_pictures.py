@@ -1,0 +1,152 @@
+"""Pictures to vision features by transformers' own processor and tower, for models without a tower of ours.
+
+Notation: N visual tokens of a picture, C hidden size.
+"""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from vqa.config.settings import ImageSettings
+from vqa.data.image import UNLIMITED_TOKENS
+from vqa.machine.device import release_memory
+from vqa.model.families.family import Family
+from vqa.model.vision.features import VisionFeatures
+
+VALUES_AT_ONCE = 32 * 512 * 512 * 3  # numbers of pixels in one pass: bounds the memory, and fills the device
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One picture, ready for the tower.
+
+    Args:
+        tensors: What the model's `get_image_features` takes.
+        placeholder: What stands for the picture in the text, one image token per visual token in it.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    placeholder: str
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Pictures of equal shapes can be looked at together."""
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
+
+
+class GenericPictures:
+    """The frozen vision part of one model.
+
+    Args:
+        model: The whole model; only what stands beside its language model is used.
+        processor: The model's processor.
+        family: How a budget of visual tokens becomes the processor's arguments.
+        parts: Names of the modules that pictures go through.
+    """
+
+    merge = 1  # of the grid that is kept with features: in patches, as the model wants it
+
+    def __init__(self, model: Any, processor: Any, family: Family, parts: Sequence[str]) -> None:
+        self.model, self.processor, self.family = model, processor, family
+        self.visual = torch.nn.ModuleList(model.get_submodule(name) for name in parts)
+        self.device: torch.device = model.get_output_embeddings().weight.device
+        self.accepted = set(inspect.signature(model.model.get_image_features).parameters)
+
+    def prepare(self, picture: Image.Image, image: ImageSettings) -> Prepared:
+        """Scale and cut an RGB picture as the model's processor does, within the budget of visual tokens."""
+        most = image.max_visual_tokens or UNLIMITED_TOKENS
+        budget = self.family.budget(self.processor.image_processor, image.min_visual_tokens, most)
+        found = self.processor(
+            images=[picture],
+            text=[self.processor.image_token],
+            images_kwargs=budget,
+            add_special_tokens=False,
+            return_text_replacement_offsets=True,
+            return_tensors="pt",
+        )
+        (replaced,) = found["text_replacement_offsets"][0]
+        tensors = {
+            name: tensor
+            for name, tensor in found.items()
+            if name in self.accepted and isinstance(tensor, torch.Tensor)
+        }
+        return Prepared(tensors, replaced["replacement"])
+
+    def join(self, parts: Sequence[Prepared]) -> list[Prepared]:
+        """Several pictures for one call of `features`."""
+        return list(parts)
+
+    def features(self, pictures: Sequence[Prepared]) -> list[VisionFeatures]:
+        """What the model makes of each picture, on the device."""
+        if self.is_parked:
+            self.visual.to(self.device)
+        return [found for part in self._passes(pictures) for found in self._in_one_pass(part)]
+
+    def _in_one_pass(self, pictures: Sequence[Prepared]) -> list[VisionFeatures]:
+        tensors = {
+            name: torch.cat([p.tensors[name] for p in pictures]).to(self.device)
+            for name in pictures[0].tensors
+        }
+        tensors = {
+            name: x.to(self.model.dtype) if x.is_floating_point() else x for name, x in tensors.items()
+        }
+        with torch.no_grad():
+            output = self.model.get_image_features(**tensors, return_dict=True)
+        listed = isinstance(output.pooler_output, (tuple, list))
+        pooled = _by_picture(output.pooler_output, len(pictures))
+        taps = [_by_picture(tap, len(pictures)) for tap in getattr(output, "deepstack_features", None) or ()]
+        return [
+            VisionFeatures(
+                pooled=pooled[i],
+                deepstack=tuple(tap[i] for tap in taps),
+                grid=(1, len(pooled[i])),
+                grid_thw=_grid(picture, len(pooled[i])),
+                placeholder=picture.placeholder,
+                listed=listed,
+            )
+            for i, picture in enumerate(pictures)
+        ]
+
+    def _passes(self, pictures: Sequence[Prepared]) -> Iterator[list[Prepared]]:
+        """Neighbours of one shape together, as many as the tower takes; where it takes several at all."""
+        part: list[Prepared] = []
+        for picture in pictures:
+            size = sum(tensor.numel() for tensor in picture.tensors.values())
+            full = (len(part) + 1) * size > VALUES_AT_ONCE or not self.family.looks_at_many
+            if part and (full or picture.shapes != part[0].shapes):
+                yield part
+                part = []
+            part.append(picture)
+        if part:
+            yield part
+
+    @property
+    def is_parked(self) -> bool:
+        """Whether it waits in host memory."""
+        return any(weight.device != self.device for weight in self.visual.parameters())
+
+    def park(self) -> None:
+        """Keep the vision part in host memory until a picture needs it; when the GPU's memory is short."""
+        self.visual.to("cpu")
+        release_memory()
+
+
+def _by_picture(found: Any, pictures: int) -> list[torch.Tensor]:
+    """(N, C) of each picture, from one tensor a picture or from one tensor of equal parts."""
+    if isinstance(found, (tuple, list)):
+        if len(found) == pictures:
+            return [part.flatten(0, -2) for part in found]
+        found = torch.cat([part.flatten(0, -2) for part in found])
+    return list(found.flatten(0, -2).chunk(pictures))
+
+
+def _grid(picture: Prepared, tokens: int) -> tuple[int, int, int]:
+    grid = picture.tensors.get("image_grid_thw")
+    if grid is None:
+        return 1, 1, tokens
+    frames, height, width = grid[0].tolist()
+    return frames, height, width

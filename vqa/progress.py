@@ -1,0 +1,133 @@
+"""All that training code knows of who watches: report a score to the sweep, and show how far it has come.
+
+On a terminal without a sweep, a bar shows it; while trials run, the live table does.
+
+Outside a sweep every function here does nothing. What training code has to keep to, inside:
+
+- Steps count up from 1 within a trial, several to a fold: step n means that n units of the pruner's resource
+  are spent. Do not report the very last one: a trial that is paid for in full should end COMPLETE.
+- A trial that was cut off runs again and may report its steps again from any point on: steps that are
+  already on record are skipped, and the sweep itself asks the pruner about the last of them before the job
+  starts. Only `report_questions` must be called again for the folds that were already finished.
+- `report` is heeded when `reports_by()` is "part", `report_questions` when it is "question": calling both
+  is fine.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Literal, Protocol
+
+By = Literal["part", "question"]
+ProgressSink = Callable[[str, int, int], None]
+
+
+class Pruned(Exception):  # noqa: N818  (it is no error)
+    """The sweep has seen enough of this trial. A success of the pruner, not an error."""
+
+
+class Reporter(Protocol):
+    """What receives the reports of one trial."""
+
+    by: By
+
+    def report(self, value: float, step: int) -> bool:
+        """Take one intermediate score; say whether the trial should stop."""
+
+    def report_questions(self, values: Mapping[int, float]) -> bool:
+        """Take scores question by question; say whether the trial should stop."""
+
+
+_reporter: ContextVar[Reporter | None] = ContextVar("reporter", default=None)
+_progress: ContextVar[ProgressSink | None] = ContextVar("progress", default=None)
+
+
+def reports_by() -> By:
+    """What one step of a report is: a part of a fold, or one question (WilcoxonPruner compares those)."""
+    reporter = _reporter.get()
+    return "part" if reporter is None else reporter.by
+
+
+def report(value: float, step: int) -> None:
+    """Report the score so far of the running trial.
+
+    Args:
+        value: The objective's present estimate (mean NLL over the questions scored so far).
+        step: Which report of the trial this is, from 1; a pruner's `max_resource` counts these.
+
+    Raises:
+        Pruned: The trial is hopeless; let it pass through.
+    """
+    reporter = _reporter.get()
+    if reporter is not None and reporter.report(value, step):
+        raise Pruned(f"pruned at step {step} with {value:.4f}")
+
+
+def report_questions(values: Mapping[int, float]) -> None:
+    """Report the scores of single questions, for pruners that pair them with the best trial's.
+
+    Args:
+        values: NLL by question index; the same index is the same question in every trial.
+
+    Raises:
+        Pruned: The trial is hopeless; let it pass through.
+    """
+    reporter = _reporter.get()
+    if reporter is not None and reporter.report_questions(values):
+        raise Pruned(f"pruned after {len(values)} more questions")
+
+
+def progress(text: str, done: int, total: int) -> None:
+    """Show how far the present piece of work is; costs nothing when nobody watches.
+
+    Args:
+        text: What is being worked on, for instance "fold 2 of 3, epoch 1".
+        done: Pieces finished.
+        total: Pieces in all.
+    """
+    sink = _progress.get()
+    if sink is not None:
+        sink(text, done, total)
+
+
+@contextmanager
+def reporting_to(reporter: Reporter) -> Iterator[None]:
+    """Send the reports of the code inside to `reporter`."""
+    token = _reporter.set(reporter)
+    try:
+        yield
+    finally:
+        _reporter.reset(token)
+
+
+@contextmanager
+def progress_to(sink: ProgressSink) -> Iterator[None]:
+    """Send the progress of the code inside to `sink`, called as sink(text, done, total)."""
+    token = _progress.set(sink)
+    try:
+        yield
+    finally:
+        _progress.reset(token)
+
+
+@contextmanager
+def shown_progress() -> Iterator[None]:
+    """Show a bar for whatever reports progress inside the block; nothing when output is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=console) as bars:
+
+        def show(text: str, done: int, total: int) -> None:
+            if text not in tasks:
+                tasks[text] = bars.add_task(text, total=total)
+            bars.update(tasks[text], completed=done, total=total)
+
+        with progress_to(show):
+            yield

@@ -1,0 +1,220 @@
+"""What data look like before training: balance, twins, hints, sizes, lengths, a floor without pictures."""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqa.config.settings import Settings
+from vqa.data.image import ImageError, load_image, tower_size
+from vqa.model.prompt import render
+from vqa.question import LETTERS, Question
+from vqa.report.facts import picture_size
+from vqa.results.metrics import accuracy_interval
+
+HASH_SIDE = 8
+NEAR_BITS = 4  # of 64: a picture saved again differs in 0 to 2 bits, unrelated ones in about 32
+MOST_HASHED = 6000  # pictures compared with each other: 18 million pairs, seconds
+FOLDS = 5
+FLAT = 3.0  # mean step of brightness below which a picture has no structure to compare (0..255)
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Pictures that are the same, or nearly: the pairs, each as two (part, id)."""
+
+    pairs: list[tuple[tuple[str, str], tuple[str, str]]]
+
+    @property
+    def across(self) -> list[tuple[tuple[str, str], tuple[str, str]]]:
+        """Pairs between two parts: what is learned from one leaks into the score of the other."""
+        return [pair for pair in self.pairs if pair[0][0] != pair[1][0]]
+
+
+def letter_balance(questions: Sequence[Question]) -> dict[str, int]:
+    """How often each letter is the right one."""
+    counts = Counter(q.answer for q in questions)
+    return {letter: counts[letter] for letter in LETTERS}
+
+
+def exact_twins(parts: Mapping[str, Sequence[Question]]) -> Twins:
+    """Pairs of questions on pictures of the same bytes; each with the first that has the picture."""
+    first: dict[str, tuple[str, str]] = {}
+    pairs = []
+    for part, questions in parts.items():
+        for q in questions:
+            if not q.image_sha256:
+                continue
+            if q.image_sha256 in first:
+                pairs.append((first[q.image_sha256], (part, q.id)))
+            first.setdefault(q.image_sha256, (part, q.id))
+    return Twins(pairs)
+
+
+def near_twins(parts: Mapping[str, Sequence[Question]]) -> Twins:
+    """Pairs of different files that show nearly the same: scaled, recompressed, slightly cropped.
+
+    Source: difference hash, N. Krawetz (2013), "Kind of like that": signs of 8 x 8 horizontal steps.
+    """
+    unique: dict[str, tuple[str, Question]] = {}
+    for part, questions in parts.items():
+        for q in questions:
+            if q.image is not None:
+                unique.setdefault(q.image_sha256, (part, q))
+    entries = list(unique.values())[:MOST_HASHED]
+    with ThreadPoolExecutor(4) as pool:
+        hashes = list(pool.map(lambda entry: difference_hash(entry[1].image), entries))
+    kept = [(entry, value) for entry, value in zip(entries, hashes, strict=True) if value is not None]
+    values = np.array([value for _, value in kept], dtype=np.uint64)
+    pairs = []
+    for i in range(len(values) - 1):
+        for j in np.flatnonzero(np.bitwise_count(values[i + 1 :] ^ values[i]) <= NEAR_BITS) + i + 1:
+            (part_a, a), (part_b, b) = kept[i][0], kept[int(j)][0]
+            pairs.append(((part_a, a.id), (part_b, b.id)))
+    return Twins(pairs)
+
+
+def difference_hash(path: Path | None) -> int | None:
+    """64 bits of a picture's coarse structure; None where it has none, or cannot be read."""
+    if path is None:
+        return None
+    try:
+        small = load_image(path).convert("L").resize((HASH_SIDE + 1, HASH_SIDE))
+    except ImageError:
+        return None
+    pixels = np.asarray(small, dtype=np.int16)
+    steps = np.diff(pixels, axis=1)
+    if np.abs(steps).mean() < FLAT:
+        return None
+    return int("".join("1" if step else "0" for step in (steps > 0).ravel()), 2)
+
+
+def equal_options(questions: Sequence[Question]) -> list[str]:
+    """Ids of questions with two equal options."""
+    return [q.id for q in questions if len({choice.strip() for choice in q.choices}) < len(LETTERS)]
+
+
+def contradictions(questions: Sequence[Question]) -> list[tuple[str, str]]:
+    """Pairs of ids that ask the same of the same picture, with other right answers."""
+    asked: dict[tuple[str, str], list[Question]] = defaultdict(list)
+    for q in questions:
+        if q.answer and q.image_sha256:
+            asked[q.image_sha256, q.text.strip()].append(q)
+    return [
+        (same[0].id, other.id)
+        for same in asked.values()
+        for other in same[1:]
+        if _gold(other) != _gold(same[0])
+    ]
+
+
+def hinted(questions: Sequence[Question]) -> list[str]:
+    """Ids of questions whose text holds the right option and none of the others."""
+    found = []
+    for q in questions:
+        inside = [choice.strip().lower() in q.text.lower() for choice in q.choices]
+        if q.answer and sum(inside) == 1 and inside[LETTERS.index(q.answer)]:
+            found.append(q.id)
+    return found
+
+
+def longest_is_right(questions: Sequence[Question]) -> float | None:
+    """Share of labelled questions whose right option is the longest one alone; 0.25 is what chance gives."""
+    labelled = [q for q in questions if q.answer]
+    if not labelled:
+        return None
+    longest = [
+        max(range(4), key=lambda i: len(q.choices[i])) == LETTERS.index(str(q.answer)) for q in labelled
+    ]
+    return sum(longest) / len(longest)
+
+
+def text_floor(questions: Sequence[Question], seed: int) -> dict[str, Any] | None:
+    """Accuracy of a small learner that never sees a picture: what words alone give away.
+
+    Each option is scored from its words, their company in the question, its letter and its length; five folds
+    by picture. A fine-tuned model that scores no better does not look.
+
+    Returns:
+        `accuracy`, `low`, `high` (95 % Wilson) and `n`; None with fewer than 50 labelled questions.
+    """
+    from sklearn.feature_extraction import FeatureHasher
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GroupKFold
+
+    labelled = [q for q in questions if q.answer]
+    groups = [q.image_sha256 or q.id for q in labelled]
+    if len(labelled) < 50 or len(set(groups)) < FOLDS:
+        return None
+    features = FeatureHasher(2**16, input_type="string").transform(
+        [_words(q, i) for q in labelled for i in range(len(LETTERS))]
+    )
+    right = np.array([LETTERS[i] == q.answer for q in labelled for i in range(len(LETTERS))])
+    correct = 0
+    folds = GroupKFold(FOLDS, shuffle=True, random_state=seed)
+    for train, test in folds.split(labelled, groups=groups):
+        learner = LogisticRegression(C=1.0, max_iter=200).fit(features[_rows(train)], right[_rows(train)])
+        scores = learner.decision_function(features[_rows(test)]).reshape(-1, len(LETTERS))
+        correct += int(
+            right[_rows(test)].reshape(-1, len(LETTERS))[np.arange(len(test)), scores.argmax(1)].sum()
+        )
+    low, high = accuracy_interval(correct, len(labelled))
+    return {"accuracy": correct / len(labelled), "low": low, "high": high, "n": len(labelled)}
+
+
+def _rows(questions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The four rows of each question."""
+    rows: NDArray[np.int64] = (questions[:, None] * len(LETTERS) + np.arange(len(LETTERS))).ravel()
+    return rows
+
+
+def _words(q: Question, index: int) -> list[str]:
+    option = q.choices[index].strip().lower()
+    words = q.text.lower().split()
+    rank = sorted(range(4), key=lambda i: len(q.choices[i])).index(index)
+    pairs = [f"{word} > {option}" for word in words]
+    return [
+        f"option {option}",
+        f"letter {index}",
+        f"length {rank}",
+        f"inside {option in q.text.lower()}",
+        *pairs,
+    ]
+
+
+def _gold(question: Question) -> str:
+    return question.choices[LETTERS.index(str(question.answer))]
+
+
+def sizes(settings: Settings, questions: Sequence[Question], config: Any, tokenizer: Any) -> dict[str, Any]:
+    """Picture sizes, visual tokens, and lengths of whole prompts in tokens: smallest, median, 95 %, largest.
+
+    Args:
+        settings: The run.
+        questions: Any.
+        config: The model's configuration.
+        tokenizer: Its tokenizer.
+    """
+    side = config.vision_config.patch_size * config.vision_config.spatial_merge_size
+    budget = settings.image.min_visual_tokens, settings.image.max_visual_tokens
+    found: dict[str, list[float]] = {"width": [], "height": [], "visual tokens": [], "text tokens": []}
+    for q in questions:
+        rendered = render(tokenizer, settings.prompt, q, (0, 1, 2, 3))
+        ids = tokenizer(rendered.prefix + rendered.suffix, add_special_tokens=False)["input_ids"]
+        found["text tokens"].append(len(ids))
+        size = picture_size(q)
+        if size is None:
+            continue
+        width, height = size if settings.image.size is None else (settings.image.size, settings.image.size)
+        found["width"].append(size[0])
+        found["height"].append(size[1])
+        wide, tall = tower_size(width, height, side, *budget)
+        found["visual tokens"].append(tall * wide // side**2)
+    return {
+        name: np.percentile(values, [0, 50, 95, 100]).tolist() for name, values in found.items() if values
+    }

@@ -1,0 +1,102 @@
+"""`doctor.html`: what stage=doctor found in a contest file, on one page with a contact sheet."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vqa.config.library import build
+from vqa.config.settings import Settings
+from vqa.data.contest_csv import ContestCsv
+from vqa.errors import UserError
+from vqa.machine.files import replace_text
+from vqa.model.base import model_folder, read_model_config
+from vqa.question import Question
+from vqa.report import doctor_facts as facts
+from vqa.report.page import render, thumbnails
+
+PAGE = "doctor.html"
+ON_SHEET = 60
+SHEET_BYTES = 3 * 2**20
+
+
+def write_doctor_page(settings: Settings, problems: Sequence[str]) -> Path | None:
+    """Write the page of a contest file; None for other data, which need no doctor.
+
+    Rows that cannot be used are left out of the numbers; the problems tell of them.
+
+    Args:
+        settings: The run.
+        problems: What the checks found.
+
+    Returns:
+        The page, in the study's folder.
+    """
+    source = build("data", settings.data)
+    if not isinstance(source, ContestCsv):
+        return None
+    parts = _readable(source)
+    everything = [q for questions in parts.values() for q in questions]
+    labelled = [q for q in parts.get("train", []) if q.answer]
+    pictures = list(dict.fromkeys(q.image for q in everything if q.image))
+    sheet = pictures[:: max(1, len(pictures) // ON_SHEET)][:ON_SHEET]
+    page = render(
+        "doctor.html",
+        language=settings.lang,
+        title="doctor",
+        study=settings.study,
+        problems=problems,
+        parts=[(name, _part(source, name, questions)) for name, questions in parts.items()],
+        exact=facts.exact_twins(parts),
+        near=facts.near_twins(parts),
+        equal_options=facts.equal_options(everything),
+        contradictions=facts.contradictions(everything),
+        hinted=facts.hinted(everything),
+        longest=facts.longest_is_right(labelled),
+        floor=facts.text_floor(labelled, settings.seed),
+        sizes={} if any(p.startswith("model:") for p in problems) else _sizes(settings, everything),
+        sheet=list(thumbnails(sheet, SHEET_BYTES).values()),
+    )
+    folder = Path(settings.env.output_root) / settings.study
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(folder / PAGE, page)
+    return folder / PAGE
+
+
+def _readable(source: ContestCsv) -> dict[str, list[Question]]:
+    """Every row that can be read, whatever is wrong with the others."""
+    lenient = replace(source, on_bad_row="skip", on_bad_image="blank")
+    parts = {}
+    for name, read in (("train", lenient.train), ("test", lenient.test)):
+        try:
+            parts[name] = read() or []
+        except UserError:  # it stands among the problems
+            parts[name] = []
+    return {name: questions for name, questions in parts.items() if questions}
+
+
+def _part(source: ContestCsv, name: str, questions: Sequence[Question]) -> dict[str, Any]:
+    return {
+        "file": source.train_csv if name == "train" else source.test_csv,
+        "questions": len(questions),
+        "pictures": len({q.image_sha256 for q in questions if q.image}),
+        "without": sum(q.image is None for q in questions),
+        "letters": facts.letter_balance(questions) if any(q.answer for q in questions) else {},
+    }
+
+
+def _sizes(settings: Settings, questions: Sequence[Question]) -> dict[str, Any]:
+    from transformers import AutoTokenizer
+
+    if not questions:
+        return {}
+    try:
+        config = read_model_config(settings)
+        tokenizer = AutoTokenizer.from_pretrained(
+            model_folder(settings.model.path),
+            revision=settings.model.revision,
+            local_files_only=settings.env.offline,
+        )
+    except (OSError, ValueError):  # no tokenizer beside the configuration; loading the model will say why
+        return {}
+    return facts.sizes(settings, questions, config, tokenizer)

@@ -1,0 +1,152 @@
+"""What goes with an adapter to those who use it: model card, prompt, pixel budget, a line to serve it."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vqa.machine.files import replace_text
+from vqa.report.facts import read_json, stored_config
+
+PROMPT = "prompt.json"
+PIXELS = "preprocessor_config.json"
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what `vllm serve --max-lora-rank` takes; its default is 16
+VISUAL_TOKENS_DEFAULT = 16384
+
+
+def write_hand_over(run: Path) -> Path:
+    """Complete a finished run's adapter folder: README.md, prompt.json and the run's pixel budget.
+
+    Args:
+        run: The final run's folder, with its adapter and its manifest.
+
+    Returns:
+        The model card.
+    """
+    adapter = run / "adapter"
+    config, metrics = stored_config(run), read_json(run / "metrics.json")
+    manifest = read_json(run / "manifest.json")
+    prompt = {name: config["prompt"][name] for name in ("system", "user")}
+    replace_text(adapter / PROMPT, json.dumps(prompt, indent=2, ensure_ascii=False) + "\n")
+    _write_pixels(adapter / PIXELS, config["image"])
+    card = _card(config, metrics, manifest, read_json(adapter / "adapter_config.json"))
+    replace_text(adapter / "README.md", card)
+    return adapter / "README.md"
+
+
+def vllm_command(base: str, adapter: str, lora: Mapping[str, Any]) -> str | None:
+    """The line that serves base and adapter; None where vLLM takes no such adapter (DoRA, a rank above 512).
+
+    Args:
+        base: The base model's hub id or folder.
+        adapter: The adapter's folder as seen from where the command runs.
+        lora: adapter_config.json.
+    """
+    rank = max([lora["r"], *lora.get("rank_pattern", {}).values()])
+    allowed = [size for size in VLLM_RANKS if size >= rank]
+    if lora.get("use_dora") or not allowed:
+        return None
+    words = ["vllm", "serve", base, "--enable-lora", "--lora-modules", f"vqa={adapter}"]
+    words += ["--max-lora-rank", str(allowed[0]), "--limit-mm-per-prompt", '{"image": 1}']
+    return shlex.join(words)
+
+
+def _write_pixels(path: Path, image: Mapping[str, Any]) -> None:
+    """Put the run's budget of visual tokens into the processor's own settings."""
+    pixels = read_json(path)
+    if not pixels:  # an adapter of an earlier version: the base's settings hold
+        return
+    side = (pixels["patch_size"] * pixels["merge_size"]) ** 2  # pixels per visual token
+    most = image.get("max_visual_tokens") or VISUAL_TOKENS_DEFAULT
+    pixels["size"] = {"shortest_edge": image["min_visual_tokens"] * side, "longest_edge": most * side}
+    replace_text(path, json.dumps(pixels, indent=2) + "\n")
+
+
+def _card(
+    config: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    manifest: Mapping[str, Any],
+    lora: Mapping[str, Any],
+) -> str:
+    model, image = config["model"], config["image"]
+    base = model["path"]
+    licence = model.get("license")
+    head = [
+        "---",
+        "library_name: peft",
+        "pipeline_tag: image-text-to-text",
+        f"base_model: {base}",
+        *([f"license: {licence}"] if licence else []),
+        "tags: [lora, visual-question-answering, multiple-choice]",
+        "---",
+    ]
+    serve = vllm_command(base, "./adapter", lora)
+    if base.startswith("asset:"):
+        serve = None  # vLLM knows no packaged models
+    how = "picture as it is" if image["mode"] == "native" else f"{image['mode']} to {image['size']} pixels"
+    commit = (manifest.get("git") or {}).get("commit")
+    lines = [
+        *head,
+        "",
+        f"# LoRA adapter for 4-choice visual questions: {config['study']}",
+        "",
+        f"An adapter for `{base}`. It answers a question about a picture with one of the letters a, b, c, d.",
+        "",
+        "| score | accuracy | 95 % interval | NLL (nats) | n |",
+        "|---|---|---|---|---|",
+        _row("held-out questions", metrics),
+        *([_row("test questions", metrics["test"])] if "test" in metrics else []),
+        _row(
+            "base model, held-out questions",
+            {k: metrics.get(f"base_{k}") for k in SCORES} | {"n": metrics["n"]},
+        ),
+        "| chance | 0.250 | | 1.386 | |",
+        "",
+        "The best epoch was chosen on the held-out questions; that makes their score a little optimistic."
+        if metrics.get("note")
+        else "",
+        "",
+        "## How it was made",
+        "",
+        f"- LoRA: r {lora['r']}, alpha {lora['lora_alpha']}, rank-stabilised "
+        f"{lora.get('use_rslora', False)}, DoRA {lora.get('use_dora', False)}; "
+        f"targets `{lora['target_modules']}`",
+        f"- base loaded as: quantization {config['quantization']['name']}",
+        f"- learning rate {metrics.get('learning_rate', config['optimizer']['lr']):.3g}, "
+        f"seed {config['seed']}, {metrics.get('n_train', '?')} training questions",
+        f"- data sha256 `{manifest['data_sha256']}`, split sha256 `{manifest['split_sha256']}`",
+        *([f"- code: commit `{commit}`"] if commit else []),
+        f"- licence of the base: {licence or 'see its own card'}; "
+        "the adapter may be used under the same terms",
+        "",
+        "## How to use it",
+        "",
+        f"Pixels: {how}, {image['min_visual_tokens']} to {image['max_visual_tokens']} visual tokens "
+        f"(`{PIXELS}`). Prompt (`{PROMPT}`), the answer is the next token:",
+        "",
+        *_quoted("system", config["prompt"]["system"]),
+        *_quoted("user, after the picture", config["prompt"]["user"]),
+        "`PeftModel.from_pretrained(base, this_folder)` loads it; ten lines stand in the project's README.",
+        "",
+        *(
+            ["```sh", serve, "```", ""]
+            if serve
+            else ["vLLM: `stage=merge` first, then serve the merged model.", ""]
+        ),
+    ]
+    return "\n".join(lines)
+
+
+SCORES = ("accuracy", "accuracy_ci95", "nll")
+
+
+def _row(name: str, scores: Mapping[str, Any]) -> str:
+    low, high = scores.get("accuracy_ci95") or (None, None)
+    interval = "" if low is None else f"{low:.3f} to {high:.3f}"
+    nll = "" if scores.get("nll") is None else f"{scores['nll']:.3f}"
+    return f"| {name} | {scores['accuracy']:.3f} | {interval} | {nll} | {scores['n']} |"
+
+
+def _quoted(name: str, text: str) -> list[str]:
+    return [f"{name}:", "", "````text", text.rstrip("\n"), "````", ""] if text else []

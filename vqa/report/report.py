@@ -1,0 +1,257 @@
+"""`report.html`: a study or final run on one page, for people. Drawn from the files of the run alone.
+
+Its charts are the pictures that MLflow gets, drawn for the page, each with its text.
+"""
+
+import json
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vqa.config.library import build
+from vqa.config.settings import Data
+from vqa.errors import UserError
+from vqa.machine.files import replace_text
+from vqa.question import CHANCE, Question
+from vqa.report import facts, plots, study_plots
+from vqa.report.page import drawn_for_page, gallery, inline_svg, render
+from vqa.results.predictions import Prediction, read_predictions
+from vqa.results.trials import TrialRow, complete_trials, read_trials, varied_parameters
+
+REPORT = "report.html"
+
+
+def write_report(run: Path, language: str) -> Path:
+    """Write the report of a final run, with the study around it; a sweep without one is a report too.
+
+    Args:
+        run: The final run's folder. Where the folder above is a study's, the page is written there and
+            tells of the whole study; else beside the run's own files.
+        language: "en" or "ko": what the page opens in; it can switch.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: There is nothing to report, or a file of the run cannot be read.
+    """
+    study = run.parent
+    has_study = (study / "leaderboard.csv").exists()
+    if not has_study and not (run / "metrics.json").exists():
+        raise UserError(
+            f"nothing to report: neither {study / 'leaderboard.csv'} nor {run / 'metrics.json'} is there; "
+            "run stage=final or a sweep first, or name another study (study=...)"
+        )
+    trials = read_trials(study / "leaderboard.csv") if has_study else []
+    best = min(complete_trials(trials), key=lambda trial: trial.nll, default=None)
+    source = run
+    if not (run / "metrics.json").exists() and best is not None:
+        source = study / "trials" / f"{best.number:03d}"
+    parts = _predictions(source)
+    config = facts.stored_config(source)
+    questions, trouble = _questions(config)
+    labelled = next((rows for name, rows in parts.items() if name != "test"), [])
+    metrics = facts.read_json(run / "metrics.json")
+    manifest = facts.read_json(run / "manifest.json")
+    names, ranking = facts.leaderboard(study / "leaderboard.csv") if has_study else ([], [])
+    runs = facts.long_runs(study, trials)
+    texts = {id: question for part in ("train", "test") for id, question in questions.get(part, {}).items()}
+    page = render(
+        "report.html",
+        language=language,
+        title=study.name if has_study or run.name == "final" else run.name,
+        config=config,
+        metrics=metrics,
+        manifest=manifest,
+        manifest_text=json.dumps(manifest, indent=2, ensure_ascii=False),
+        chance=CHANCE,
+        names=names,
+        ranking=ranking,
+        best=best,
+        trial_seconds=sum(float(row["seconds"] or 0) for row in ranking),
+        charts=study_charts(trials) | run_charts(metrics.get("epochs", []), labelled),
+        agreement=facts.fold_agreement(study, trials),
+        runs=runs,
+        run_tau=facts.rank_correlation(runs),
+        confusion=facts.confusion_table(labelled) if labelled else None,
+        kinds=facts.by_kind(labelled),
+        sizes=facts.by_size(labelled, texts),
+        n_labelled=len(labelled),
+        out_of_fold="oof" in parts,
+        gallery=gallery(parts, _by_part(parts, questions)),
+        trouble=trouble,
+        command=facts.command(run) if not has_study else _study_command(study),
+        final_command=facts.command(run),
+    )
+    path = report_path(run)
+    replace_text(path, page)
+    return path
+
+
+def report_path(run: Path) -> Path:
+    """Where the report of a final run lies: in its study's folder, or beside its own files."""
+    of_study = (run.parent / "leaderboard.csv").exists() or run.name == "final"
+    return (run.parent if of_study else run) / REPORT
+
+
+def _predictions(folder: Path) -> dict[str, list[Prediction]]:
+    files = {
+        "valid": "valid_predictions.csv",
+        "oof": "oof_predictions.csv",
+        "test": "test_predictions.csv",
+    }
+    return {part: read_predictions(folder / name) for part, name in files.items() if (folder / name).exists()}
+
+
+def _questions(config: Mapping[str, Any]) -> tuple[dict[str, dict[str, Question]], str]:
+    """The questions the run was about, by part and id; and why there are none, where there are none."""
+    if not config.get("data"):
+        return {}, "no configuration is stored beside the results"
+    try:
+        source: Data = build("data", config["data"])
+        read = {"train": source.train(), "test": source.test() or []}
+    except UserError as error:
+        return {}, str(error).splitlines()[0]
+    return {part: {question.id: question for question in rows} for part, rows in read.items()}, ""
+
+
+def _by_part(
+    parts: Mapping[str, Sequence[Prediction]], questions: Mapping[str, Mapping[str, Question]]
+) -> dict[str, Mapping[str, Question]]:
+    return {part: questions.get("test" if part == "test" else "train", {}) for part in parts}
+
+
+def _study_command(study: Path) -> str:
+    """The sweep's own command: what all its trials were given, without what was searched."""
+    import shlex
+
+    from omegaconf import OmegaConf
+
+    path = study / "study.yaml"
+    fixed = OmegaConf.to_container(OmegaConf.load(path)).get("fixed", []) if path.exists() else []  # type: ignore[union-attr]
+    return shlex.join(["python", "-m", "vqa.run", "-m", *map(str, fixed), f"study={study.name}"])
+
+
+# English labels of the plots -> Korean; \1 and \2 are numbers in them.
+KOREAN = {
+    r"trial": "시도",
+    r"out-of-fold NLL \(nats per question\)": "교차검증 NLL (문항당 nat)",
+    r"Optimisation history: (\d+) of (\d+) trials complete": r"탐색 과정: 시도 \2회 중 \1회 완료",
+    r"complete \(± 1 s\.e\.\)": "완료 (± 표준오차)",
+    r"pruned": "조기 중단",
+    r"best so far": "지금까지 최고",
+    r"chance (\d+)%": r"무작위 \1%",
+    r"chance ln 4 = (.+)": r"무작위 ln 4 = \1",
+    r"share of the NLL's variation explained \(fANOVA\)": "NLL 변동 중 설명하는 비율 (fANOVA)",
+    r"Parameter importance, (\d+) complete trials": r"파라미터 중요도, 완료된 시도 \1회",
+    r"(\d+) complete trials; dark = low NLL": r"완료된 시도 \1회; 어두울수록 NLL이 낮음",
+    r"Where the good trials are": "좋은 시도가 있는 곳",
+    r"best: trial (\d+), NLL (.+)": r"최고: 시도 \1, NLL \2",
+    r"optimizer steps": "학습 단계",
+    r"loss \(nats per question\)": "손실 (문항당 nat)",
+    r"training loss": "학습 손실",
+    r"held-out NLL": "검증 NLL",
+    r"held-out accuracy|Held-out accuracy": "검증 정확도",
+    r"accuracy": "정확도",
+    r"Loss": "손실",
+    r"best (\S+) at step (\d+)": r"최고 \1 (단계 \2)",
+    r"confidence \(top option probability\)": "확신도 (가장 높은 보기 확률)",
+    r"questions": "문항 수",
+    r"perfectly calibrated": "완벽한 보정",
+    r"Reliability: accuracy (\S+), calibration error (\S+)": r"신뢰도: 정확도 \1, 보정 오차 \2",
+    r"Confidence of (\d+) questions": r"문항 \1개의 확신도",
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart on the page.
+
+    Args:
+        svg: The `svg` element.
+        text: What the chart shows, in words, (English, Korean): its text alternative.
+    """
+
+    svg: str
+    text: tuple[str, str]
+
+
+def korean(label: str) -> str:
+    """The Korean for a chart's label; numbers and names stay as they are."""
+    for pattern, translation in KOREAN.items():
+        if match := re.fullmatch(pattern, label):
+            return match.expand(translation)
+    return label
+
+
+def study_charts(trials: Sequence[TrialRow]) -> dict[str, Chart]:
+    """Search history, importance, parallel coordinates, learning rate by rank: those there are data for."""
+    complete = complete_trials(trials)
+    if not complete:
+        return {}
+    best = min(complete, key=lambda trial: trial.nll)
+    values = ", ".join(f"{name} = {_short(value)}" for name, value in best.parameters.items())
+    names = ", ".join(varied_parameters(trials))
+    pruned = sum(trial.state == "PRUNED" for trial in trials)
+    texts = {
+        "optimisation_history": (
+            f"NLL of each of {len(trials)} trials in the order tried: {len(complete)} complete, "
+            f"{pruned} pruned. The lowest is {best.nll:.3f}, of trial {best.number}.",
+            f"시도 {len(trials)}회의 NLL을 순서대로: 완료 {len(complete)}회, 조기 중단 {pruned}회. "
+            f"가장 낮은 값은 시도 {best.number}의 {best.nll:.3f}.",
+        ),
+        "parallel_coordinates": (
+            f"One line per complete trial through {names} to its NLL. The best goes through {values}.",
+            f"완료된 시도마다 {names}을(를) 지나 NLL까지 이은 선. 최고 시도의 값: {values}.",
+        ),
+        "parameter_importance": (
+            f"How much of the NLL's variation each of {names} explains.",
+            f"{names} 각각이 NLL 변동을 설명하는 비율.",
+        ),
+        "learning_rate_by_rank": (
+            f"Trials by learning rate and rank, coloured by NLL; the best is at {values}.",
+            f"학습률과 랭크에 따른 시도, 색은 NLL. 최고: {values}.",
+        ),
+    }
+    with tempfile.TemporaryDirectory() as folder, drawn_for_page():
+        paths = study_plots.study_plots(trials, Path(folder))
+        return {path.stem: Chart(inline_svg(path, korean), texts[path.stem]) for path in paths}
+
+
+def run_charts(history: Sequence[Mapping[str, Any]], labelled: Sequence[Prediction]) -> dict[str, Chart]:
+    """Learning curve and reliability of a run: those there are data for."""
+    charts = {}
+    if history:
+        best = min(history, key=lambda row: row["nll"])
+        charts["learning_curve"] = _chart(
+            "learning_curve",
+            lambda path: plots.learning_curve(history, path),
+            f"Held-out NLL after each of {len(history)} evaluations; the best, {best['nll']:.3f}, at step "
+            f"{best['step']}, with accuracy {best['accuracy']:.1%}.",
+            f"평가 {len(history)}회의 검증 NLL. 최고는 단계 {best['step']}의 {best['nll']:.3f}, "
+            f"정확도 {best['accuracy']:.1%}.",
+        )
+    if labelled:
+        sure = sum(max(p.p) for p in labelled) / len(labelled)
+        right = sum(p.answer == p.gold for p in labelled) / len(labelled)
+        charts["reliability"] = _chart(
+            "reliability",
+            lambda path: plots.reliability(labelled, path),
+            f"Accuracy against confidence in ten bins. Mean confidence {sure:.1%}, accuracy {right:.1%}.",
+            f"확신도 열 구간의 정확도. 평균 확신도 {sure:.1%}, 정확도 {right:.1%}.",
+        )
+    return charts
+
+
+def _chart(name: str, draw: Callable[[Path], object], english: str, in_korean: str) -> Chart:
+    with tempfile.TemporaryDirectory() as folder, drawn_for_page():
+        path = Path(folder) / f"{name}.svg"
+        draw(path)
+        return Chart(inline_svg(path, korean), (english, in_korean))
+
+
+def _short(value: float | str) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else value

@@ -1,0 +1,223 @@
+"""Pictures and scores of a whole study, all from its leaderboard.csv, wherever the Optuna storage is."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vqa.report.plots import BLUE, GREY, ORANGE, RED, new_figure, save_figure
+from vqa.results.trials import TrialRow, Value, complete_trials, varied_parameters
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from optuna.study import Study
+
+
+RANK_NAMES = ("r", "rank")
+RATE_NAMES = ("lr", "learning_rate")
+LOG_RATIO = 8  # a parameter whose largest value is that many times its smallest is drawn on a log axis
+KNOW_NOTHING_NLL = float(np.log(4))
+
+
+def study_plots(trials: Sequence[TrialRow], folder: Path) -> list[Path]:
+    """Draw every picture that the trials have data for; returns the PNGs, none without a complete trial."""
+    if not complete_trials(trials):
+        return []
+    pictures = [optimisation_history(trials, folder / "optimisation_history.png")]
+    names = varied_parameters(trials)
+    if names and len(complete_trials(trials)) >= 2:
+        pictures.append(parallel_coordinates(trials, folder / "parallel_coordinates.png"))
+    if len(names) >= 2 and len(complete_trials(trials)) >= 4:
+        pictures.append(parameter_importance(trials, folder / "parameter_importance.png"))
+    pair = _rate_and_rank([name for name in names if all(_is_number(t.parameters[name]) for t in trials)])
+    if pair:
+        pictures.append(parameter_map(trials, *pair, folder / "learning_rate_by_rank.png"))
+    return pictures
+
+
+def optimisation_history(trials: Sequence[TrialRow], path: Path) -> Path:
+    """Draw each trial's NLL in the order tried, the best so far, and which were pruned."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, (axes,) = new_figure(7.2, 4.4)
+    complete = complete_trials(trials)
+    pruned = [trial for trial in trials if trial.state == "PRUNED" and math.isfinite(trial.nll)]
+    numbers, values = [t.number for t in complete], [t.nll for t in complete]
+    errors = [t.nll_se for t in complete]
+    axes.errorbar(numbers, values, errors, fmt="o", color=BLUE, capsize=2, label="complete (± 1 s.e.)")
+    if pruned:
+        axes.plot([t.number for t in pruned], [t.nll for t in pruned], "x", color=ORANGE, label="pruned")
+    axes.step(numbers, np.minimum.accumulate(values), where="post", color=RED, label="best so far")
+    _draw_chance(axes, values + [t.nll for t in pruned])
+    axes.set(xlabel="trial", ylabel="out-of-fold NLL (nats per question)")
+    axes.set_title(f"Optimisation history: {len(complete)} of {len(trials)} trials complete")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False)
+    return save_figure(figure, path)
+
+
+def parameter_importance(trials: Sequence[TrialRow], path: Path) -> Path:
+    """Draw how much of the NLL's variation among the complete trials each searched parameter explains.
+
+    Source: F. Hutter, H. Hoos, K. Leyton-Brown (2014), fANOVA; Optuna's implementation, seed 0.
+    """
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+
+    shares = get_param_importances(_as_study(trials), evaluator=FanovaImportanceEvaluator(seed=0))
+    names = list(shares)[::-1]
+    figure, (axes,) = new_figure(6.8, 1.6 + 0.45 * len(names))
+    bars = axes.barh(names, [shares[name] for name in names], color=BLUE)
+    axes.bar_label(bars, fmt="%.2f", padding=3)
+    axes.set(xlim=(0, 1.08), xlabel="share of the NLL's variation explained (fANOVA)")
+    axes.set_title(f"Parameter importance, {len(complete_trials(trials))} complete trials")
+    return save_figure(figure, path)
+
+
+def parallel_coordinates(trials: Sequence[TrialRow], path: Path) -> Path:
+    """Draw each complete trial as a line through its parameters' values; dark lines are good trials."""
+    from matplotlib import colormaps
+
+    complete = sorted(complete_trials(trials), key=lambda trial: -trial.nll)  # the best one is drawn on top
+    names = varied_parameters(trials)
+    scales = [_Scale([trial.parameters[name] for trial in complete]) for name in names]
+    losses = _Scale([trial.nll for trial in complete], may_be_log=False)
+    figure, (axes,) = new_figure(2.6 + 1.7 * len(names), 4.6)
+    palette = colormaps["viridis"]
+    for trial in complete:
+        heights = [scale.place(trial.parameters[name]) for name, scale in zip(names, scales, strict=True)]
+        height = losses.place(trial.nll)
+        axes.plot([*heights, height], color=palette(0.92 * height), linewidth=1.8, alpha=0.85)
+    plate = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1}
+    for x, scale in enumerate([*scales, losses]):
+        axes.axvline(x, color=GREY, linewidth=0.8)
+        shift, side = (0.03, "left") if scale is losses else (-0.03, "right")
+        for height, label in scale.ticks():
+            axes.text(x + shift, height, label, ha=side, va="center", fontsize=8, bbox=plate)
+    labels = [f"{n}\n(log)" if s.log else n for n, s in zip(names, scales, strict=True)]
+    axes.set_xticks(range(len(names) + 1), [*labels, "NLL\n(nats)"])
+    axes.set(yticks=[], xlim=(-0.45, len(names) + 0.4))
+    axes.spines[:].set_visible(False)
+    axes.set_title(f"{len(complete)} complete trials; dark = low NLL")
+    return save_figure(figure, path)
+
+
+def parameter_map(trials: Sequence[TrialRow], x: str, y: str, path: Path) -> Path:
+    """Draw trials in the plane of two numeric parameters, coloured by NLL; the best is ringed.
+
+    Args:
+        trials: The trials.
+        x: Config path of the parameter on the horizontal axis.
+        y: Config path of the other one.
+        path: The PNG to write.
+    """
+    figure, (axes,) = new_figure(6.8, 4.6)
+    complete, pruned = complete_trials(trials), [trial for trial in trials if trial.state == "PRUNED"]
+    losses = [trial.nll for trial in complete]
+    scales = [_Scale([trial.parameters[name] for trial in trials]) for name in (x, y)]
+    columns, rows = ([trial.parameters[name] for trial in complete] for name in (x, y))
+    if pruned:
+        where = [[trial.parameters[name] for trial in pruned] for name in (x, y)]
+        axes.plot(where[0], where[1], "x", color=ORANGE, label="pruned")
+    dots = axes.scatter(columns, rows, c=losses, cmap="viridis", s=70, edgecolors="white", zorder=3)
+    best = min(complete, key=lambda trial: trial.nll)
+    label = f"best: trial {best.number}, NLL {best.nll:.3f}"
+    axes.scatter(
+        best.parameters[x],
+        best.parameters[y],
+        s=220,
+        facecolors="none",
+        edgecolors=RED,
+        linewidths=2,
+        label=label,
+        zorder=4,
+    )
+    axes.set(xscale="log" if scales[0].log else "linear", xlabel=x, ylabel=y)
+    axes.set_yscale("log" if scales[1].log else "linear")
+    if len(scales[1].distinct) <= 8:
+        axes.set_yticks(scales[1].distinct, [f"{value:g}" for value in scales[1].distinct])
+        axes.yaxis.minorticks_off()
+    axes.margins(0.12)
+    axes.set_title("Where the good trials are")
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
+    figure.colorbar(dots, ax=axes, label="out-of-fold NLL (nats per question)")
+    return save_figure(figure, path)
+
+
+class _Scale:
+    """Places one parameter's values between 0 and 1: numbers in proportion or by logarithm, words evenly."""
+
+    def __init__(self, values: Sequence[Value], may_be_log: bool = True) -> None:
+        numbers = [float(value) for value in values if _is_number(value)]
+        self.words = [] if len(numbers) == len(values) else sorted({_label(value) for value in values})
+        self.distinct = sorted(set(numbers))
+        self.low, self.high = (min(numbers), max(numbers)) if numbers else (0.0, 0.0)
+        self.log = may_be_log and not self.words and self.low > 0 and self.high / self.low >= LOG_RATIO
+
+    def place(self, value: Value) -> float:
+        if self.words:
+            return (self.words.index(_label(value)) + 0.5) / len(self.words)
+        low, high, x = self.low, self.high, float(value)
+        if self.log:
+            low, high, x = math.log(low), math.log(high), math.log(x)
+        return 0.5 if high == low else (x - low) / (high - low)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        if self.words:
+            return [(self.place(word), word) for word in self.words]
+        if len(self.distinct) <= 6:
+            return [(self.place(value), f"{value:.3g}") for value in self.distinct]
+        space = np.geomspace if self.log else np.linspace
+        between = space(self.low, self.high, 5)
+        return [(height, f"{value:.3g}") for height, value in zip(np.linspace(0, 1, 5), between, strict=True)]
+
+
+def _is_number(value: Value) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
+
+
+def _label(value: Value) -> str:
+    return f"{value:g}" if isinstance(value, float) else value
+
+
+def _rate_and_rank(names: Sequence[str]) -> tuple[str, str] | None:
+    rates = [name for name in names if name.rpartition(".")[2] in RATE_NAMES]
+    ranks = [name for name in names if name.rpartition(".")[2] in RANK_NAMES]
+    return (rates[0], ranks[0]) if rates and ranks else None
+
+
+def _draw_chance(axes: "Axes", values: Sequence[float]) -> None:
+    """Mark the NLL of a model that knows nothing, unless that would squeeze the trials into a strip."""
+    if max(values) > 0.4 * KNOW_NOTHING_NLL:
+        label = f"chance ln 4 = {KNOW_NOTHING_NLL:.2f}"
+        axes.axhline(KNOW_NOTHING_NLL, color=GREY, linestyle=":", label=label)
+
+
+def _as_study(trials: Sequence[TrialRow]) -> "Study":
+    """Rebuild a study in memory, so that Optuna's analysis works whatever the storage was."""
+    import optuna
+
+    complete, names = complete_trials(trials), varied_parameters(trials)
+    distributions: dict[str, Any] = {}
+    for name in names:
+        values = [trial.parameters[name] for trial in complete]
+        scale = _Scale(values)
+        if scale.words:
+            distributions[name] = optuna.distributions.CategoricalDistribution(scale.words)
+        else:
+            distributions[name] = optuna.distributions.FloatDistribution(scale.low, scale.high, log=scale.log)
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # "A new study created" would only puzzle
+    study = optuna.create_study(storage=optuna.storages.InMemoryStorage())
+    optuna.logging.set_verbosity(verbosity)
+    for trial in complete:
+        parameters = {
+            name: _label(trial.parameters[name])
+            if isinstance(distributions[name], optuna.distributions.CategoricalDistribution)
+            else trial.parameters[name]
+            for name in names
+        }
+        frozen = optuna.create_trial(params=parameters, distributions=distributions, value=trial.nll)
+        study.add_trial(frozen)
+    return study

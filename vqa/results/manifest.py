@@ -1,0 +1,158 @@
+"""The manifest of a finished run: what made it. Written last, so that its presence means "complete"."""
+
+import functools
+import json
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from vqa.errors import UserError
+from vqa.machine.files import replace_text
+
+PACKAGES = (
+    *("vqa", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "optuna", "hydra-core"),
+    *("omegaconf", "scikit-learn", "numpy", "pillow", "mlflow"),
+)
+MASK = "***"
+_SECRET_WORDS = "password|passwd|secret|token|apikey|api_key|access_key|credential|credentials"
+# whole words only: `hf_token` is a secret, `visual_tokens` and `tokenizer` are not
+_SECRET_KEY = re.compile(rf"(?:^|[._-])(?:{_SECRET_WORDS})$", re.IGNORECASE)
+_SECRET_PAIR = re.compile(rf"((?:^|[?&\s._+-])(?:{_SECRET_WORDS})=)[^&\s]+", re.IGNORECASE)
+_URL_PASSWORD = re.compile(r"(://[^\s/:@]*:)[^\s/]*@")
+_URL_HTTP_USER = re.compile(r"(https?://)[^\s/:@]+@")  # https://<token>@host
+
+
+def write_manifest(
+    path: Path,
+    *,
+    config: Mapping[str, Any],
+    seed: int,
+    data_sha256: str,
+    split_sha256: str,
+    started: float,
+    extra: Mapping[str, Any],
+) -> None:
+    """Write what made a run as JSON; the file appears complete or not at all.
+
+    Args:
+        path: The file to write, normally `final/manifest.json`.
+        config: The resolved configuration as plain dicts and lists; secrets in it are masked.
+        seed: The run's seed.
+        data_sha256: Digest of the questions, see `data_sha256`.
+        split_sha256: Digest of the split.
+        started: When the run began, seconds since the epoch (`time.time()`).
+        extra: More facts, on the top level of the file.
+
+    Raises:
+        ValueError: a name in `extra` is one of the manifest's own.
+    """
+    content: dict[str, Any] = {
+        "finished_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "wall_time_s": round(time.time() - started, 3),
+        "git": git_state(),
+        "versions": package_versions(),
+        "platform": platform.platform(),
+        "device": device_name(),
+        "seed": seed,
+        "data_sha256": data_sha256,
+        "split_sha256": split_sha256,
+        "config": config,
+    }
+    if taken := sorted(content.keys() & extra.keys()):
+        raise ValueError(f"extra must not use the manifest's own names, got {', '.join(taken)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(mask_secrets(content | dict(extra)), indent=2, ensure_ascii=False, default=str)
+    replace_text(path, text + "\n")
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read a manifest.
+
+    Raises:
+        UserError: the file is missing (the run is not complete) or is not a manifest.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path}: no manifest, so this run is not complete; run it again to finish"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as a manifest: {error}; delete it and run again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a manifest must be a JSON object; delete it and run again")
+    return content
+
+
+def mask_secrets(value: Any, key: str = "") -> Any:
+    """Return a copy of nested dicts and lists with passwords and tokens replaced by ***.
+
+    Masked are strings under keys such as `hf_token` or `db.password`, passwords inside URLs
+    (`postgresql://user:***@host/db`), and `token=...` pairs inside strings such as Hydra overrides.
+
+    Args:
+        value: Dicts, lists and scalars.
+        key: The key the value stands under, if any.
+    """
+    if isinstance(value, Mapping):
+        return {name: mask_secrets(item, str(name)) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [mask_secrets(item, key) for item in value]
+    if not isinstance(value, str) or not value:
+        return value
+    if _SECRET_KEY.search(key):
+        return MASK
+    text = _URL_HTTP_USER.sub(rf"\1{MASK}@", _URL_PASSWORD.sub(rf"\1{MASK}@", value))
+    return _SECRET_PAIR.sub(rf"\1{MASK}", text)
+
+
+@functools.cache
+def git_state() -> dict[str, Any] | None:
+    """Return the checkout's `commit` and whether it is `dirty`; None outside git or without a commit.
+
+    Asked once per process, of the folder that holds this package: the code that runs, wherever from.
+    """
+    commit = _git("rev-parse", "HEAD")
+    if commit is None:
+        return None
+    return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))}
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the installed packages that decide a run's numbers."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue  # optional on this machine, for instance bitsandbytes
+    return versions
+
+
+def device_name() -> str:
+    """Return the name of the first GPU, or "cpu".
+
+    A process that never imported torch used no GPU; torch is not imported just to say so.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return "cpu"
+    return f"{torch.cuda.get_device_name(0)} x {torch.cuda.device_count()}"
+
+
+def _git(*arguments: str) -> str | None:
+    folder = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None  # no git on this machine, or a file system too slow to ask
+    return done.stdout.strip() if done.returncode == 0 else None

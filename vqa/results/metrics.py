@@ -1,0 +1,226 @@
+"""Scores of predictions, each with its uncertainty, and the tests that compare two sets of them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqa.question import CHANCE, LETTERS
+from vqa.results.predictions import NO_ANSWER, Prediction
+
+P_FLOOR = 1e-12  # p_gold is clipped here: one hopeless row costs at most 27.6 nats, not infinity
+COLLAPSE_SHARE = 0.4  # one contest team's submission was 85 % "b", scored 0.24 and went unnoticed
+
+
+def accuracy_interval(correct: int, n: int) -> tuple[float, float]:
+    """Return the 95 % Wilson interval of a share of right answers.
+
+    Wilson and not the normal approximation: it stays inside 0..1 and holds at 0 and n right answers.
+
+    Args:
+        correct: Number of right answers, 0..n.
+        n: Number of questions, at least 1.
+
+    Raises:
+        ValueError: `n` is below 1 or `correct` outside 0..n.
+
+    Source: E. B. Wilson (1927), Probable inference, the law of succession, and statistical inference.
+    """
+    from scipy.stats import binomtest
+
+    if n < 1 or not 0 <= correct <= n:
+        raise ValueError(f"correct must be in 0..n with n >= 1, got correct={correct}, n={n}")
+    interval = binomtest(correct, n).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def per_question_nll(predictions: Sequence[Prediction]) -> dict[str, float]:
+    """Return every question's -log p_gold in nats, by id, with p_gold clipped at `P_FLOOR`.
+
+    Raises:
+        ValueError: there are no predictions, one has no gold letter, or an id repeats.
+    """
+    values = {p.id: -math.log(max(p.p[LETTERS.index(gold)], P_FLOOR)) for p, gold in _labelled(predictions)}
+    if len(values) != len(predictions):
+        raise ValueError(f"ids must be unique, got {len(predictions)} predictions of {len(values)} questions")
+    return values
+
+
+def nll(predictions: Sequence[Prediction]) -> tuple[float, float]:
+    """Return the mean 4-way option NLL in nats and its standard error over questions.
+
+    A model that knows nothing scores ln 4 = 1.386. Of a single question the standard error is infinite.
+
+    Raises:
+        ValueError: as `per_question_nll`.
+    """
+    values = np.array(list(per_question_nll(predictions).values()))
+    if len(values) == 1:
+        return float(values[0]), math.inf
+    return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def accuracy(predictions: Sequence[Prediction]) -> float:
+    """Return the share of right answers; no answer counts as wrong.
+
+    Raises:
+        ValueError: there are no predictions or one has no gold letter.
+    """
+    return sum(p.answer == gold for p, gold in _labelled(predictions)) / len(predictions)
+
+
+def paired_p_value(a: Mapping[str, float], b: Mapping[str, float]) -> float:
+    """Return the two-sided p value of a paired t-test on per-question NLL, over the questions both answer.
+
+    Pairing removes what all models find hard or easy: far sharper than comparing two means.
+    Identical scores give 1.0.
+
+    Args:
+        a: NLL by question id of one model, see `per_question_nll`.
+        b: The same of another; order does not matter.
+
+    Raises:
+        ValueError: fewer than two questions are shared.
+    """
+    from scipy.special import stdtr  # scipy.stats.ttest_rel computes the same, but takes 1.4 s to import
+
+    shared = sorted(a.keys() & b.keys())
+    if len(shared) < 2:
+        raise ValueError(f"a paired test needs at least 2 shared questions, got {len(shared)}")
+    difference = np.array([a[question_id] - b[question_id] for question_id in shared])
+    error = float(difference.std(ddof=1)) / math.sqrt(len(shared))
+    if np.ptp(difference) == 0 or error == 0:  # no variance: the t statistic is 0/0 or infinite
+        return 1.0 if difference[0] == 0 else 0.0
+    return float(2 * stdtr(len(shared) - 1, -abs(float(difference.mean()) / error)))  # both tails
+
+
+def mcnemar_p_value(a: Sequence[Prediction], b: Sequence[Prediction]) -> float:
+    """Return the exact McNemar p value of two models' right and wrong answers, for base against tuned.
+
+    Only questions that exactly one of the two gets right count; none of those gives 1.0.
+
+    Args:
+        a: Labelled predictions of one model.
+        b: Labelled predictions of another, of the same questions in any order.
+
+    Raises:
+        ValueError: there are no predictions, one has no gold letter, or the questions differ.
+
+    Source: Q. McNemar (1947), exact binomial form.
+    """
+    from scipy.stats import binomtest
+
+    first = {p.id: p.answer == gold for p, gold in _labelled(a)}
+    second = {p.id: p.answer == gold for p, gold in _labelled(b)}
+    if first.keys() != second.keys():
+        raise ValueError(
+            f"both models must answer the same questions, {len(first.keys() ^ second.keys())} are in one only"
+        )
+    only_a = sum(right and not second[question_id] for question_id, right in first.items())
+    only_b = sum(right and not first[question_id] for question_id, right in second.items())
+    if only_a + only_b == 0:
+        return 1.0
+    return float(binomtest(only_a, only_a + only_b, 0.5).pvalue)
+
+
+def confusion(predictions: Sequence[Prediction]) -> NDArray[np.int64]:
+    """Count answers by gold letter, shape (4, 5): rows gold a..d, columns answer a..d and no answer.
+
+    Raises:
+        ValueError: there are no predictions or one has no gold letter.
+    """
+    counts = np.zeros((len(LETTERS), len(LETTERS) + 1), dtype=np.int64)
+    for p, gold in _labelled(predictions):
+        column = len(LETTERS) if p.answer is None else LETTERS.index(p.answer)
+        counts[LETTERS.index(gold), column] += 1
+    return counts
+
+
+def letter_shares(letters: Sequence[str | None]) -> dict[str, float]:
+    """Return each letter's share among the letters given; None (no answer, no label) is left out.
+
+    Raises:
+        ValueError: not a single letter is given.
+    """
+    given = [letter for letter in letters if letter is not None]
+    if not given:
+        raise ValueError(f"letter shares need at least one letter, got {len(letters)} rows without any")
+    return {letter: given.count(letter) / len(given) for letter in LETTERS}
+
+
+def collapse_alarm(
+    answers: Sequence[str | None],
+    golds: Sequence[str | None] | None = None,
+    label_shares: Mapping[str, float] | None = None,
+) -> str | None:
+    """Return a warning when one letter takes over 40 % of the answers while the labels do not, else None.
+
+    Args:
+        answers: The letters answered; None where there is none.
+        golds: The labels of the same rows, used where at least one is known.
+        label_shares: Shares of the letters among the training labels, for unlabelled rows; without any
+            labels every share above 40 % is suspicious.
+
+    Raises:
+        ValueError: there are no answers.
+    """
+    if all(answer is None for answer in answers):
+        raise ValueError(f"a collapse check needs at least one answer, got {len(answers)} rows without any")
+    letter, share = max(letter_shares(answers).items(), key=lambda item: item[1])
+    source, expected = "the training labels", label_shares
+    if golds is not None and any(gold is not None for gold in golds):
+        source, expected = "the labels", letter_shares(golds)
+    if share <= COLLAPSE_SHARE or (expected is not None and expected.get(letter, 0.0) > COLLAPSE_SHARE):
+        return None
+    compared = "" if expected is None else f", but {expected.get(letter, 0.0):.0%} of {source}"
+    return (
+        f"{share:.0%} of the answers are {letter!r}{compared}: the model may have collapsed to one letter; "
+        "look at the predictions before you submit them"
+    )
+
+
+def summary(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """Return the scores of labelled predictions under the names that files and MLflow use.
+
+    Returns:
+        `accuracy`, `accuracy_ci95` [low, high], `nll` and `nll_se` in nats, `n`, `option_mass` (mean),
+        `no_answer_rate`, `accuracy_by_kind` (empty where kinds are unknown) and `chance`.
+
+    Raises:
+        ValueError: as `per_question_nll`.
+    """
+    mean_nll, nll_se = nll(predictions)
+    n = len(predictions)
+    kinds = sorted({p.kind for p in predictions if p.kind})
+    return {
+        "accuracy": accuracy(predictions),
+        "accuracy_ci95": list(accuracy_interval(sum(p.answer == p.gold for p in predictions), n)),
+        "nll": mean_nll,
+        "nll_se": nll_se,
+        "n": n,
+        "option_mass": sum(p.option_mass for p in predictions) / n,
+        "no_answer_rate": no_answer_rate(predictions),
+        "accuracy_by_kind": {kind: accuracy([p for p in predictions if p.kind == kind]) for kind in kinds},
+        "chance": CHANCE,
+    }
+
+
+def no_answer_rate(predictions: Sequence[Prediction]) -> float:
+    """Return the share of rows whose text held no letter, also of those answered by probabilities instead."""
+    silent = sum(p.answer is None or NO_ANSWER in p.flag.split() for p in predictions)
+    return silent / len(predictions)
+
+
+def _labelled(predictions: Sequence[Prediction]) -> list[tuple[Prediction, str]]:
+    if not predictions:
+        raise ValueError("scores need at least one prediction, got none")
+    pairs = [(p, p.gold) for p in predictions if p.gold is not None]
+    if len(pairs) != len(predictions):
+        first = next(p.id for p in predictions if p.gold is None)
+        raise ValueError(
+            f"scores need a gold letter for every question, {len(predictions) - len(pairs)} of "
+            f"{len(predictions)} have none (first: {first!r})"
+        )
+    return pairs

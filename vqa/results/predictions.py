@@ -1,0 +1,221 @@
+"""What a model said about each question, and the CSV files that keep it."""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vqa.errors import UserError
+from vqa.machine.files import replace_text
+from vqa.question import LETTERS
+
+SUM_TOLERANCE = 1e-4  # float32 softmax is off by 1e-7; a forgotten normalisation by far more
+NO_ANSWER = "no_answer"  # flag of a row whose generated text held no letter
+COLUMNS = ("id", "answer", "p_a", "p_b", "p_c", "p_d", "margin")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The model's answer to one question.
+
+    Args:
+        id: The question's id, verbatim.
+        answer: The letter given, or None when the model's text holds none. Never a silent default.
+        p: Probabilities of a, b, c, d among the four, adding up to 1.
+        option_mass: Probability of the four letters together among the whole vocabulary, 0..1.
+        gold: The right letter, or None for an unlabelled question.
+        kind: The type of question where the source knows it, else "".
+        flag: Why this row is special (for instance "image_missing"), else "".
+
+    Raises:
+        ValueError: a probability is not in 0..1 (NaN included), the four do not add up to 1, or a letter
+            is none of a, b, c, d.
+    """
+
+    id: str
+    answer: str | None
+    p: tuple[float, float, float, float]
+    option_mass: float
+    gold: str | None = None
+    kind: str = ""
+    flag: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.p) != len(LETTERS) or not all(0 <= value <= 1 for value in self.p):
+            raise ValueError(f"p of question {self.id!r} must be four numbers in 0..1, got {self.p}")
+        if abs(sum(self.p) - 1) > SUM_TOLERANCE:
+            raise ValueError(f"p of question {self.id!r} must add up to 1, got {sum(self.p):.6f}")
+        if not 0 <= self.option_mass <= 1 + SUM_TOLERANCE:
+            raise ValueError(f"option_mass of question {self.id!r} must be in 0..1, got {self.option_mass}")
+        for name, letter in (("answer", self.answer), ("gold", self.gold)):
+            if letter is not None and letter not in LETTERS:
+                raise ValueError(f"{name} of question {self.id!r} must be one of a, b, c, d, got {letter!r}")
+
+    @property
+    def margin(self) -> float:
+        """Top probability minus the second: 0 is a coin toss, 1 is certainty."""
+        second, first = sorted(self.p)[-2:]
+        return first - second
+
+
+def write_predictions(path: Path, predictions: Sequence[Prediction], fold: int | None = None) -> None:
+    """Write one row per question, in the order given; the file appears complete or not at all.
+
+    Numbers are written with all their digits, so that a score computed from the file is the score.
+    The `gold` column is there only when at least one answer is known.
+
+    Args:
+        path: The CSV to write; its folder is made.
+        predictions: At least one.
+        fold: Number of the fold these rows were held out in; adds the column `fold`.
+
+    Raises:
+        ValueError: there is nothing to write.
+    """
+    _write(path, [(prediction, fold) for prediction in predictions])
+
+
+def append_predictions(path: Path, predictions: Sequence[Prediction], fold: int) -> None:
+    """Add a fold's rows to an out-of-fold file, replacing what the same fold left there before.
+
+    Replacing makes the call repeatable: a trial cut off after this call and continued does not double
+    its rows. The whole file is rewritten, so that a reader never sees half a fold.
+
+    Args:
+        path: The CSV; made when missing.
+        predictions: The fold's rows.
+        fold: The fold's number.
+
+    Raises:
+        UserError: the file that is there cannot be read.
+        ValueError: there is nothing to write.
+    """
+    kept = [row for row in _read(path) if row[1] != fold] if path.exists() else []
+    _write(path, kept + [(prediction, fold) for prediction in predictions])
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """Read a file of `write_predictions`, in file order.
+
+    Raises:
+        UserError: the file is missing, lacks a column, repeats an id or holds a bad value (says which row).
+    """
+    return [prediction for prediction, _ in _read(path)]
+
+
+def write_submission(path: Path, predictions: Sequence[Prediction], ids: Sequence[str]) -> None:
+    """Write the contest file: `id,answer`, one lower-case letter per row.
+
+    Args:
+        path: The CSV to write.
+        predictions: One per question, in the questions' order.
+        ids: The questions' ids as their file gives them.
+
+    Raises:
+        UserError: an answer is missing, an id repeats, or the rows are not exactly the questions in order.
+    """
+    repeated = _first_repeated(ids)
+    if repeated is not None:
+        raise UserError(f"{path}: id {repeated!r} occurs more than once; give every question its own id")
+    if len(predictions) != len(ids):
+        raise UserError(f"{path}: {len(predictions)} answers for {len(ids)} questions; predict every row")
+    for row, (prediction, question_id) in enumerate(zip(predictions, ids, strict=True), start=2):
+        if prediction.id != question_id:
+            raise UserError(
+                f"{path}, row {row}: this answer is for {prediction.id!r}, the question is {question_id!r}; "
+                "predictions must be in the order of the test file"
+            )
+    silent = [prediction.id for prediction in predictions if prediction.answer is None]
+    if silent:
+        raise UserError(
+            f"{path}: {len(silent)} of {len(ids)} questions have no answer (first: {silent[0]!r}) and none "
+            "is made up; score the option letters instead of generating text"
+        )
+    _write_rows(path, ("id", "answer"), [(p.id, str(p.answer)) for p in predictions])
+
+
+def _write(path: Path, rows: Sequence[tuple[Prediction, int | None]]) -> None:
+    if not rows:
+        raise ValueError(f"{path}: predictions must not be empty")
+    with_gold = any(prediction.gold is not None for prediction, _ in rows)
+    with_fold = any(fold is not None for _, fold in rows)
+    header = [*COLUMNS, "option_mass", *["gold"] * with_gold, "kind", "flag", *["fold"] * with_fold]
+    table = []
+    for prediction, fold in rows:
+        # repr() of a float reads back as the very same float
+        numbers = [repr(float(v)) for v in (*prediction.p, prediction.margin, prediction.option_mass)]
+        cells = [prediction.id, prediction.answer or "", *numbers]
+        cells += [prediction.gold or ""] * with_gold + [prediction.kind, prediction.flag]
+        table.append(cells + ["" if fold is None else str(fold)] * with_fold)
+    _write_rows(path, header, table)
+
+
+def _write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    replace_text(path, out.getvalue())
+
+
+def _read(path: Path) -> list[tuple[Prediction, int | None]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            table = list(csv.reader(file, strict=True))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path}: no such predictions file; run stage=predict or stage=final first"
+        ) from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read as a predictions file: {error}") from error
+    header = table[0] if table else []
+    missing = [name for name in (*COLUMNS[:-1], "option_mass") if name not in header]
+    if missing:
+        raise UserError(
+            f"{path}: lacks the column(s) {', '.join(missing)}; it has {', '.join(header) or 'none'}"
+        )
+    rows = [_parse_row(path, number, header, cells) for number, cells in enumerate(table[1:], start=2)]
+    repeated = _first_repeated([prediction.id for prediction, _ in rows])
+    if repeated is not None:
+        raise UserError(f"{path}: id {repeated!r} occurs more than once; write the file anew")
+    return rows
+
+
+def _parse_row(
+    path: Path, number: int, header: Sequence[str], cells: Sequence[str]
+) -> tuple[Prediction, int | None]:
+    if len(cells) != len(header):
+        raise UserError(
+            f"{path}, row {number}: {len(cells)} cells, expected {len(header)}; write the file anew"
+        )
+    row = dict(zip(header, cells, strict=True))
+    try:
+        p_a, p_b, p_c, p_d, mass = (_number(row, name) for name in (*COLUMNS[2:6], "option_mass"))
+        letters = row["answer"] or None, row.get("gold") or None
+        words = row.get("kind", ""), row.get("flag", "")
+        prediction = Prediction(row["id"], letters[0], (p_a, p_b, p_c, p_d), mass, letters[1], *words)
+        return prediction, int(row["fold"]) if row.get("fold") else None
+    except ValueError as error:
+        raise UserError(f"{path}, row {number}: {error}; write the file anew") from error
+
+
+def _number(row: dict[str, str], name: str) -> float:
+    try:
+        value = float(row[name])
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"column {name} must be a number, got {row[name]!r}")
+    return value
+
+
+def _first_repeated(ids: Sequence[str]) -> str | None:
+    seen: set[str] = set()
+    for question_id in ids:
+        if question_id in seen:
+            return question_id
+        seen.add(question_id)
+    return None

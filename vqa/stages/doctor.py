@@ -1,0 +1,114 @@
+"""`stage=doctor`: everything that can be checked before the full model is loaded, as one list."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from vqa.config.messages import message
+from vqa.config.settings import Settings
+from vqa.data.source import data_source
+from vqa.errors import UserError
+from vqa.machine.device import choose_device, choose_dtype
+from vqa.model.base import read_model_config
+from vqa.report.doctor_page import write_doctor_page
+from vqa.stages.preflight import cache_problem, drive_problem, hub_problem
+from vqa.tracking.mlflow_runs import open_tracker
+
+LOW_DISK_GIB = 5.0
+GPU_ONLY = "bitsandbytes.optim."
+
+
+def run_doctor(settings: Settings) -> None:
+    """Check configuration, data, model files, cache folder, device, disk and tracking.
+
+    Prints one line per check, and writes a page about the data of a contest file.
+
+    Raises:
+        UserError: Lists everything that is wrong.
+    """
+    console, lang = Console(soft_wrap=True), settings.lang
+    problems: list[str] = []
+    for name, check in CHECKS.items():
+        found = _findings(check, settings)
+        problems += [f"{name}: {problem}" for problem in found]
+        word, colour = ("wrong", "red") if found else ("ok", "green")
+        console.print(f"[{colour}]{message(lang, word)}[/] {name}")
+    if page := _page(settings, problems):
+        console.print(message(lang, "look", path=page))
+    if problems:
+        listed = "\n".join(f"  - {problem}" for problem in problems)
+        raise UserError(f"{len(problems)} thing(s) to mend:\n{listed}")
+    console.print(message(lang, "healthy"))
+
+
+def _page(settings: Settings, problems: list[str]) -> Path | None:
+    try:
+        return write_doctor_page(settings, problems)
+    except (UserError, OSError):  # data that cannot even be described stand among the problems already
+        return None
+
+
+def _findings(check: Callable[[Settings], list[str]], settings: Settings) -> list[str]:
+    try:
+        return check(settings)
+    except UserError as error:
+        return [str(error)]
+
+
+def _data(settings: Settings) -> list[str]:
+    return data_source(settings).check()
+
+
+def _model(settings: Settings) -> list[str]:
+    if problem := hub_problem(settings):
+        return [problem]
+    read_model_config(settings)
+    return []
+
+
+def _cache(settings: Settings) -> list[str]:
+    problem = cache_problem(settings)
+    return [problem] if problem else []
+
+
+def _device(settings: Settings) -> list[str]:
+    device = choose_device(settings.env.device)
+    choose_dtype(settings.precision, device)
+    target = str(settings.optimizer["_target_"])
+    if device.type == "cpu" and target.startswith(GPU_ONLY):
+        return [f"optimizer: {target} needs a GPU; use optimizer=adamw"]
+    return []
+
+
+def _output(settings: Settings) -> list[str]:
+    if problem := drive_problem(settings):
+        return [problem]
+    root = Path(settings.env.output_root).absolute()
+    existing = next(p for p in (root, *root.parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        return [f"env.output_root={root} cannot be written; set VQA_OUTPUT=/a/writable/folder"]
+    free = shutil.disk_usage(existing).free / 2**30
+    if free < LOW_DISK_GIB:
+        return [
+            f"only {free:.1f} GiB free under {existing}, {LOW_DISK_GIB:.0f} needed; "
+            "free some, or set VQA_OUTPUT"
+        ]
+    return []
+
+
+def _tracking(settings: Settings) -> list[str]:
+    open_tracker(settings.tracking).prepare()
+    return []
+
+
+CHECKS: dict[str, Callable[[Settings], list[str]]] = {
+    "data": _data,
+    "model": _model,
+    "cache folder": _cache,
+    "device": _device,
+    "output folder and disk": _output,
+    "tracking store": _tracking,
+}

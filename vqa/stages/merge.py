@@ -1,0 +1,76 @@
+"""`stage=merge`: the adapter added to the base's weights, for tools that take no adapter."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from vqa.config.settings import Settings
+from vqa.errors import UserError
+from vqa.machine.files import replace_text
+from vqa.model.base import model_folder, read_model_config
+from vqa.results.folder import MANIFEST
+from vqa.results.manifest import write_manifest
+
+MERGED = "model"
+
+
+def run_merge(settings: Settings, folder: Path) -> dict[str, Any]:
+    """Write a bf16 model with the adapter in it.
+
+    The base is loaded as it is published, whatever the adapter was trained on: rounding merged weights to
+    four bits would round the adapter away.
+
+    Args:
+        settings: The run.
+        folder: Gets model/, metrics.json and, last, manifest.json.
+
+    Returns:
+        What stands in metrics.json: where the model is and what it was made of.
+
+    Raises:
+        UserError: The base is quantised, or there is no adapter that fits.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoTokenizer
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    from vqa.model.adapter import adapter_folder, plain_adapter
+
+    started = time.time()
+    _refuse_quantised(settings)
+    adapter = adapter_folder(settings)
+    base = model_folder(settings.model.path)
+    where: dict[str, Any] = {"revision": settings.model.revision, "local_files_only": settings.env.offline}
+    model: Any = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.bfloat16, **where)
+    merged = plain_adapter(model, adapter, settings.model.path).merge_and_unload(safe_merge=True)
+    out = folder / MERGED
+    merged.save_pretrained(str(out))
+    AutoTokenizer.from_pretrained(base, **where).save_pretrained(str(out))
+    Qwen2VLImageProcessorPil.from_pretrained(base, **where).save_pretrained(str(out))
+    metrics = {"model": str(out), "adapter": str(adapter), "base": settings.model.path, "dtype": "bfloat16"}
+    replace_text(folder / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
+    write_manifest(
+        folder / MANIFEST,
+        config=settings.plain,
+        seed=settings.seed,
+        data_sha256="",
+        split_sha256="",
+        started=started,
+        extra={"adapter": str(adapter)},
+    )
+    return metrics
+
+
+def _refuse_quantised(settings: Settings) -> None:
+    reason = "four- or eight-bit weights cannot take the adapter without rounding it away"
+    if settings.quantization.weights is not None:
+        raise UserError(
+            f"stage=merge with quantization={settings.quantization.name}: {reason}; merge into the "
+            "weights as published: quantization=none (an adapter of the quantised base may be used so)"
+        )
+    if getattr(read_model_config(settings), "quantization_config", None) is not None:
+        raise UserError(
+            f"stage=merge: {settings.model.path} is stored quantised, and {reason}; "
+            "give the unquantised model it was made from as model.path"
+        )

@@ -1,0 +1,126 @@
+"""An adapter at work: answer unlabelled questions, or measure base and adapter on labelled ones."""
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from vqa.answer.readout import answer
+from vqa.answer.score import score
+from vqa.config.settings import Settings
+from vqa.data.source import data_sha256, source_questions, test_questions
+from vqa.errors import UserError
+from vqa.machine.device import peak_memory_gib
+from vqa.machine.files import replace_text
+from vqa.model.adapter import adapter_folder, loaded
+from vqa.model.base import load_base
+from vqa.model.encode import Encoder
+from vqa.question import Question
+from vqa.results.folder import MANIFEST
+from vqa.results.manifest import write_manifest
+from vqa.results.metrics import collapse_alarm, no_answer_rate, summary
+from vqa.results.predictions import Prediction, write_predictions, write_submission
+from vqa.stages.final import compare_with_base
+from vqa.tracking.mlflow_runs import open_tracker
+
+log = logging.getLogger(__name__)
+
+
+def run_predict(settings: Settings, folder: Path) -> dict[str, Any]:
+    """Answer the test questions with a trained adapter.
+
+    Args:
+        settings: The run.
+        folder: Gets test_predictions.csv, submission.csv, metrics.json and, last, manifest.json.
+
+    Returns:
+        What stands in metrics.json.
+
+    Raises:
+        UserError: There are no test questions, or no adapter.
+    """
+    return _run(settings, folder, with_base=False)
+
+
+def run_evaluate(settings: Settings, folder: Path) -> dict[str, Any]:
+    """Score labelled test questions with the base model and with the adapter.
+
+    Args:
+        settings: The run.
+        folder: Gets test_predictions.csv, base_predictions.csv, metrics.json and, last, manifest.json.
+
+    Returns:
+        What stands in metrics.json: accuracy and NLL of both, with intervals, and the p value.
+
+    Raises:
+        UserError: There are no test questions, no labels, or no adapter.
+    """
+    return _run(settings, folder, with_base=True)
+
+
+def _run(settings: Settings, folder: Path, with_base: bool) -> dict[str, Any]:
+    started = time.time()
+    questions = _questions(settings, labelled=with_base)
+    source = source_questions(settings)
+    adapter = adapter_folder(settings)
+    encoder = Encoder(load_base(settings), settings.prompt, settings.image)
+    size = settings.budget.eval_batch_size
+    with open_tracker(settings.tracking).run(settings.stage, settings.stage, folder) as run:
+        run.params(settings.plain)
+        with loaded(encoder.base, adapter) as model:
+            begun = time.perf_counter()
+            facts: dict[str, Any] = {}
+            predictions = answer(encoder, model, questions, settings, facts, source)
+            seconds = time.perf_counter() - begun
+        base = score(encoder, questions, size, "base model") if with_base else []
+        metrics = _metrics(predictions, base) | facts
+        metrics |= {
+            "rows_per_s": len(questions) / seconds,
+            "peak_memory_gib": peak_memory_gib(encoder.base.device),
+        }
+        replace_text(folder / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
+        write_predictions(folder / "test_predictions.csv", predictions)
+        if with_base:
+            write_predictions(folder / "base_predictions.csv", base)
+            run.metrics({name: metrics[name] for name in ("accuracy", "nll", "base_accuracy", "base_nll")})
+        else:
+            write_submission(folder / "submission.csv", predictions, [q.id for q in questions])
+        for name in ("metrics.json", "test_predictions.csv", "submission.csv", "base_predictions.csv"):
+            if (folder / name).exists():
+                run.artifact(folder / name)
+    write_manifest(
+        folder / MANIFEST,
+        config=settings.plain,
+        seed=settings.seed,
+        data_sha256=data_sha256(questions),
+        split_sha256="",
+        started=started,
+        extra={"adapter": str(adapter), "mlflow_run_id": run.run_id},
+    )
+    return metrics
+
+
+def _questions(settings: Settings, labelled: bool) -> list[Question]:
+    questions = test_questions(settings)
+    if not questions:
+        raise UserError(
+            f"stage={settings.stage} needs questions: give data=csv data.test_csv=FILE data.image_root=FOLDER"
+        )
+    if labelled and (missing := sum(q.answer is None for q in questions)):
+        raise UserError(
+            f"stage=evaluate needs labels, but {missing} of {len(questions)} questions have none; "
+            "give a labelled file as data.test_csv, or use stage=predict"
+        )
+    return questions
+
+
+def _metrics(predictions: list[Prediction], base: list[Prediction]) -> dict[str, Any]:
+    alarm = collapse_alarm([p.answer for p in predictions], [p.gold for p in predictions])
+    if alarm:
+        log.warning(alarm)
+    metrics: dict[str, Any] = {"n": len(predictions), "alarms": [alarm] if alarm else []}
+    metrics["no_answer_rate"] = no_answer_rate(predictions)
+    if base:
+        metrics |= summary(predictions) | compare_with_base(base, predictions)
+    return metrics

@@ -1,0 +1,268 @@
+"""What a user sees of a sweep: a table or lines of log while it runs, and `stage=status` at any time.
+
+Status is read without touching the study.
+"""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import optuna
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from vqa.errors import UserError
+from vqa.machine.files import replace_text
+from vqa.sweep.leaderboard import Standing, describe_scores, describe_ties, rank
+from vqa.sweep.settings import SweepSettings
+from vqa.sweep.space import override_value, overrides_of
+from vqa.sweep.state import WorkerState, read_states, seconds_left
+from vqa.sweep.storage import open_storage_to_read, shown_address
+from vqa.sweep.winner import winner_of
+
+log = logging.getLogger(__name__)
+
+REFRESH_S = 0.5  # a trial may report much more often than an eye can follow
+SHOWN_TRIALS = 25
+STYLES = {"COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red", "RUNNING": "cyan", "WAITING": "dim"}
+
+
+class Board:
+    """Shows the trials of one study.
+
+    Args:
+        study: The study's name.
+        names: Searched keys.
+        n_trials: Trials that the study shall have.
+        console: Where to draw; a terminal gets the table, anything else the log.
+    """
+
+    def __init__(
+        self, study: str, names: Sequence[str], n_trials: int, console: Console | None = None
+    ) -> None:
+        self.study = study
+        self.names = names
+        self.n_trials = n_trials
+        self.console = console or Console()
+        self.live: Live | None = None
+        self.standings: Sequence[Standing] = ()
+        self.workers: Sequence[WorkerState] = ()
+        self._progress: tuple[str, int, int] | None = None
+        self._drawn_at = 0.0
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self.live = Live(console=self.console, auto_refresh=False, vertical_overflow="visible")
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress = None
+        if self.live is not None:
+            self._draw()
+            self.live.stop()
+            self.live = None
+
+    @property
+    def wants_update(self) -> bool:
+        """Whether somebody watches and the last picture is old enough to draw another one."""
+        return self.live is not None and time.monotonic() - self._drawn_at >= REFRESH_S
+
+    def event(self, text: str) -> None:
+        """Log what has happened, unless the table shows it."""
+        self._progress = None  # that piece of work is over
+        if self.live is None:
+            log.info(text)
+
+    def show(self, standings: Sequence[Standing], workers: Sequence[WorkerState] = ()) -> None:
+        """Draw the table anew.
+
+        Args:
+            standings: All trials in order, as `vqa.sweep.leaderboard.rank` gives them.
+            workers: Those that are alive.
+        """
+        self.standings = standings
+        self.workers = workers
+        self._draw()
+
+    def progress(self, text: str, done: int, total: int) -> None:
+        """Show how far the running trial is; a sink for `vqa.progress.progress_to`."""
+        self._progress = (text, done, total)
+        if self.wants_update or (done >= total and self.live is not None):
+            self._draw()
+
+    def _draw(self) -> None:
+        if self.live is not None:
+            self._drawn_at = time.monotonic()
+            self.live.update(self.picture(), refresh=True)
+
+    def picture(self) -> RenderableType:
+        """Give the table of trials, and under it what each worker is at."""
+        parts: list[RenderableType] = [self._table()]
+        if self.workers:
+            parts.append(self._worker_lines())
+        elif self._progress is not None:
+            line = Table.grid(padding=(0, 1))
+            line.add_row(*_progress_cells(*self._progress))
+            parts.append(line)
+        return Group(*parts)
+
+    def _worker_lines(self) -> Table:
+        lines = Table.grid(padding=(0, 1))
+        for worker in self.workers:
+            at = "between trials" if worker.trial is None else f"trial {worker.trial}"
+            where = f"worker {worker.slot} ({worker.host})"
+            cells = _progress_cells(worker.text, worker.done, worker.total) if worker.total else ("", "", "")
+            lines.add_row(where, at, *cells, f"{worker.memory_gib:.2f} GiB")
+        return lines
+
+    def _time_left(self) -> str:
+        done = [s for s in self.standings if s.state in ("COMPLETE", "PRUNED", "FAIL")]
+        seconds = [standing.seconds for standing in done if standing.seconds is not None]
+        left = seconds_left(seconds, self.n_trials - len(done), len(self.workers))
+        return "" if not left else f", about {describe_seconds(left)} left"
+
+    def _table(self) -> Table:
+        done = sum(standing.state in ("COMPLETE", "PRUNED", "FAIL") for standing in self.standings)
+        title = f"study {self.study}: {done} of {self.n_trials} trials{self._time_left()}"
+        table = Table(title=title, title_justify="left")
+        for column in ("trial", "state", "folds", "NLL", "accuracy", *self.names, "s"):
+            table.add_column(column, justify="left" if column == "state" else "right", no_wrap=True)
+        # running ones always show; of the others the best
+        running = [standing for standing in self.standings if standing.state == "RUNNING"]
+        others = [standing for standing in self.standings if standing.state not in ("RUNNING", "WAITING")]
+        shown = others[: max(0, SHOWN_TRIALS - len(running))]
+        for standing in [*shown, *running]:
+            best = standing is self.standings[0] and standing.state == "COMPLETE"
+            table.add_row(*self._cells(standing, best), style="bold" if best else None)
+        if len(shown) < len(others):
+            table.caption = f"and {len(others) - len(shown)} more in leaderboard.csv"
+        return table
+
+    def _cells(self, standing: Standing, best: bool) -> list[RenderableType]:
+        state = standing.state.lower()
+        if standing.last_step is not None and standing.state in ("PRUNED", "RUNNING"):
+            state += f" at {standing.last_step}"
+        mark = " *" if best else " =" if standing.tied else ""
+        return [
+            str(standing.trial),
+            Text(state + mark, style=STYLES[standing.state]),
+            str(standing.scores.folds),
+            _with_error(standing.nll, standing.nll_se),
+            _with_error(standing.accuracy, standing.accuracy_se),
+            *(_short(standing.params.get(name)) for name in self.names),
+            "" if standing.seconds is None else f"{standing.seconds:.1f}",
+        ]
+
+
+def _progress_cells(text: str, done: int, total: int) -> tuple[RenderableType, ...]:
+    bar = ProgressBar(total=max(total, 1), completed=done, width=30)
+    return Text(text), bar, f"{done}/{total}"
+
+
+def describe_seconds(seconds: float) -> str:
+    """Give a span of time in the unit that suits it."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _with_error(value: float | None, error: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" + ("" if error is None else f" ± {error:.4f}")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else "" if value is None else override_value(value)
+
+
+def describe_start(number: int, overrides: Sequence[str], resumed: bool) -> str:
+    """Say that a trial starts, and with what."""
+    return f"trial {number} {'goes on' if resumed else 'starts'}: {' '.join(overrides)}"
+
+
+def describe_end(standing: Standing) -> str:
+    """Say how a trial ended."""
+    if standing.state == "FAIL":
+        return f"trial {standing.trial} failed: {standing.error}"
+    end = f"pruned at step {standing.last_step}" if standing.state == "PRUNED" else "complete"
+    seconds = "" if standing.seconds is None else f", {standing.seconds:.1f} s"
+    return f"trial {standing.trial} {end}: {describe_scores(standing)}{seconds}"
+
+
+ADDRESS = ".sweep.json"  # where a study's storage is, and how many trials it shall have
+FILE_WIDTH = 160  # characters, where no terminal says how wide it is
+
+
+def write_address(folder: Path, settings: SweepSettings, n_trials: int, names: list[str]) -> None:
+    """Leave in the study's folder what `show_status` needs to find the study."""
+    storage = settings.storage
+    if storage.startswith("sqlite:///"):
+        storage = f"sqlite:///{Path(storage.removeprefix('sqlite:///')).absolute()}"
+    address = {
+        "study_name": settings.study_name,
+        "storage": storage,
+        "direction": settings.direction,
+        "n_trials": n_trials,
+        "names": names,
+    }
+    # only for the user's own eyes: the storage's address may hold a password
+    replace_text(folder / ADDRESS, json.dumps(address) + "\n", mode=0o600)
+
+
+def show_status(folder: Path, console: Console | None = None) -> None:
+    """Print the trials, the workers that are alive and the best trial so far.
+
+    Args:
+        folder: The study's folder.
+        console: Where to print; None = standard output.
+
+    Raises:
+        UserError: There is no study, or its storage cannot be read.
+    """
+    if not (folder / ADDRESS).exists():
+        known = sorted(path.parent.name for path in folder.parent.glob(f"*/{ADDRESS}"))
+        raise UserError(
+            f"study={folder.name}: there is no sweep in {folder}. "
+            f"Sweeps beside it: {', '.join(known) or 'none'}."
+        )
+    address: dict[str, Any] = json.loads((folder / ADDRESS).read_text(encoding="utf-8"))
+    url = address["storage"]
+    moved = folder / Path(url).name
+    if url.startswith("sqlite:///") and moved.exists():
+        url = f"sqlite:///{moved.absolute()}"
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.load_study(study_name=address["study_name"], storage=open_storage_to_read(url))
+    standings = rank(study.get_trials(deepcopy=False), folder, address["direction"])
+    console = console or Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
+    board = Board(address["study_name"], address["names"], address["n_trials"], console)
+    board.show(standings, workers := read_states(folder))
+    console.print(board.picture())
+    remarks = [*_remarks(folder, standings, len(workers)), f"storage: {shown_address(url)}"]
+    console.print(Text("\n".join(remarks)))
+
+
+def _remarks(folder: Path, standings: list[Standing], workers: int) -> list[str]:
+    lines = [] if workers else ["no worker is up"]
+    if (best := winner_of(standings)) is not None:
+        chosen = " ".join(overrides_of(best.params))
+        lines.append(f"best: trial {best.trial}, {describe_scores(best)}: {chosen}")
+        lines.append(describe_ties(standings))
+    lines += [f"trial {s.trial} failed: {s.error}" for s in standings if s.state == "FAIL"]
+    final = folder / "final"
+    if (final / "manifest.json").exists():
+        lines.append(f"final run: done, see {final}")
+    elif final.exists():
+        lines.append("final run: begun")
+    return lines

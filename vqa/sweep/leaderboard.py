@@ -1,0 +1,240 @@
+"""The ranking of a study's trials, from what each left in its folder."""
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from vqa.machine.files import replace_text
+from vqa.results.metrics import P_FLOOR, paired_p_value
+from vqa.sweep.multiples import plain_values
+from vqa.sweep.space import override_value
+from vqa.sweep.study import trial_folder
+
+COLUMNS = ("trial", "state", "folds", "nll", "nll_se", "accuracy", "accuracy_se", "seconds")
+TIE_LEVEL = 0.05  # trials whose difference has a p-value of at least this are a tie
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a trial's finished folds say, question by question.
+
+    Args:
+        folds: Finished folds.
+        seconds: Their training and scoring time; None without folds.csv.
+        nll: Negative log-probability of the right letter (nats), by question id.
+        correct: Whether the right letter was the most probable, by question id.
+    """
+
+    folds: int
+    seconds: float | None
+    nll: Mapping[str, float]
+    correct: Mapping[str, bool]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One line of the ranking.
+
+    Args:
+        trial: The trial's number.
+        state: COMPLETE, PRUNED, FAIL, RUNNING or WAITING.
+        value: The objective that was told; a pruned trial's last report.
+        last_step: The last step that was reported; None without a report.
+        seconds: Time of the finished folds, else from start to end; None while running.
+        params: Searched key -> value, multiples written out.
+        scores: Out-of-fold results on record.
+        tied: Whether a paired t-test tells the trial from the best one; None when there are no questions
+            to compare.
+        error: Why the trial failed.
+    """
+
+    trial: int
+    state: str
+    value: float | None
+    last_step: int | None
+    seconds: float | None
+    params: Mapping[str, Any]
+    scores: Scores
+    tied: bool | None = False
+    error: str = ""
+
+    @property
+    def nll(self) -> float | None:
+        """Mean NLL over the questions of the finished folds; without any, the objective."""
+        return statistics.fmean(self.scores.nll.values()) if self.scores.nll else self.value
+
+    @property
+    def nll_se(self) -> float | None:
+        """Standard error of `nll` over the questions."""
+        return _standard_error(list(self.scores.nll.values()))
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of right answers."""
+        return statistics.fmean(self.scores.correct.values()) if self.scores.correct else None
+
+    @property
+    def accuracy_se(self) -> float | None:
+        """Standard error of `accuracy` over the questions."""
+        return _standard_error([float(right) for right in self.scores.correct.values()])
+
+
+def _standard_error(values: list[float]) -> float | None:
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def read_scores(folder: Path) -> Scores:
+    """Read `folds.csv` and `oof_predictions.csv` of a trial; files that are not there count as empty."""
+    files = [folder / "folds.csv", folder / "oof_predictions.csv"]
+    stamps = [(file.stat().st_mtime_ns, file.stat().st_size) if file.exists() else (0, 0) for file in files]
+    return _read_scores(folder, tuple(stamps))
+
+
+@lru_cache(maxsize=4096)  # finished trials do not change, and each is asked for after every other trial
+def _read_scores(folder: Path, stamps: tuple[tuple[int, int], ...]) -> Scores:
+    folds = _rows(folder / "folds.csv")
+    finished = {row["fold"] for row in folds}
+    nll: dict[str, float] = {}
+    correct: dict[str, bool] = {}
+    for row in _rows(folder / "oof_predictions.csv"):
+        if row["fold"] not in finished or not row["gold"]:
+            continue
+        p = {letter: float(row[f"p_{letter}"]) for letter in "abcd"}
+        nll[row["id"]] = -math.log(max(p[row["gold"]], P_FLOOR))
+        correct[row["id"]] = row["answer"] == row["gold"]
+    seconds = sum(float(row["seconds"]) for row in folds) if folds else None
+    return Scores(len(finished), seconds, nll, correct)
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def rank(trials: Sequence[FrozenTrial], study_folder: Path, direction: str) -> list[Standing]:
+    """Order the trials from best to worst.
+
+    COMPLETE by objective, then PRUNED by how far they came, then FAIL, then those that are not done. The
+    order of complete trials follows the told objective, not the NLL read back from the files, whose
+    rounding could swap two trials.
+
+    Args:
+        trials: As Optuna gives them.
+        study_folder: Where `trials/` lies.
+        direction: "minimize" or "maximize".
+    """
+    standings = [standing_of(trial, study_folder) for trial in trials]
+    sign = 1.0 if direction == "minimize" else -1.0
+    standings.sort(key=lambda standing: _rank_key(standing, sign))
+    if not standings or standings[0].state != "COMPLETE":
+        return standings
+    best = standings[0].scores.nll
+    return [
+        replace(standing, tied=index == 0 or is_tied(standing.scores.nll, best))
+        if standing.state == "COMPLETE"
+        else standing
+        for index, standing in enumerate(standings)
+    ]
+
+
+def _rank_key(standing: Standing, sign: float) -> tuple[int, int, int, float, int]:
+    order = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING").index(standing.state)
+    value = math.inf if standing.value is None else sign * standing.value
+    if standing.state != "PRUNED":
+        return order, 0, 0, value, standing.trial
+    reached = -1 if standing.last_step is None else standing.last_step
+    return order, -standing.scores.folds, -reached, value, standing.trial
+
+
+def standing_of(trial: FrozenTrial, study_folder: Path) -> Standing:
+    """One trial by itself: not compared with any other."""
+    scores = read_scores(trial_folder(study_folder, trial.number))
+    seconds = scores.seconds
+    if seconds is None and trial.state.is_finished() and trial.duration is not None:
+        seconds = trial.duration.total_seconds()
+    return Standing(
+        trial=trial.number,
+        state=trial.state.name,
+        value=trial.value if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) else None,
+        last_step=trial.last_step,
+        seconds=seconds,
+        params=plain_values(trial.params or trial.system_attrs.get("fixed_params", {})),
+        scores=scores,
+        error=trial.user_attrs.get("error", ""),
+    )
+
+
+def is_tied(nll: Mapping[str, float], best: Mapping[str, float]) -> bool | None:
+    """Whether two trials cannot be told apart: a paired, two-sided t-test on the NLL of each question.
+
+    Args:
+        nll: NLL by question id of one trial.
+        best: The same of the best trial.
+
+    Returns:
+        True when p >= 0.05 or all differences are equal to zero; None with fewer than two common questions.
+    """
+    if len(nll.keys() & best.keys()) < 2:
+        return None
+    return paired_p_value(nll, best) >= TIE_LEVEL
+
+
+def leaderboard_text(standings: Sequence[Standing], names: Sequence[str]) -> str:
+    """Give the content of `leaderboard.csv`: the trials that are done, best first.
+
+    Args:
+        standings: In order, as `rank` gives them.
+        names: Searched keys, one column each.
+    """
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow([*COLUMNS, *names, "tied_with_best"])
+    for standing in standings:
+        if standing.state in ("RUNNING", "WAITING"):
+            continue
+        numbers = (standing.nll, standing.nll_se, standing.accuracy, standing.accuracy_se)
+        table.writerow(
+            [
+                standing.trial,
+                standing.state,
+                standing.scores.folds,
+                *("" if number is None else f"{number:.6f}" for number in numbers),
+                "" if standing.seconds is None else f"{standing.seconds:.2f}",
+                *(override_value(standing.params[n]) if n in standing.params else "" for n in names),
+                "" if standing.tied is None else str(standing.tied).lower(),
+            ]
+        )
+    return out.getvalue()
+
+
+def write_leaderboard(standings: Sequence[Standing], names: Sequence[str], path: Path) -> None:
+    """Write `leaderboard.csv` in one step; unchanged content leaves the file alone."""
+    replace_text(path, leaderboard_text(standings, names))
+
+
+def describe_scores(standing: Standing) -> str:
+    """Give NLL and accuracy with their standard errors in a few words."""
+    if standing.nll is None:
+        return "no score"
+    nll = f"NLL {standing.nll:.4f}" + (f" ± {standing.nll_se:.4f}" if standing.nll_se is not None else "")
+    if standing.accuracy is None or standing.accuracy_se is None:
+        return nll
+    return f"{nll}, accuracy {standing.accuracy:.4f} ± {standing.accuracy_se:.4f}"
+
+
+def describe_ties(standings: Sequence[Standing]) -> str:
+    """Say which trials cannot be told from the best one."""
+    tied = [str(standing.trial) for standing in standings[1:] if standing.tied]
+    if not tied:
+        return "No other complete trial ties with it (paired t-test over the questions, 5 %)."
+    return f"Not told apart from it by a paired t-test over the questions at 5 %: trials {', '.join(tied)}."

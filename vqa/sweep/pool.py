@@ -1,0 +1,184 @@
+"""Several workers: copies of the very command, one per GPU, watched by the first process.
+
+Plain processes: a copy loads its own model once and pulls trials from the shared study, so there is no
+barrier, and one that dies is started again within a second. `worker_command` puts a launcher such as srun in
+front of the copies, which then run wherever it places them.
+"""
+
+import logging
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from vqa.errors import UserError
+from vqa.machine.files import is_locked, replace_text
+from vqa.sweep.study import SharedStudy
+
+log = logging.getLogger(__name__)
+
+SLOT = "VQA_WORKER"  # in a worker's environment: its slot, a whole number of its own
+DEADLINE = "VQA_DEADLINE"
+POLL_S = 0.5
+
+
+def own_slot() -> int | None:
+    """Which worker this process is; None in the process that the user started."""
+    slot = os.environ.get(SLOT)
+    return None if slot is None else int(slot)
+
+
+def own_deadline() -> float:
+    """When the whole sweep has to stop, in a worker process (`time.time()`); started by hand: never."""
+    return float(os.environ.get(DEADLINE, "inf"))
+
+
+def refusal_file(study_folder: Path, slot: int) -> Path:
+    """Where a worker leaves the UserError that ended it."""
+    return study_folder / "workers" / f"{slot}.refused"
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs to share out, found without starting CUDA in this process."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [gpu for gpu in named.split(",") if gpu not in ("", "-1")]
+    count = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    return [str(index) for index in range(count)]
+
+
+def worker_environment(slot: int, gpus: list[str], deadline: float, elsewhere: bool) -> dict[str, str]:
+    """Give what a copy's environment has beyond this one's: one GPU, or one CPU thread.
+
+    Args:
+        slot: Which worker.
+        gpus: This machine's.
+        deadline: `time.time()` after which no trial starts.
+        elsewhere: Whether another program, which knows its own machines, places the worker.
+    """
+    extra = {SLOT: str(slot), DEADLINE: repr(deadline)}
+    if elsewhere:
+        return extra
+    if gpus:
+        extra["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+    else:
+        extra["OMP_NUM_THREADS"] = "1"
+    return extra
+
+
+class WorkerPool:
+    """Keeps the workers of one study up until nothing is left for them.
+
+    Args:
+        shared: The study.
+        deadline: `time.time()` after which no trial starts.
+        on_poll: Called twice a second, to draw the table.
+    """
+
+    def __init__(self, shared: SharedStudy, deadline: float, on_poll: Callable[[], None]) -> None:
+        self.shared = shared
+        self.deadline = deadline
+        self.on_poll = on_poll
+        self.folder = shared.folder / "workers"
+        self.gpus = visible_gpus()
+        self.up: dict[int, subprocess.Popen[bytes]] = {}
+        self.deaths: Counter[int] = Counter()  # by slot, since the last trial that ended well
+
+    def run(self) -> None:
+        """Start the workers, and start those again that die, until all is done or time is up.
+
+        Raises:
+            UserError: A worker refused its configuration or data, or they die without getting anywhere.
+        """
+        self.folder.mkdir(exist_ok=True)
+        for slot in range(self.shared.settings.n_workers):
+            refusal_file(self.shared.folder, slot).unlink(missing_ok=True)
+        well = 0
+        try:
+            while True:
+                tally = self.shared.tally()
+                if tally.done - tally.failed > well:  # one that died too often is no progress
+                    well = tally.done - tally.failed
+                    self.deaths.clear()
+                self._collect()
+                over = tally.done >= self.shared.n_trials or self.shared.too_many_failures()
+                if over or time.time() >= self.deadline:
+                    if not self.up:
+                        return
+                else:
+                    self._fill()
+                self.on_poll()
+                time.sleep(POLL_S)
+        finally:
+            self._stop()
+
+    def _collect(self) -> None:
+        """Take note of workers that have ended."""
+        for slot, process in list(self.up.items()):
+            code = process.poll()
+            if code is None:
+                continue
+            del self.up[slot]
+            refusal = refusal_file(self.shared.folder, slot)
+            if refusal.exists():
+                raise UserError(refusal.read_text(encoding="utf-8"))
+            if code != 0:
+                self.deaths[slot] += 1
+                log.warning(f"worker {slot} died ({code}); see {self.folder / f'{slot}.log'}")
+
+    def _fill(self) -> None:
+        """Start a worker in each empty slot that has work to do."""
+        slots = range(self.shared.settings.n_workers)
+        allowed = [slot for slot in slots if self.deaths[slot] <= self.shared.settings.max_retries]
+        if not allowed and not self.up:
+            raise UserError(
+                f"every worker died more than max_retries={self.shared.settings.max_retries} times without "
+                f"finishing a trial. See {self.folder}/*.log; the same command goes on from here."
+            )
+        for slot in allowed:
+            if slot not in self.up and self._work_for_another() and not self._is_taken(slot):
+                self.up[slot] = self._start(slot)
+
+    def _work_for_another(self) -> bool:
+        tally = self.shared.tally()
+        return len(self.up) < tally.running or tally.started < self.shared.n_trials
+
+    def _is_taken(self, slot: int) -> bool:
+        """Whether a worker of an earlier run is still at it."""
+        return is_locked(self.shared.locks / f"worker_{slot}")
+
+    def _start(self, slot: int) -> "subprocess.Popen[bytes]":
+        launcher = shlex.split(self.shared.settings.worker_command or "")
+        environment = os.environ | worker_environment(slot, self.gpus, self.deadline, bool(launcher))
+        with (self.folder / f"{slot}.log").open("ab") as out:
+            return subprocess.Popen(  # its own group: Ctrl-C in the terminal reaches it once, through `_stop`
+                [*launcher, sys.executable, *sys.orig_argv[1:]],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                process_group=0,
+            )
+
+    def _stop(self) -> None:
+        for process in self.up.values():
+            process.terminate()  # srun passes TERM on to the worker, but not INT
+        try:
+            for process in self.up.values():
+                process.wait()
+        except KeyboardInterrupt:
+            log.warning("stopped at once; what the workers were at goes on with the next run")
+            for process in self.up.values():
+                process.kill()
+            raise
+        finally:
+            self.up.clear()
+
+
+def note_refusal(study_folder: Path, slot: int, error: UserError) -> None:
+    """Leave a worker's UserError where the pool finds it."""
+    replace_text(refusal_file(study_folder, slot), str(error))

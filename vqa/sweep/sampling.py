@@ -1,0 +1,90 @@
+"""Samplers and pruners from their config nodes, and how a trial's parameters are drawn."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import optuna
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from optuna.trial import Trial
+
+from vqa.errors import UserError
+from vqa.sweep.space import SearchSpace
+
+
+class SamplerFactory:
+    """Builds a sampler for each trial, seeded by (seed, trial number).
+
+    Args:
+        node: `hydra.sweeper.sampler`; a `seed` in it wins over `seed`.
+        seed: `hydra.sweeper.seed`; None = another draw each time.
+        space: The search space, which the grid sampler wants beforehand.
+
+    Raises:
+        UserError: Optuna has no such sampler, or refuses its arguments.
+    """
+
+    def __init__(self, node: Mapping[str, Any], seed: int | None, space: SearchSpace) -> None:
+        self.node = {key: value for key, value in node.items() if key not in ("seed", "_partial_")}
+        self.seed: int | None = node.get("seed", seed)
+        name = self.node["_target_"].removeprefix("optuna.samplers.")
+        kind = getattr(optuna.samplers, name, None)
+        if not inspect.isclass(kind):
+            raise UserError(f"hydra.sweeper.sampler: Optuna has no {self.node['_target_']}.")
+        self.takes_seed = "seed" in inspect.signature(kind).parameters
+        self.grid = {"search_space": space.grid()} if is_grid(node) else {}
+        self.build(0)  # so that a wrong argument is found before the study exists
+
+    def build(self, number: int) -> optuna.samplers.BaseSampler:
+        """Give the sampler of trial `number`."""
+        extra: dict[str, Any] = dict(self.grid)
+        if self.takes_seed and self.seed is not None:
+            # The grid is shuffled once, by its seed; all others draw anew for each trial.
+            words = [self.seed] if self.grid else [self.seed, number]
+            extra["seed"] = int(np.random.SeedSequence(words).generate_state(1)[0])
+        try:
+            built = instantiate({**self.node, **extra}, _execution_whitelist_=("optuna.samplers.*",))
+        except (InstantiationException, TypeError, ValueError) as error:
+            raise UserError(f"hydra.sweeper.sampler: {self.node} cannot be built: {error}") from error
+        if not isinstance(built, optuna.samplers.BaseSampler):
+            raise UserError(f"hydra.sweeper.sampler: {self.node['_target_']} is no sampler.")
+        return built
+
+
+def is_grid(node: Mapping[str, Any]) -> bool:
+    """Whether the sampler is Optuna's grid, which has an end."""
+    return bool(node["_target_"] == "optuna.samplers.GridSampler")
+
+
+def build_pruner(node: Mapping[str, Any]) -> optuna.pruners.BasePruner:
+    """Build the pruner; every process must do so from the same node, since no storage keeps it.
+
+    Raises:
+        UserError: Optuna has no such pruner, or refuses its arguments.
+    """
+    try:
+        built = instantiate(dict(node), _execution_whitelist_=("optuna.pruners.*",))
+    except (InstantiationException, TypeError, ValueError) as error:
+        raise UserError(f"hydra.sweeper.pruner: {dict(node)} cannot be built: {error}") from error
+    if not isinstance(built, optuna.pruners.BasePruner):
+        raise UserError(f"hydra.sweeper.pruner: {node['_target_']} is no pruner.")
+    return built
+
+
+def draw(trial: Trial, space: SearchSpace) -> None:
+    """Suggest every parameter of `trial`.
+
+    Parameters that were on record before the trial was cut off keep their values but are drawn again, so
+    that those behind them see the same random numbers as in an uninterrupted run.
+    """
+    on_record = set(trial.params)
+    if on_record >= set(space.distributions):
+        return
+    filtered = optuna.pruners._filter_study(trial.study, trial._cached_frozen_trial)
+    for name, distribution in space.distributions.items():
+        spent = name in on_record and not distribution.single() and name not in trial._fixed_params
+        if spent and name not in trial.relative_params:
+            trial.study.sampler.sample_independent(filtered, trial._cached_frozen_trial, name, distribution)
+        trial._suggest(name, distribution)

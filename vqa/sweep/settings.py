@@ -1,0 +1,144 @@
+"""The keys under `hydra.sweeper`, checked."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from vqa.errors import UserError
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """What a sweep is told. The values stand in `conf/hydra/sweeper/`; there are no defaults here.
+
+    Args:
+        study_name: Name of the study in its storage; Hyperband derives a trial's bracket from it.
+        storage: `sqlite:///path`, `journal:path` or `postgresql+psycopg://...`.
+        storage_wait_s: Seconds to wait for a database that goes away while the sweep runs.
+        direction: "minimize" or "maximize" the value that a job returns.
+        n_trials: Trials that the study shall have in all, over all runs of the command.
+        n_workers: Worker processes; 1 = in this process.
+        worker_command: What to put in front of each worker's command, for instance
+            `srun --ntasks=1 --gpus=1`; null = workers are plain processes on this machine.
+        sampler: `_target_: optuna.samplers.*` and its arguments.
+        pruner: `_target_: optuna.pruners.*` and its arguments.
+        params: Search space: key -> Hydra sweep syntax such as `tag(log, interval(1e-4, 1e-2))`;
+            null takes a key out of the space.
+        enqueue: Configurations to try first, each a mapping of searched key -> value.
+        final: Whether the final run follows with the winner.
+        final_overrides: Overrides that turn the winner's job into the final run.
+        record: Further plain overrides for the final run and best.yaml: key -> value.
+        max_failures: Trials that may fail before the sweep stops.
+        max_retries: How often a trial, or a worker without progress, may be cut off and taken up again.
+        budget_minutes: Minutes for the trials: their number, folds and questions are planned to fit; null =
+            as configured.
+        timeout_s: Seconds after which no new trial starts; null = no limit.
+        seed: Seed of the sampler; null = another search each time.
+        tracked: Whether `vqa.tracking.mlflow_runs` is told of the study.
+    """
+
+    study_name: str
+    storage: str
+    storage_wait_s: float
+    direction: str
+    n_trials: int
+    n_workers: int
+    worker_command: str | None
+    sampler: dict[str, Any]
+    pruner: dict[str, Any]
+    params: dict[str, Any]
+    enqueue: list[dict[str, Any]]
+    final: bool
+    final_overrides: list[str]
+    record: dict[str, Any]
+    max_failures: int
+    max_retries: int
+    budget_minutes: float | None
+    timeout_s: float | None
+    seed: int | None
+    tracked: bool
+
+
+Rule = tuple[str, Callable[[Any], bool]]
+
+
+def _whole_from(low: int) -> Rule:
+    return f"a whole number >= {low}", lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low
+
+
+def _target_in(package: str) -> Rule:
+    def fits(value: Any) -> bool:
+        return isinstance(value, dict) and str(value.get("_target_", "")).startswith(package + ".")
+
+    return f"a node with `_target_: {package}.<class>`", fits
+
+
+def _or_null(rule: Rule) -> Rule:
+    return f"{rule[0]} or null", lambda v: v is None or rule[1](v)
+
+
+def _list_of(kind: type, what: str) -> Rule:
+    return f"a list of {what}", lambda v: isinstance(v, list) and all(isinstance(x, kind) for x in v)
+
+
+_NAME: Rule = ("a name without a slash", lambda v: isinstance(v, str) and v != "" and "/" not in v)
+_MAPPING: Rule = ("a mapping of key -> value", lambda v: isinstance(v, dict))
+_SWITCH: Rule = ("true or false", lambda v: isinstance(v, bool))
+_SECONDS: Rule = (
+    "a number of seconds > 0",
+    lambda v: isinstance(v, int | float) and not isinstance(v, bool) and v > 0,
+)
+_RULES: dict[str, Rule] = {
+    "study_name": _NAME,
+    "storage": (
+        "sqlite:///path, journal:path or postgresql+psycopg://...",
+        lambda v: isinstance(v, str) and v.startswith(("sqlite:///", "journal:", "postgresql")),
+    ),
+    "storage_wait_s": _SECONDS,
+    "direction": ("minimize or maximize", lambda v: v in ("minimize", "maximize")),
+    "n_trials": _whole_from(1),
+    "n_workers": _whole_from(1),
+    "worker_command": ("a command or null", lambda v: v is None or (isinstance(v, str) and v != "")),
+    "sampler": _target_in("optuna.samplers"),
+    "pruner": _target_in("optuna.pruners"),
+    "params": _MAPPING,
+    "enqueue": _list_of(dict, "mappings of searched key -> value"),
+    "final": _SWITCH,
+    "final_overrides": _list_of(str, "overrides such as stage=final"),
+    "record": _MAPPING,
+    "max_failures": _whole_from(0),
+    "max_retries": _whole_from(0),
+    "budget_minutes": _or_null(("a number of minutes > 0", _SECONDS[1])),
+    "timeout_s": _or_null(_SECONDS),
+    "seed": _or_null(_whole_from(0)),
+    "tracked": _SWITCH,
+}
+
+
+def read_settings(node: Mapping[str, Any]) -> SweepSettings:
+    """Check the resolved node `hydra.sweeper`.
+
+    Args:
+        node: Its plain content; Hydra's own `_target_` is left out.
+
+    Raises:
+        UserError: A key is unknown, missing, of the wrong type or out of range.
+    """
+    names = [field.name for field in fields(SweepSettings)]
+    values = {key: value for key, value in node.items() if key != "_target_"}
+    for key in values:
+        if key not in names:
+            raise UserError(f"hydra.sweeper has no key {key!r}. Keys: {', '.join(names)}.")
+    for name in names:
+        if name not in values:
+            raise UserError(f"hydra.sweeper.{name} is missing; conf/hydra/sweeper/study.yaml has them all.")
+        rule, fits = _RULES[name]
+        if not fits(values[name]):
+            raise UserError(f"hydra.sweeper.{name} must be {rule}, got {values[name]!r}.")
+    pruner = values["pruner"]
+    if pruner["_target_"].endswith(".HyperbandPruner") and not isinstance(pruner.get("max_resource"), int):
+        raise UserError(
+            "hydra.sweeper.pruner.max_resource must be a whole number (reports per trial), "
+            f"got {pruner.get('max_resource')!r}: with 'auto' the brackets would differ between processes."
+        )
+    return SweepSettings(**values)

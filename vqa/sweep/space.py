@@ -1,0 +1,202 @@
+"""The search space: Hydra's sweep syntax on one side, Optuna's distributions on the other."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl, create_params_from_overrides
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+
+from vqa.errors import UserError
+from vqa.sweep.multiples import drawn_values, key_of, other_of, plain_values, searched_name, with_constants
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """What a study asks.
+
+    Args:
+        distributions: Searched name -> its range or choices, in the order in which they are drawn. A name is
+            a key, or `key / other` for a multiple (`vqa.sweep.multiples`).
+        fixed: Overrides that every job of the study gets, as typed.
+    """
+
+    distributions: dict[str, BaseDistribution]
+    fixed: tuple[str, ...]
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys that differ between trials, in order."""
+        return [key_of(name) for name in self.distributions]
+
+    def values(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Key -> value of a trial whose parameters are all drawn."""
+        return plain_values({name: params[name] for name in self.distributions})
+
+    def grid(self) -> dict[str, list[Any]]:
+        """Every value of every key.
+
+        Raises:
+            UserError: A key has an interval without steps.
+        """
+        values: dict[str, list[Any]] = {}
+        for name, distribution in self.distributions.items():
+            try:
+                values[name] = list(OptunaSweeperImpl._to_grid_sampler_choices(distribution))
+            except ValueError:
+                raise UserError(
+                    f"hydra.sweeper.params.{name} must be choice(...) or range(...) for a grid, "
+                    f"got {distribution}. Use these, or another hydra/sweeper/sampler."
+                ) from None
+        return values
+
+    def size(self) -> int:
+        """Number of points of the grid."""
+        return math.prod(len(values) for values in self.grid().values())
+
+    def samples(self) -> list[dict[str, Any]]:
+        """Values that together name every key and every choice, to try whether they compose."""
+        first = {name: _first(distribution) for name, distribution in self.distributions.items()}
+        others = [
+            {**first, name: choice}
+            for name, distribution in self.distributions.items()
+            if isinstance(distribution, CategoricalDistribution)
+            for choice in distribution.choices[1:]
+        ]
+        return [plain_values(params) for params in (first, *others)]
+
+
+def _first(distribution: BaseDistribution) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[0]
+    return distribution.to_external_repr(vars(distribution)["low"])
+
+
+def _key(name: str) -> str:
+    return key_of(name).lstrip("+")
+
+
+def _parse(where: str, override: str) -> tuple[dict[str, BaseDistribution], dict[str, Any], list[str]]:
+    try:
+        space, fixed, deletions = create_params_from_overrides([override])
+        [parsed] = OverridesParser.create().parse_overrides([override])
+    except (HydraException, ValueError) as error:
+        raise UserError(f"{where}: cannot read {override!r} as a value or a search range: {error}") from None
+    tags = getattr(parsed.value(), "tags", ())  # a range's; a plain value has none
+    return {searched_name(key, tags): ranged for key, ranged in space.items()}, fixed, deletions
+
+
+def read_search_space(params: Mapping[str, Any], arguments: Sequence[str]) -> SearchSpace:
+    """Put `hydra.sweeper.params` and the command line together.
+
+    A value on the command line wins over the range in the config, whether it fixes the key
+    (`lora.r=16`) or gives another range (`lora.r=8,16`).
+
+    Args:
+        params: Key -> sweep syntax or plain value; None takes the key out.
+        arguments: Overrides of the command line.
+
+    Raises:
+        UserError: Something cannot be parsed, or nothing is left to search.
+    """
+    space: dict[str, BaseDistribution] = {}
+    fixed: dict[str, str] = {}
+    for name, value in params.items():
+        if value is None:
+            continue
+        override = f"{name}={override_value(value)}"
+        found, plain, _ = _parse(f"hydra.sweeper.params.{name}", override)
+        space.update(found)
+        fixed.update(dict.fromkeys(plain, override))
+    typed: list[str] = []
+    constants: dict[str, str] = {}
+    for argument in arguments:
+        found, plain, _ = _parse("command line", argument)
+        constants |= {_key(name): text for name, text in plain.items()}
+        for name in [*found, *plain]:
+            known = [key for key in space if _key(key) == _key(name)]
+            fixed.pop(_key(name), None)
+            if name in plain or known != [name]:  # a new range for a known key keeps its place
+                for key in known:
+                    del space[key]
+        space.update(found)
+        if not found:
+            typed.append(argument)
+    if not space:
+        raise UserError(
+            "hydra.sweeper.params is empty, or the command line fixes every searched key: nothing to search. "
+            "Give a range such as 'optimizer.lr=tag(log, interval(1e-5, 1e-3))', or leave out -m."
+        )
+    constants |= {key: override.split("=", 1)[1] for key, override in fixed.items()}
+    others = {other_of(name) for name in space}
+    numbers = {key: plain_value(text) for key, text in constants.items() if key in others}
+    return SearchSpace(with_constants(space, numbers), (*fixed.values(), *typed))
+
+
+def read_enqueued(entries: Sequence[Mapping[str, Any]], space: SearchSpace) -> list[dict[str, Any]]:
+    """Check the configurations to try first; keys that have one value only are dropped.
+
+    Args:
+        entries: `hydra.sweeper.enqueue`.
+        space: The space that they must lie in.
+
+    Returns:
+        Parameters of each trial to enqueue, without empty entries and repetitions.
+
+    Raises:
+        UserError: A key is not searched, or a value lies outside its range.
+    """
+    fixed = {_key(override.split("=", 1)[0]) for override in space.fixed}
+    result: list[dict[str, Any]] = []
+    for index, entry in enumerate(entries):
+        where = f"hydra.sweeper.enqueue[{index}]"
+        params: dict[str, Any] = {}
+        for name, value in drawn_values(where, entry, space.distributions).items():
+            if name in space.distributions and space.distributions[name].single():
+                continue
+            if name in space.distributions:
+                params[name] = _inside(where, name, value, space.distributions[name])
+            elif _key(name) not in fixed:
+                searched = ", ".join(space.keys)
+                raise UserError(f"{where} names {name!r}, which is not searched. Searched: {searched}.")
+        if params and params not in result:
+            result.append(params)
+    return result
+
+
+def _inside(where: str, name: str, value: Any, distribution: BaseDistribution) -> Any:
+    value = "null" if value is None else value
+    try:
+        internal = distribution.to_internal_repr(value)
+        contained = distribution._contains(internal)
+    except (ValueError, TypeError):
+        contained = False
+    if not contained:
+        raise UserError(
+            f"{where}: {name} must lie in {distribution}, got {value!r}. "
+            "Change the entry or the range in hydra.sweeper.params."
+        )
+    return distribution.to_external_repr(internal)
+
+
+def override_value(value: Any) -> str:
+    """Write a plain value so that Hydra's override syntax reads the same value back."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)
+
+
+def overrides_of(params: Mapping[str, Any]) -> list[str]:
+    """Turn key -> value into overrides."""
+    return [f"{name}={override_value(value)}" for name, value in params.items()]
+
+
+def plain_value(text: str) -> Any:
+    """Read the value that an override's right-hand side stands for (number, switch, null, text, list)."""
+    [override] = OverridesParser.create().parse_overrides([f"key={text}"])
+    return override.value()

@@ -1,0 +1,122 @@
+"""What each worker is doing just now, as it says itself: one small file per worker, for the live table."""
+
+import json
+import os
+import socket
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO
+
+from vqa.machine.files import is_locked, replace_text, try_lock
+
+WRITE_EVERY_S = 1.0
+
+
+@dataclass(frozen=True)
+class WorkerState:
+    """One worker.
+
+    Args:
+        slot: Which worker of the study it is.
+        host: Its machine.
+        pid: Its process there.
+        trial: What it runs; None between two trials.
+        text: What it is at within the trial, for instance "fold 2 of 3".
+        done: Pieces of that which are finished.
+        total: Pieces of that in all; 0 = not known.
+        memory_gib: Most memory it has held: the GPU's, without one the process's.
+        since: When the trial was taken up, `time.time()`.
+        seen: When this was written, `time.time()`.
+    """
+
+    slot: int
+    host: str
+    pid: int
+    trial: int | None = None
+    text: str = ""
+    done: int = 0
+    total: int = 0
+    memory_gib: float = 0.0
+    since: float = 0.0
+    seen: float = 0.0
+
+
+def lock_slot(locks: Path, slot: int) -> IO[str] | None:
+    """Be worker `slot` for as long as the file is open; None when somebody is."""
+    for _ in range(10):  # who only looks whether it is taken holds it for an instant
+        if (lock := try_lock(locks / f"worker_{slot}")) is not None:
+            return lock
+        time.sleep(0.05)
+    return None
+
+
+def lock_free_slot(locks: Path) -> tuple[int, IO[str]]:
+    """Be the first worker that nobody is."""
+    slot = 0
+    while (lock := lock_slot(locks, slot)) is None:
+        slot += 1
+    return slot, lock
+
+
+class StateWriter:
+    """Keeps the file of one worker up to date, at most once a second.
+
+    Args:
+        folder: The study's folder.
+        slot: Which worker this is.
+    """
+
+    def __init__(self, folder: Path, slot: int) -> None:
+        self.path = folder / "workers" / f"{slot}.json"
+        self.state = WorkerState(slot, socket.gethostname(), os.getpid())
+
+    def begin(self, trial: int | None) -> None:
+        """Say which trial is taken up; None = none."""
+        now = time.time()
+        self.state = replace(self.state, trial=trial, text="", done=0, total=0, since=now)
+        self._write(now)
+
+    def progress(self, text: str, done: int, total: int) -> None:
+        """Say how far it is; a sink for `vqa.progress.progress_to`."""
+        self.state = replace(self.state, text=text, done=done, total=total)
+        now = time.time()
+        if now - self.state.seen >= WRITE_EVERY_S:
+            self._write(now)
+
+    def _write(self, now: float) -> None:
+        self.state = replace(self.state, memory_gib=round(memory_gib(), 3), seen=now)
+        self.path.parent.mkdir(exist_ok=True)
+        replace_text(self.path, json.dumps(asdict(self.state)) + "\n")
+
+
+def memory_gib() -> float:
+    """Most memory this process has held, GiB: on its GPU once it uses one, else its own."""
+    if (torch := sys.modules.get("torch")) is None:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    from vqa.machine.device import peak_memory_gib
+
+    return peak_memory_gib(torch.device("cuda" if torch.cuda.is_initialized() else "cpu"))
+
+
+def read_states(folder: Path) -> list[WorkerState]:
+    """The workers that are alive, by slot."""
+    paths = sorted((folder / "workers").glob("*.json"), key=lambda path: int(path.stem))
+    alive = [path for path in paths if is_locked(folder / ".locks" / f"worker_{path.stem}")]
+    return [WorkerState(**json.loads(path.read_text(encoding="utf-8"))) for path in alive]
+
+
+def seconds_left(seconds: list[float], trials_left: int, workers: int) -> float | None:
+    """When the study will be done, from the mean time of the trials that are; None without any.
+
+    Args:
+        seconds: Of each trial that is done, pruned ones too.
+        trials_left: Trials to start or to finish.
+        workers: Workers that share them.
+    """
+    if not seconds:
+        return None
+    return sum(seconds) / len(seconds) * trials_left / max(1, min(workers, trials_left))

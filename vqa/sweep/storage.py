@@ -1,0 +1,199 @@
+"""The study's storage: SQLite, a journal file or PostgreSQL, opened so that restarts and deaths do no harm.
+
+A call that a database cuts off is repeated until the database answers again. What may have been stored
+before the answer was lost does no harm: values are stored under their key, a trial told twice stays told,
+and a trial created twice is a running trial that nobody holds, which the next worker adopts.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal._file import BaseJournalFileLock
+from optuna.trial import TrialState
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+
+from vqa.errors import UserError
+from vqa.machine.files import try_lock
+from vqa.machine.retry import Patience, chain_of
+
+SQLITE_WAIT_S = 60  # for another worker's write to end
+# Few connections per worker, since there may be many; each is tried before use, so that one from before a
+# restart is replaced; and a server that vanished without a word is noticed after a minute, not after hours.
+POSTGRESQL: dict[str, Any] = {
+    "pool_size": 1,
+    "max_overflow": 2,
+    "pool_pre_ping": True,
+    "pool_recycle": 1800,
+    "connect_args": {
+        "connect_timeout": 10,
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+    },
+}
+REPEATED = (
+    "create_new_study",
+    "delete_study",
+    "set_study_user_attr",
+    "set_study_system_attr",
+    "get_study_id_from_name",
+    "get_study_name_from_id",
+    "get_study_directions",
+    "get_study_user_attrs",
+    "get_study_system_attrs",
+    "get_all_studies",
+    "get_trial_id_from_study_id_trial_number",
+    "get_trial",
+    "set_trial_intermediate_value",
+    "set_trial_user_attr",
+    "set_trial_system_attr",
+    "_create_new_trial",
+    "_set_trial_param",
+    "_get_best_trial_id",
+    "_get_trials",
+)
+
+
+class PatientStorage(RDBStorage):
+    """A database storage whose calls wait for a database that is away.
+
+    Args:
+        url: SQLAlchemy's address of the database.
+        wait_s: Seconds to wait for it once it has been opened.
+        engine: Arguments of `sqlalchemy.create_engine`.
+        **more: Arguments of `optuna.storages.RDBStorage`.
+    """
+
+    def __init__(self, url: str, wait_s: float, engine: dict[str, Any], **more: Any) -> None:
+        self.patience = patience_with(url, wait_s)
+        super().__init__(url, engine_kwargs=engine, **more)
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        """Tell a trial; one that was told before the answer got lost is told."""
+        tries = 0
+
+        def attempt() -> bool:
+            nonlocal tries
+            tries += 1
+            try:
+                return super(PatientStorage, self).set_trial_state_values(trial_id, state, values)
+            except UpdateFinishedTrialError:
+                if tries == 1 or self.get_trial(trial_id).state != state:
+                    raise
+                return True
+
+        return self.patience.call(attempt)
+
+
+def _repeated(name: str) -> Callable[..., Any]:
+    method = getattr(RDBStorage, name)
+
+    @functools.wraps(method)
+    def call(storage: PatientStorage, *arguments: Any, **named: Any) -> Any:
+        return storage.patience.call(lambda: method(storage, *arguments, **named))
+
+    return call
+
+
+for _name in REPEATED:
+    setattr(PatientStorage, _name, _repeated(_name))
+
+
+def patience_with(url: str, wait_s: float) -> Patience:
+    """How to wait for the database at `url`."""
+    kinds = (StorageInternalError, SQLAlchemyError)
+    return Patience(f"hydra.sweeper.storage {shown_address(url)}", wait_s, kinds, _is_away)
+
+
+def _is_away(error: BaseException) -> bool:
+    return any(isinstance(cause, OperationalError | InterfaceError) for cause in chain_of(error))
+
+
+class JournalLock(BaseJournalFileLock):
+    """The journal's lock as a lock that the kernel drops: Optuna's own makes all wait 30 s after a death.
+
+    Args:
+        journal: The journal file.
+    """
+
+    def __init__(self, journal: Path) -> None:
+        self.journal = journal
+        self._held: IO[str] | None = None
+
+    def acquire(self) -> bool:
+        """Wait for the lock, then cut off the half line that a writer's death may have left."""
+        self._held = try_lock(self.journal.with_name(self.journal.name + ".lock"), wait=True)
+        with self.journal.open("rb+") as file:
+            end = file.seek(0, os.SEEK_END)
+            while end and _byte_at(file, end - 1) != b"\n":
+                end -= 1
+            file.truncate(end)
+        return True
+
+    def release(self) -> None:
+        """Give the lock back."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
+
+
+def _byte_at(file: IO[bytes], place: int) -> bytes:
+    file.seek(place)
+    return file.read(1)
+
+
+def open_storage(url: str, wait_s: float, begun: bool = False) -> BaseStorage:
+    """Open the storage of `hydra.sweeper.storage`, creating its tables or file when missing.
+
+    Args:
+        url: `sqlite:///path`, `journal:path` or `postgresql+psycopg://...`.
+        wait_s: Seconds to wait for a database that goes away later on.
+        begun: Whether it has been open before, so that a failure means that it is away just now.
+
+    Raises:
+        UserError: It cannot be reached, or its driver is not installed.
+    """
+    try:
+        if url.startswith("journal:"):
+            path = Path(url.removeprefix("journal:"))
+            return JournalStorage(JournalFileBackend(str(path), lock_obj=JournalLock(path)))
+        engine = {"connect_args": {"timeout": SQLITE_WAIT_S}} if url.startswith("sqlite:") else POSTGRESQL
+        opening = patience_with(url, wait_s if begun else 0)
+        return opening.call(lambda: PatientStorage(url, wait_s, engine))
+    except (SQLAlchemyError, ImportError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"hydra.sweeper.storage {shown_address(url)!r} cannot be opened: {reason}. "
+            "Check the address, that the server runs, and that its driver (psycopg) is installed."
+        ) from error
+
+
+def open_storage_to_read(url: str) -> BaseStorage:
+    """Open a storage that exists; SQLite so that nothing can be written.
+
+    Raises:
+        UserError: It is not there, or cannot be reached.
+    """
+    in_a_file = url.startswith(("journal:", "sqlite:///"))
+    path = Path(url.removeprefix("journal:").removeprefix("sqlite:///"))
+    if in_a_file and not path.exists():
+        raise UserError(f"hydra.sweeper.storage {url!r} does not exist; has the study been started?")
+    if not url.startswith("sqlite:///"):
+        return open_storage(url, 0)
+    engine = {"connect_args": {"timeout": SQLITE_WAIT_S}}
+    address = f"sqlite:///file:{path.absolute()}?mode=ro&uri=true"
+    return PatientStorage(address, 0, engine, skip_table_creation=True, skip_compatibility_check=True)
+
+
+def shown_address(url: str) -> str:
+    """An address without its password."""
+    return url if url.startswith("journal:") else make_url(url).render_as_string(hide_password=True)

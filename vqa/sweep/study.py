@@ -1,0 +1,261 @@
+"""The study that all workers share: which trial comes next, and who is at work on it.
+
+A study can be cut off at any instant and goes on as if nothing had happened. Three decisions make it so:
+
+- A trial that was cut off is neither failed nor queued again: the next worker adopts it, with its number,
+  folder, parameters and reports.
+- Who is alive shows in a file lock per running trial, which the kernel drops when its holder dies. Nothing
+  has to happen at the moment of death.
+- Each trial has a sampler of its own, seeded by (seed, trial number), so that a draw does not depend on how
+  many draws this process has made before.
+"""
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Self
+
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from vqa.machine.files import is_locked, replace_text, try_lock
+from vqa.sweep.sampling import SamplerFactory, build_pruner, draw, is_grid
+from vqa.sweep.settings import SweepSettings
+from vqa.sweep.space import SearchSpace
+from vqa.sweep.storage import open_storage
+from vqa.sweep.terms import has_results, read_terms, refuse_other_terms, study_terms, terms_text
+
+log = logging.getLogger(__name__)
+
+RUNG_MARK = "completed_rung_"  # optuna.pruners._successive_halving notes a passed rung under this name
+
+
+def trial_folder(study_folder: Path, number: int) -> Path:
+    """Folder of trial `number`, for instance `trials/007`."""
+    return study_folder / "trials" / f"{number:03d}"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One trial in the hands of this worker.
+
+    Args:
+        trial: The trial; RUNNING, all its parameters are drawn.
+        lock: Held until after the result is told.
+        adopted: Whether it was begun before and cut off.
+    """
+
+    trial: Trial
+    lock: IO[str]
+    adopted: bool
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How many trials are done (COMPLETE, PRUNED or FAIL), failed (part of these) and running."""
+
+    done: int
+    failed: int
+    running: int
+
+    @classmethod
+    def of(cls, trials: Iterable[FrozenTrial]) -> Self:
+        """Count `trials`."""
+        states = Counter(trial.state for trial in trials)
+        done = states[TrialState.COMPLETE] + states[TrialState.PRUNED] + states[TrialState.FAIL]
+        return cls(done, states[TrialState.FAIL], states[TrialState.RUNNING])
+
+    @property
+    def started(self) -> int:
+        """Trials that are done or running."""
+        return self.done + self.running
+
+
+class SharedStudy:
+    """A study in its storage, as this process sees it. Loaded, or created, here.
+
+    A study that exists is only read, unless it was cut off while its first trials were being queued.
+
+    Args:
+        settings: The checked keys of `hydra.sweeper`.
+        space: What is searched and what is fixed.
+        folder: The study's folder, `hydra.sweep.dir`.
+        enqueued: Parameters of the first trials.
+        begun: Whether another process has had the storage open, so that it is worth waiting for.
+
+    Raises:
+        UserError: Sampler, pruner or storage cannot be had, or the study was begun under other terms.
+    """
+
+    def __init__(
+        self,
+        settings: SweepSettings,
+        space: SearchSpace,
+        folder: Path,
+        enqueued: list[dict[str, Any]],
+        begun: bool = False,
+    ) -> None:
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.settings = settings
+        self.space = space
+        self.folder = folder
+        self.begun = begun
+        self.locks = folder / ".locks"
+        grid = is_grid(settings.sampler)  # the grid sampler would go on with points it had before
+        self.n_trials = min(settings.n_trials, space.size()) if grid else settings.n_trials
+        self._samplers = SamplerFactory(settings.sampler, settings.seed, space)
+        pruner = build_pruner(settings.pruner)
+        terms = study_terms(settings, space)
+        before = read_terms(folder / "study.yaml")
+        if before is not None and has_results(folder):
+            refuse_other_terms(settings.study_name, before, terms)
+        self.locks.mkdir(parents=True, exist_ok=True)
+        with self.locked():
+            self.study = self._load_or_create(pruner)
+            if self._is_blank() and self.study.user_attrs.get("terms", terms) != terms:
+                # nothing but a mistake so far, such as a misspelt file: the mended command may have the name
+                optuna.delete_study(study_name=settings.study_name, storage=self.study._storage)
+                self.study = self._load_or_create(pruner)
+            self._settle(terms, [] if grid else enqueued)
+
+    def _load_or_create(self, pruner: optuna.pruners.BasePruner) -> optuna.Study:
+        storage = open_storage(self.settings.storage, self.settings.storage_wait_s, self.begun)
+        name = self.settings.study_name
+        if name in optuna.get_all_study_names(storage):
+            return optuna.load_study(study_name=name, storage=storage, pruner=pruner)
+        direction = StudyDirection[self.settings.direction.upper()]
+        return optuna.create_study(study_name=name, storage=storage, pruner=pruner, direction=direction)
+
+    def _is_blank(self) -> bool:
+        """Whether no trial has ended or reported anything, and none is being run."""
+        return not any(
+            trial.state.is_finished()
+            or trial.intermediate_values
+            or (trial.state == TrialState.RUNNING and is_locked(self.locks / str(trial.number)))
+            for trial in self.trials()
+        )
+
+    def _settle(self, terms: dict[str, Any], enqueued: list[dict[str, Any]]) -> None:
+        """Write what a new study lacks; each step is skipped when it was done before."""
+        before = self.study.user_attrs.get("terms")
+        if before is None:
+            self.study.set_user_attr("terms", terms)
+        else:
+            refuse_other_terms(self.settings.study_name, before, terms)
+        replace_text(self.folder / "study.yaml", terms_text(terms))
+        if self.tally().done < self.n_trials:
+            for params in enqueued:
+                self.study.enqueue_trial(params, skip_if_exists=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other worker from counting, adopting and asking."""
+        with self._wait_for("study"):
+            yield
+
+    def _wait_for(self, name: str) -> IO[str]:
+        lock = try_lock(self.locks / name, wait=True)
+        if lock is None:
+            raise RuntimeError(f"the lock {self.locks / name} was waited for but not given")
+        return lock
+
+    def trials(self) -> list[FrozenTrial]:
+        """All trials so far, by number; not to be changed."""
+        return self.study.get_trials(deepcopy=False)
+
+    def tally(self) -> Tally:
+        """Count the trials."""
+        return Tally.of(self.trials())
+
+    def too_many_failures(self) -> bool:
+        """Whether the sweep has to stop because of failed trials."""
+        return self.tally().failed > self.settings.max_failures
+
+    def _wants_more(self, trials: list[FrozenTrial]) -> bool:
+        tally = Tally.of(trials)
+        return tally.done < self.n_trials and tally.failed <= self.settings.max_failures
+
+    def claim(self) -> Claim | None:
+        """Take the next trial: one that was cut off, else a new one. Call it `locked`.
+
+        A trial that was cut off more than `max_retries` times is told FAIL with that reason.
+
+        Returns:
+            The trial with its lock; None when n_trials are done or in other hands, or too many failed.
+        """
+        trials = self.trials()
+        if not self._wants_more(trials):
+            return None
+        for frozen in [trial for trial in trials if trial.state == TrialState.RUNNING]:
+            if (claim := self._adopt(frozen)) is not None:
+                return claim
+            trials = self.trials()  # it may have been told FAIL
+        if not self._wants_more(trials) or Tally.of(trials).started >= self.n_trials:
+            return None
+        waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
+        number = waiting[0] if waiting else len(trials)
+        lock = self._wait_for(str(number))
+        self.study.sampler = self._samplers.build(number)
+        trial = self.study.ask()
+        if trial.number != number:  # the storage's answer got lost, and the trial was created once more
+            lock.close()
+            lock = self._wait_for(str(trial.number))
+        draw(trial, self.space)
+        return Claim(trial, lock, adopted=False)
+
+    def _adopt(self, frozen: FrozenTrial) -> Claim | None:
+        lock = try_lock(self.locks / str(frozen.number))
+        if lock is None:
+            return None  # somebody is at work on it
+        now = self.trials()[frozen.number]
+        if now.state != TrialState.RUNNING:  # it came to its end since the list was read
+            lock.close()
+            return None
+        deaths = now.user_attrs.get("deaths", 0) + 1
+        self.study.sampler = self._samplers.build(frozen.number)
+        trial = Trial(self.study, frozen._trial_id)
+        trial.set_user_attr("deaths", deaths)
+        if deaths > self.settings.max_retries:
+            reason = f"it was cut off {deaths} times, more than max_retries={self.settings.max_retries}"
+            self.tell(trial, TrialState.FAIL, error=reason)
+            log.warning(f"trial {trial.number} failed: {reason}")
+            lock.close()
+            return None
+        draw(trial, self.space)
+        return Claim(trial, lock, adopted=True)
+
+    def forgive(self, trial: Trial) -> None:
+        """Do not count the coming adoption as a death: the user stopped the trial."""
+        trial.set_user_attr("deaths", trial.user_attrs.get("deaths", 0) - 1)
+
+    def would_stop(self, number: int) -> bool:
+        """Ask the pruner again about the last report of a trial that was cut off.
+
+        Successive halving notes a passed rung before it answers; a death in between would turn "stop" into
+        "go on". So the marks that the last report may have set are hidden from it.
+        """
+        frozen = self.study.get_trials()[number]  # a copy: it is changed below
+        if frozen.last_step is None:
+            return False
+        last = frozen.intermediate_values[frozen.last_step]
+        marks = {key: value for key, value in frozen.system_attrs.items() if key.startswith(RUNG_MARK)}
+        hidden = [key for key, value in marks.items() if value == last]
+        frozen._system_attrs = {k: v for k, v in frozen.system_attrs.items() if k not in hidden}
+        return self.study.pruner.prune(self.study, frozen)
+
+    def tell(
+        self, trial: Trial, state: TrialState, value: float | None = None, error: str | None = None
+    ) -> None:
+        """Close a trial; a FAIL comes with its reason."""
+        if error is not None:
+            trial.set_user_attr("error", error)
+        # Grid and brute-force samplers call study.stop() after a trial, which only study.optimize allows;
+        # no sampler keeps anything here that would outlive its trial.
+        self.study.sampler = optuna.samplers.RandomSampler()
+        self.study.tell(trial, values=value, state=state)

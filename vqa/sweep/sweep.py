@@ -1,0 +1,296 @@
+"""A whole sweep: open the study, let the workers finish it, write the results, make the final run."""
+
+import logging
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vqa.errors import UserError
+from vqa.machine import processes
+from vqa.machine.files import try_lock
+from vqa.machine.interrupt import Interrupt
+from vqa.sweep.board import Board, write_address
+from vqa.sweep.jobs import HydraJobs, refuse_unknown_keys
+from vqa.sweep.leaderboard import Standing, describe_scores, describe_ties
+from vqa.sweep.pool import WorkerPool, note_refusal, own_deadline, own_slot
+from vqa.sweep.settings import read_settings
+from vqa.sweep.space import overrides_of, read_enqueued, read_search_space
+from vqa.sweep.speed import MEASURING, measure, planned, told_of
+from vqa.sweep.state import StateWriter, lock_free_slot, lock_slot
+from vqa.sweep.study import SharedStudy
+from vqa.sweep.time_budget import warn_of_few_trials
+from vqa.sweep.winner import winner_of
+from vqa.sweep.worker import Worker
+
+log = logging.getLogger(__name__)
+
+CLOSED = "closed"  # user attribute of the study: what was done when its results were written last
+POLL_S = 1.0  # between looks at what other workers have left to do
+PARENT_RUN = "tracking_parent_run_id"
+
+
+def run_sweep(
+    context: HydraContext, task_function: TaskFunction, config: DictConfig, arguments: list[str]
+) -> float | None:
+    """Run what is missing of a sweep.
+
+    Args:
+        context: Hydra's own.
+        task_function: What a job runs.
+        config: The composed configuration of the sweep.
+        arguments: Overrides of the command line, without those of `hydra.*`.
+
+    Returns:
+        The objective of the best trial; None while no trial is complete.
+
+    Raises:
+        UserError: A key, the search space, the study's state or a job does not allow to go on.
+    """
+    processes.refuse_several("a sweep, which starts workers of its own (hydra.sweeper.n_workers),")
+    try:
+        node = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"hydra.sweeper cannot be resolved: {error}") from error
+    if not isinstance(node, dict):
+        raise UserError("hydra.sweeper must be a mapping; choose hydra/sweeper=study.")
+    settings = read_settings({str(key): value for key, value in node.items()})
+    space = read_search_space(settings.params, arguments)
+    folder = Path(config.hydra.sweep.dir).absolute()
+    jobs = HydraJobs(context, task_function, config)
+    if not (folder / "study.yaml").exists():
+        refuse_unknown_keys(jobs.configs, space, settings)
+    if MEASURING in os.environ:
+        measure(jobs, space)
+        return None
+    if (plan := planned(jobs, settings, arguments, folder)) is not None:
+        space = read_search_space(settings.params, [*arguments, *plan.overrides()])
+        settings = read_settings(told_of(plan, config))
+    enqueued = read_enqueued(settings.enqueue, space)
+    if own_slot() is None:
+        warn_of_few_trials(settings)
+    with Interrupt() as interrupt:
+        slot = own_slot()
+        shared = SharedStudy(settings, space, folder, enqueued, begun=slot is not None)
+        with shared.locked():
+            write_address(folder, settings, shared.n_trials, space.keys)
+        if slot is None:
+            return Sweep(shared, jobs, interrupt).run()
+        _run_as_copy(shared, jobs, slot, interrupt)
+        return None
+
+
+def _run_as_copy(shared: SharedStudy, jobs: HydraJobs, slot: int, interrupt: Interrupt) -> None:
+    """Be one of several workers: trials only, no results, no final run."""
+    lock = lock_slot(shared.locks, slot)
+    if lock is None:
+        log.info(f"worker {slot} is up already")
+        return
+    jobs = replace(jobs, parent_run_id=_parent_run(shared, jobs.config, anew=False))
+    with lock, Board(shared.settings.study_name, shared.space.keys, shared.n_trials) as board:
+        try:
+            Worker(shared, jobs, board, own_deadline(), interrupt, slot).run()
+        except UserError as error:
+            note_refusal(shared.folder, slot, error)
+            raise
+
+
+def _parent_run(shared: SharedStudy, config: DictConfig, anew: bool) -> str | None:
+    """Open the study's tracking run before any trial; without `anew`, only when nobody has done so."""
+    if not shared.settings.tracked:
+        return None
+    from vqa.sweep.study_record import open_study  # imports mlflow
+
+    with shared.locked():
+        parent: str | None = shared.study.user_attrs.get(PARENT_RUN)
+        if parent is None or anew:
+            known, parent = parent, open_study(config, shared.folder)
+            if parent != known:
+                shared.study.set_user_attr(PARENT_RUN, parent)  # for workers in other processes
+    return parent
+
+
+class Sweep:
+    """The sweep in the process that the user started.
+
+    Args:
+        shared: The study.
+        jobs: Runs trials and the final run.
+        interrupt: Ctrl-C.
+    """
+
+    def __init__(self, shared: SharedStudy, jobs: HydraJobs, interrupt: Interrupt) -> None:
+        self.shared = shared
+        self.settings = shared.settings
+        self.jobs = jobs
+        self.interrupt = interrupt
+        self.config = jobs.config
+        self.name = f"study {self.settings.study_name}"
+
+    def run(self) -> float | None:
+        """Run what is missing; see `run_sweep`."""
+        if self._is_closed():
+            tally = self.shared.tally()
+            final = ", the final run too" if self.settings.final else ""
+            log.info(
+                f"{self.name}: {tally.done} of {self.shared.n_trials} trials done{final}: nothing is left."
+            )
+            log.info(f"Results are in {self.shared.folder}; study=other starts another study.")
+            return self._best_value()
+        self.jobs = replace(self.jobs, parent_run_id=_parent_run(self.shared, self.config, anew=True))
+        board = Board(self.settings.study_name, self.shared.space.keys, self.shared.n_trials)
+        deadline = time.time() + (self.settings.timeout_s or float("inf"))
+        worker = Worker(self.shared, self.jobs, board, deadline, self.interrupt)
+        try:
+            with board:
+                self._run_trials(worker)
+            complete = self._check_complete(worker.standings())
+            if complete and self.settings.final:
+                self._run_final(worker.standings())
+            elif complete:
+                self._write_report()  # with a final run it is that run's last act
+        except KeyboardInterrupt:
+            done = self.shared.tally().done
+            log.warning(
+                f"{self.name} interrupted, {done} of {self.shared.n_trials} trials done; "
+                "the same command goes on from here."
+            )
+            self._close_tracking("KILLED")
+            raise
+        self._close_tracking("COMPLETE" if complete else "KILLED")
+        if complete:
+            self.shared.study.set_user_attr(CLOSED, self._closing_mark())
+        return self._best_value()
+
+    def _run_trials(self, worker: Worker) -> None:
+        if self.shared.tally().done >= self.shared.n_trials:
+            worker.write_results()  # it may have been cut off just before
+        elif self.settings.n_workers == 1:
+            slot, lock = lock_free_slot(self.shared.locks)
+            worker.state = StateWriter(self.shared.folder, slot)
+            with lock:
+                self._run_alone(worker)
+        else:
+            WorkerPool(self.shared, worker.deadline, worker.redraw).run()
+            with self.shared.locked():  # workers that somebody else started may be writing too
+                worker.write_results()
+
+    def _run_alone(self, worker: Worker) -> None:
+        """Work, then wait for workers that joined, and take over what they leave."""
+        worker.run()
+        while self._others_at_work() and time.time() < worker.deadline:
+            worker.redraw()
+            time.sleep(POLL_S)
+            worker.run()
+
+    def _others_at_work(self) -> bool:
+        tally = self.shared.tally()
+        return tally.running > 0 and tally.done < self.shared.n_trials and not self.shared.too_many_failures()
+
+    def _check_complete(self, standings: list[Standing]) -> bool:
+        """Say where the study stands; whether all trials are done."""
+        tally = self.shared.tally()
+        if self.shared.too_many_failures():
+            failed = [standing for standing in standings if standing.state == "FAIL"]
+            raise UserError(
+                f"{self.name}: {tally.failed} trials failed, more than hydra.sweeper.max_failures="
+                f"{self.settings.max_failures}. The last: {failed[-1].error}\n"
+                f"See {self.shared.folder}/trials/{failed[-1].trial:03d}/run.log. To go on, mend the cause "
+                "and repeat the command with a higher hydra.sweeper.max_failures."
+            )
+        if tally.done < self.shared.n_trials:
+            why = f"out of time (hydra.sweeper.timeout_s={self.settings.timeout_s})"
+            if tally.running:
+                why = f"{tally.running} trials are in other hands"
+            log.warning(
+                f"{self.name}: {tally.done} of {self.shared.n_trials} trials done, {why}; "
+                "the same command goes on from here."
+            )
+            return False
+        best = winner_of(standings)
+        if best is None:
+            log.warning(
+                f"{self.name}: all {tally.done} trials done, none of them complete: there is no winner."
+            )
+        else:
+            log.info(f"{self.name}: all {tally.done} trials done.")
+            log.info(
+                f"Best: trial {best.trial}, {describe_scores(best)}: {' '.join(overrides_of(best.params))}"
+            )
+            log.info(describe_ties(standings))
+            log.info(f"See {self.shared.folder}/leaderboard.csv and best.yaml.")
+        return True
+
+    def _run_final(self, standings: list[Standing]) -> None:
+        best = winner_of(standings)
+        if best is None:
+            raise UserError(
+                f"{self.name} has no complete trial, so there is nothing for the final run. Widen "
+                "hydra.sweeper.params, take a gentler hydra/sweeper/pruner, or raise hydra.sweeper.n_trials."
+            )
+        params = {name: best.params[name] for name in self.shared.space.keys}
+        chosen = [*overrides_of(params), *overrides_of(self.settings.record), *self.settings.final_overrides]
+        overrides = [*self.shared.space.fixed, *chosen]
+        lock = try_lock(self.shared.locks / "final")
+        if lock is None:
+            log.info("another process is at the final run")
+            return
+        with lock:
+            if self._final_exists(overrides):
+                return
+            log.info(f"final run with trial {best.trial}: {' '.join(chosen)}")
+            result = self.jobs.run("final", best.trial, overrides, []).return_value
+        if isinstance(result, UserError):
+            raise result
+
+    def _write_report(self) -> None:
+        from vqa.report.report import write_report  # imports matplotlib
+
+        language = OmegaConf.select(self.config, "lang", default="en")
+        log.info(f"See {write_report(self.shared.folder / 'final', language)}.")
+
+    def _final_exists(self, overrides: list[str]) -> bool:
+        """Whether the final run is done; refuses to go on with one that another winner began."""
+        folder = self.shared.folder / "final"
+        began = folder / ".hydra" / "overrides.yaml"
+        same = not began.exists() or OmegaConf.to_container(OmegaConf.load(began)) == overrides
+        if (folder / "manifest.json").exists():
+            if not same:
+                log.warning(
+                    f"{folder} was made with other settings; move it away to have it made with the winner"
+                )
+            return True
+        if not same:
+            raise UserError(
+                f"{folder} was begun with other settings than the winner's now (see {began}). "
+                "Move it away and repeat the command."
+            )
+        return False
+
+    def _closing_mark(self) -> str:
+        final = " and the final run" if (self.shared.folder / "final" / "manifest.json").exists() else ""
+        return f"{self.shared.tally().done} trials{final}"
+
+    def _is_closed(self) -> bool:
+        """Whether trials, results and final run are all as they should be."""
+        done = self.shared.tally().done
+        final = not self.settings.final or (self.shared.folder / "final" / "manifest.json").exists()
+        marked = self.shared.study.user_attrs.get(CLOSED) == self._closing_mark()
+        return done >= self.shared.n_trials and final and marked and not self.shared.too_many_failures()
+
+    def _best_value(self) -> float | None:
+        values: list[Any] = [trial.value for trial in self.shared.trials() if trial.state.name == "COMPLETE"]
+        if not values:
+            return None
+        return float(min(values) if self.settings.direction == "minimize" else max(values))
+
+    def _close_tracking(self, state: str) -> None:
+        if self.settings.tracked:
+            from vqa.sweep.study_record import close_study
+
+            close_study(self.config, self.shared.folder, state)

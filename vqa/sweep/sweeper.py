@@ -1,0 +1,39 @@
+"""The Hydra plugin of the sweep. Hydra loads it at every start, so nothing heavy is imported here."""
+
+from typing import Any
+
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+class StudySweeper(Sweeper):
+    """Runs a sweep as one Optuna study of Hydra jobs, pruned early and resumable at any instant.
+
+    Hydra creates it from `conf/hydra/sweeper/*.yaml`; `vqa.sweep.settings` says what each key means.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        """Take no notice of the keys: `setup` reads them, resolved, from the whole configuration."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Remember what the jobs of this sweep are made of."""
+        self.hydra_context: HydraContext = hydra_context
+        self.task_function = task_function
+        self.config: DictConfig = config
+
+    def sweep(self, arguments: list[str]) -> float | None:
+        """Run what is missing of the study, then the final run.
+
+        Args:
+            arguments: The overrides of the command line, without those of `hydra.*`.
+
+        Returns:
+            The objective of the best trial; None while no trial is complete.
+
+        Raises:
+            UserError: A key, the search space or the study's state does not allow to go on.
+        """
+        from vqa.sweep.sweep import run_sweep  # here, for the sake of every start that is no sweep
+
+        return run_sweep(self.hydra_context, self.task_function, self.config, arguments)

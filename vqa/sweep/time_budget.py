@@ -1,0 +1,191 @@
+"""What a study's time buys: `budget_minutes` becomes trials x folds x questions, from measured speed.
+
+And whether a pruner has trials enough to compare.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from vqa.errors import UserError
+from vqa.machine.files import replace_text
+from vqa.sweep.sampling import build_pruner
+from vqa.sweep.settings import SweepSettings
+
+log = logging.getLogger(__name__)
+
+PLAN = "plan.json"
+LEAST_QUESTIONS = 120  # fewer make the standard error of a trial larger than most differences between trials
+MOST_QUESTIONS = 4  # x the configured number; beyond that more trials are worth more
+LEAST_TRIALS, MOST_TRIALS = 6, 3  # the latter x the configured number
+SCORING = 1 / 3  # a question scored costs about a third of one trained on: no backward pass
+
+
+@dataclass(frozen=True)
+class StudySize:
+    """How much a study computes.
+
+    Args:
+        n_trials: Trials.
+        folds: Folds of each.
+        subsample: Questions that the folds share out.
+    """
+
+    n_trials: int
+    folds: int
+    subsample: int
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What one finished fold cost.
+
+    Args:
+        seconds: Wall time of the fold.
+        folds: Folds of its trial.
+        subsample: Questions of its trial.
+        epochs: Passes over the training part.
+        evaluations: How often the other part is scored.
+    """
+
+    seconds: float
+    folds: int
+    subsample: int
+    epochs: int
+    evaluations: int
+
+    def seconds_of(self, size: StudySize) -> float:
+        """Seconds of one whole trial of that size on one worker."""
+        per_question = self.seconds / (self.subsample * self._share(self.folds))
+        return size.folds * size.subsample * self._share(size.folds) * per_question
+
+    def _share(self, folds: int) -> float:
+        """Work of a fold per question of the subsample, in questions trained on."""
+        return ((folds - 1) * self.epochs + SCORING * self.evaluations) / folds
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """A size for a span of time.
+
+    Args:
+        budget_minutes: What was asked for.
+        size: What is computed in it.
+        trial_s: Seconds of one trial that runs to its end.
+    """
+
+    budget_minutes: float
+    size: StudySize
+    trial_s: float
+
+    def overrides(self) -> list[str]:
+        """What each trial is told."""
+        return [f"budget.subsample={self.size.subsample}", f"budget.folds={self.size.folds}"]
+
+    def describe(self, workers: int) -> str:
+        """Say what the plan is, in one line."""
+        minutes = self.size.n_trials * self.trial_s / workers / 60
+        return (
+            f"hydra.sweeper.budget_minutes={self.budget_minutes:g}: {self.size.n_trials} trials x "
+            f"{self.size.folds} folds x {self.size.subsample} questions, {self.trial_s:.0f} s per trial as "
+            f"measured, about {minutes:.1f} min with {workers} worker(s) if nothing is pruned; "
+            "a final run comes after it"
+        )
+
+
+def plan_study(minutes: float, workers: int, speed: Speed, wanted: StudySize, least_trials: int) -> StudyPlan:
+    """Fit a study into a span of time.
+
+    The configured trials stay while they can, and get as many questions as the time allows, between 120 and
+    four times the configured number; then two folds; then fewer trials. Time beyond that buys more trials.
+
+    Args:
+        minutes: Of wall time, for the trials alone.
+        workers: Workers that share them.
+        speed: As measured.
+        wanted: As configured.
+        least_trials: Fewer than these are of no use to the pruner.
+
+    Raises:
+        UserError: Even the smallest study takes longer.
+    """
+    budget_s = minutes * 60 * workers
+
+    def cost(size: StudySize) -> float:
+        return size.n_trials * speed.seconds_of(size)
+
+    least = min(wanted.subsample, LEAST_QUESTIONS)
+    questions = math.floor(wanted.subsample * budget_s / cost(wanted))
+    size = replace(wanted, subsample=max(least, min(questions, MOST_QUESTIONS * wanted.subsample)))
+    if cost(size) > budget_s:
+        size = replace(size, folds=2)
+    fitting = math.floor(budget_s / speed.seconds_of(size))
+    if fitting < size.n_trials or questions > MOST_QUESTIONS * wanted.subsample:
+        size = replace(size, n_trials=min(fitting, MOST_TRIALS * wanted.n_trials))
+    least_trials = min(wanted.n_trials, max(LEAST_TRIALS, least_trials))
+    if size.n_trials < least_trials:
+        needed = cost(replace(size, n_trials=least_trials)) / 60 / workers
+        raise UserError(
+            f"hydra.sweeper.budget_minutes must be >= {needed:.1f} for {least_trials} trials x "
+            f"{size.folds} folds x {size.subsample} questions at the measured speed, got {minutes:g}. "
+            "Give more time or workers."
+        )
+    return StudyPlan(minutes, size, speed.seconds_of(size))
+
+
+def more_time(plan: StudyPlan, minutes: float, workers: int) -> StudyPlan:
+    """Plan anew for a study that has begun: its folds and questions stay, its trials change."""
+    trials = max(1, math.floor(minutes * 60 * workers / plan.trial_s))
+    return StudyPlan(minutes, replace(plan.size, n_trials=trials), plan.trial_s)
+
+
+def read_plan(folder: Path) -> StudyPlan | None:
+    """The plan that a study was begun with; None when it was begun without."""
+    if not (folder / PLAN).exists():
+        return None
+    values = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+    return StudyPlan(**{**values, "size": StudySize(**values["size"])})
+
+
+def write_plan(folder: Path, plan: StudyPlan) -> None:
+    """Keep the plan, so that the same command goes on with it."""
+    replace_text(folder / PLAN, json.dumps(asdict(plan)) + "\n")
+
+
+def trials_needed(pruner: Mapping[str, Any]) -> tuple[int, str]:
+    """How many trials a pruner wants before it can stop any, and why.
+
+    Args:
+        pruner: `hydra.sweeper.pruner`.
+    """
+    built = build_pruner(pruner)
+    if isinstance(built, optuna.pruners.HyperbandPruner):
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        built._try_initialization(optuna.create_study(pruner=built))
+        brackets = built._trial_allocation_budgets
+        needed = math.ceil(built._reduction_factor * sum(brackets) / min(brackets))
+        return needed, (
+            f"Hyperband shares them out to {len(brackets)} brackets, and each needs "
+            f"reduction_factor={built._reduction_factor} of them to compare"
+        )
+    if isinstance(built, optuna.pruners.SuccessiveHalvingPruner):
+        return built._reduction_factor, f"a rung compares reduction_factor={built._reduction_factor} trials"
+    if isinstance(built, optuna.pruners.PercentilePruner):
+        return built._n_startup_trials + 2, f"the first n_startup_trials={built._n_startup_trials} all run on"
+    return 1, ""
+
+
+def warn_of_few_trials(settings: SweepSettings) -> None:
+    """Say so when the pruner could hardly stop any of so few trials."""
+    needed, why = trials_needed(settings.pruner)
+    if settings.n_trials < needed:
+        log.warning(
+            f"hydra.sweeper.n_trials={settings.n_trials} is too few for the pruner: {why}. "
+            f"Take {needed} or more, or hydra/sweeper/pruner=none."
+        )

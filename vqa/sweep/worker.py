@@ -1,0 +1,182 @@
+"""A worker: takes one trial after another from the shared study and runs each as a Hydra job of its own."""
+
+import logging
+import math
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
+
+from hydra.core.utils import JobStatus
+from optuna.pruners import WilcoxonPruner
+from optuna.trial import Trial, TrialState
+
+from vqa.errors import DoesNotFitError, UserError
+from vqa.machine.interrupt import Interrupt
+from vqa.machine.retry import GoneError
+from vqa.progress import By, Pruned, progress_to, reporting_to
+from vqa.sweep.board import Board, describe_end, describe_start
+from vqa.sweep.jobs import HydraJobs
+from vqa.sweep.leaderboard import Standing, rank, standing_of, write_leaderboard
+from vqa.sweep.space import overrides_of
+from vqa.sweep.state import StateWriter, read_states
+from vqa.sweep.study import Claim, SharedStudy
+from vqa.sweep.winner import winner_of, winner_text, write_winner
+
+log = logging.getLogger(__name__)
+
+
+class TrialReporter:
+    """Passes the reports of one trial to Optuna; a `vqa.progress.Reporter`.
+
+    Args:
+        trial: The running trial.
+        by: What one step is.
+        on_report: Called after each value that was stored.
+    """
+
+    def __init__(self, trial: Trial, by: By, on_report: Callable[[], None]) -> None:
+        self.by: By = by
+        self.trial = trial
+        self.on_report = on_report
+        self.on_record = set(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
+
+    def report(self, value: float, step: int) -> bool:
+        """Store one value; a step on record was answered before the job was cut off, or before it started."""
+        if self.by != "part" or step in self.on_record:
+            return False
+        self._store(value, step)
+        return self.trial.should_prune()
+
+    def report_questions(self, values: Mapping[int, float]) -> bool:
+        """Store what is new, then ask: the earlier answer may have been lost."""
+        if self.by != "question":
+            return False
+        for step, value in values.items():
+            if step not in self.on_record:
+                self._store(value, step)
+        return self.trial.should_prune()
+
+    def _store(self, value: float, step: int) -> None:
+        self.trial.report(value, step)
+        self.on_record.add(step)
+        self.on_report()
+
+
+class Worker:
+    """Works on the shared study until nothing is left to claim.
+
+    Args:
+        shared: The study.
+        jobs: Runs the trials.
+        board: Where events go.
+        deadline: `time.time()` after which no trial starts.
+        interrupt: Asked before each trial and at each report.
+        slot: Which worker this is.
+    """
+
+    def __init__(
+        self,
+        shared: SharedStudy,
+        jobs: HydraJobs,
+        board: Board,
+        deadline: float,
+        interrupt: Interrupt,
+        slot: int = 0,
+    ) -> None:
+        self.shared = shared
+        self.jobs = jobs
+        self.board = board
+        self.deadline = deadline
+        self.by: By = "question" if isinstance(shared.study.pruner, WilcoxonPruner) else "part"
+        self.interrupt = interrupt
+        self.state = StateWriter(shared.folder, slot)
+        loader = jobs.context.config_loader
+        self._groups = {name: bool(loader.get_group_options(name)) for name in shared.space.keys}
+
+    def run(self) -> None:
+        """Run trials until none is left, time is up or too many failed.
+
+        Raises:
+            UserError: A job refused its configuration or data; its trial goes on when that is mended.
+            KeyboardInterrupt: The user stopped it; the trial at hand goes on next time.
+        """
+        while time.time() < self.deadline:
+            self.interrupt.check()
+            with self.shared.locked():  # count, adopt and ask in one step: none too many, none taken for dead
+                claim = self.shared.claim()
+                self.write_results()
+            if claim is None:
+                return
+            self.state.begin(claim.trial.number)
+            with claim.lock:
+                self._run_trial(claim)
+        with self.shared.locked():
+            self.write_results()
+
+    def standings(self) -> list[Standing]:
+        """Rank the trials as they stand."""
+        return rank(self.shared.trials(), self.shared.folder, self.shared.settings.direction)
+
+    def write_results(self) -> None:
+        """Bring leaderboard.csv, best.yaml and the table up to date."""
+        standings = self.standings()
+        write_leaderboard(standings, self.shared.space.keys, self.shared.folder / "leaderboard.csv")
+        if winner_of(standings) is not None:
+            record = self.shared.settings.record
+            text = winner_text(standings, record, lambda name: self._groups.get(name, False))
+            write_winner(text, self.shared.folder)
+        self.board.show(standings, read_states(self.shared.folder))
+
+    def redraw(self) -> None:
+        """Bring the table up to date, when somebody watches."""
+        if self.board.wants_update:
+            self.board.show(self.standings(), read_states(self.shared.folder))
+
+    def _on_report(self) -> None:
+        self.interrupt.check()
+        self.redraw()
+
+    def _on_progress(self, text: str, done: int, total: int) -> None:
+        self.state.progress(text, done, total)
+        self.board.progress(text, done, total)
+
+    def _run_trial(self, claim: Claim) -> None:
+        trial = claim.trial
+        overrides = overrides_of(self.shared.space.values(trial.params))
+        self.board.event(describe_start(trial.number, overrides, claim.adopted))
+        if claim.adopted and self.by == "part" and self.shared.would_stop(trial.number):
+            self.shared.tell(trial, TrialState.PRUNED)
+        else:
+            try:
+                self._run_job(trial, overrides)
+            except GoneError:  # nothing more can be said to the storage
+                raise
+            except (KeyboardInterrupt, UserError):
+                self.shared.forgive(trial)
+                raise
+        self.board.event(describe_end(standing_of(self.shared.trials()[trial.number], self.shared.folder)))
+
+    def _run_job(self, trial: Trial, overrides: Sequence[str]) -> None:
+        reporter = TrialReporter(trial, self.by, self._on_report)
+        with reporting_to(reporter), progress_to(self._on_progress):
+            subdir = f"trials/{trial.number:03d}"
+            job = self.jobs.run(subdir, trial.number, self.shared.space.fixed, overrides)
+        if job.status is JobStatus.FAILED:
+            error = job._return_value  # the property `return_value` would raise it
+            traceback.clear_frames(error.__traceback__)  # they hold the trial's tensors
+            self.shared.tell(trial, TrialState.FAIL, error=f"{type(error).__name__}: {error}")
+            return
+        value = job.return_value
+        if isinstance(value, DoesNotFitError):  # of this trial's values; others may fit
+            self.shared.tell(trial, TrialState.FAIL, error=str(value))
+            return
+        if isinstance(value, UserError):
+            raise value
+        if isinstance(value, Pruned):
+            self.shared.tell(trial, TrialState.PRUNED)
+        elif isinstance(value, Real) and math.isfinite(value):
+            self.shared.tell(trial, TrialState.COMPLETE, float(value))
+        else:
+            reason = f"the job must return a finite number, got {value!r}"
+            self.shared.tell(trial, TrialState.FAIL, error=reason)

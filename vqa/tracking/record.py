@@ -1,0 +1,88 @@
+"""What training code sees of run tracking: a run takes settings, numbers, labels and files.
+
+The store behind it is `vqa.tracking.mlflow_runs`'s business; without one, `NullTracker` takes all and keeps
+nothing.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Run(Protocol):
+    """One run that is being recorded; `run_id` is None when nothing is."""
+
+    run_id: str | None
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Record settings, nested ones under dotted names: the config path is the parameter's name."""
+
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """Record numbers, all at the same step."""
+
+    def tags(self, values: Mapping[str, object]) -> None:
+        """Record labels; a later value replaces an earlier one."""
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Keep a copy of a file, or of a folder with all it holds, under `folder` of the run's artifacts."""
+
+
+class Tracker(Protocol):
+    """Makes runs."""
+
+    def prepare(self) -> None:
+        """Connect, and make what the store lacks; `run` does so by itself.
+
+        Raises:
+            UserError: the store cannot be used.
+        """
+
+    def run(
+        self, name: str, kind: str, folder: Path | None = None, parent_run_id: str | None = None
+    ) -> AbstractContextManager[Run]:
+        """Start a run, or go on with the one that `folder` remembers, and end it with the block.
+
+        The block's end sets the tag `state`: COMPLETE, PRUNED, KILLED (Ctrl-C, exit) or FAILED with the tag
+        `error`. Exceptions go on to the caller.
+
+        Args:
+            name: What the list of runs shows, for instance "trial 007".
+            kind: "study", "trial", "fold", "final", ...: the tag `vqa.kind`.
+            folder: The run's output folder; without it the run cannot be continued.
+            parent_run_id: The run above; None takes `tracking.parent_run_id`.
+
+        Raises:
+            UserError: the store cannot be read or written.
+        """
+
+
+class NullRun:
+    """Records nothing."""
+
+    run_id: str | None = None
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """Do nothing."""
+
+    def tags(self, values: Mapping[str, object]) -> None:
+        """Do nothing."""
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Do nothing."""
+
+
+class NullTracker:
+    """The tracker of `tracking=none`: never imports mlflow."""
+
+    def prepare(self) -> None:
+        """Do nothing."""
+
+    def run(
+        self, name: str, kind: str, folder: Path | None = None, parent_run_id: str | None = None
+    ) -> AbstractContextManager[Run]:
+        """Return a run that records nothing."""
+        return nullcontext(NullRun())

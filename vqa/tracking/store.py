@@ -1,0 +1,152 @@
+"""The connection to an MLflow store: is anybody there, one client per process, and a way out of a refusal."""
+
+import atexit
+import functools
+import hashlib
+import logging
+import os
+import socket
+import ssl
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote, urlsplit
+from urllib.request import urlopen
+
+from vqa.errors import UserError
+from vqa.machine.retry import chain_of, reason_of
+from vqa.results.manifest import mask_secrets
+from vqa.tracking.outbox import Outbox
+
+DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+
+
+def probe(uri: str) -> None:
+    """Fail within seconds where MLflow itself would retry an unreachable host for minutes."""
+    parts = urlsplit(uri)
+    port = DATABASE_PORTS.get(parts.scheme.partition("+")[0])
+    if parts.scheme in ("http", "https"):
+        address = parts._replace(
+            netloc=parts.netloc.rpartition("@")[2], path=parts.path.rstrip("/") + "/health"
+        )
+        try:
+            urlopen(address.geturl(), timeout=10).close()
+        except HTTPError:
+            return  # it answers; whether we may use it is MLflow's to say
+        except URLError as error:
+            if not isinstance(error.reason, ssl.SSLError):  # MLflow has its own certificate settings
+                raise
+    elif port and parts.hostname:
+        socket.create_connection((parts.hostname, parts.port or port), timeout=10).close()
+
+
+def client_uri(uri: str) -> str:
+    """Return the address as MLflow should get it: SQLite's made absolute and patient.
+
+    MLflow keeps one connection pool per address, so a relative one would go on meaning the first working
+    folder. SQLite shall wait 60 s for another worker's write, not 5.
+    """
+    prefix, _, database = uri.partition(":///")
+    if prefix != "sqlite" or "?" in database or not database:
+        return uri
+    return f"{prefix}:///{Path(database).absolute()}?timeout=60"
+
+
+def artifact_location(uri: str, experiment: str) -> str | None:
+    """Put artifacts beside an SQLite database, not wherever the command happened to run."""
+    if not uri.startswith("sqlite:"):
+        return None
+    from sqlalchemy.engine import make_url
+
+    database = make_url(uri).database or ""
+    return str(Path(database).resolve().parent / "mlruns" / quote(experiment, safe=""))
+
+
+def store_lock(uri: str) -> AbstractContextManager[object]:
+    """Return a lock that this user's processes on this machine share for one store."""
+    from filelock import FileLock
+
+    where = hashlib.sha256(f"{os.getuid()}:{client_uri(uri)}".encode()).hexdigest()[:16]
+    return FileLock(Path(tempfile.gettempdir()) / f"vqa-tracking-{where}.lock")
+
+
+SETTLE_S = 30.0  # how long a run that is over goes on trying to reach its store
+# MLflow's own way of waiting would keep training waiting for minutes; `vqa.tracking.outbox` waits better.
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+AWAY_CODES = (
+    "TEMPORARILY_UNAVAILABLE",
+    "INTERNAL_ERROR",
+    "REQUEST_LIMIT_EXCEEDED",
+)  # 5xx and 429 of a server
+
+
+class Store:
+    """This process's connection to one MLflow store; every fold of every trial asks for it."""
+
+    def __init__(self, uri: str) -> None:
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        self.uri = uri
+        self._client: Any = None
+        kinds = (MlflowException, SQLAlchemyError, OSError)
+        self.outbox = Outbox(f"MLflow ({mask_secrets(uri)})", kinds, _is_away)
+        atexit.register(self.outbox.settle, SETTLE_S)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the store has answered once."""
+        return self._client is not None
+
+    def client(self) -> Any:
+        """The `mlflow.MlflowClient`, made when it is first asked for."""
+        if self._client is None:
+            with store_lock(self.uri):  # of parallel workers one makes the database, the others wait
+                self._client = _connect(self.uri)
+        return self._client
+
+
+open_store = functools.cache(Store)
+
+
+def _connect(uri: str) -> Any:
+    import mlflow
+
+    probe(uri)
+    # a page of INFO lines while the database is made, and of every error that is raised to us anyway
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
+    client = mlflow.MlflowClient(uri)
+    client.search_experiments(max_results=1)  # now, not later, it makes the database
+    return client
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether an error means that the store does not answer just now."""
+    code = getattr(error, "error_code", "")
+    return code in AWAY_CODES or any(isinstance(cause, OSError) for cause in chain_of(error))
+
+
+@contextmanager
+def store_trouble(uri: str) -> Iterator[None]:
+    """Turn trouble with a store into a message that says what to do.
+
+    Raises:
+        UserError: The block could not use the store.
+    """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        reason = mask_secrets(reason_of(error))
+        raise UserError(
+            f"tracking.uri {mask_secrets(uri)}: the MLflow store cannot be used: {reason}; mend it, point "
+            "MLFLOW_TRACKING_URI or tracking.uri at another store, or go without: tracking=none"
+        ) from error

@@ -1,0 +1,94 @@
+"""The file that an interrupted training goes on from, written beside the training."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from vqa.machine.device import pinned_copy
+
+Copy = Callable[[torch.Tensor], torch.Tensor]
+
+
+class CheckpointWriter:
+    """Writes the states of one training, each over the last; the file is complete or the older one.
+
+    A state is copied when it is given, and written by a thread while the training goes on. Leaving the block
+    waits for what is still being written.
+
+    Args:
+        path: The file; None: nothing is written.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self._pool.shutdown()
+        if kind is None:
+            self.wait()
+
+    def write(self, state: dict[str, Any], unchanging: dict[str, Any]) -> None:
+        """Write a state once the last one is written.
+
+        Args:
+            state: Numbers and tensors, in dictionaries and lists; its tensors may change afterwards.
+            unchanging: More of them; only its dictionaries and lists may change.
+
+        Raises:
+            OSError: The last one could not be written.
+        """
+        self.wait()
+        if self.path is None:
+            return
+        copy = copied(state, _on_host) | copied(unchanging, torch.Tensor.detach)
+        arrived = None
+        if torch.cuda.is_available():
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            arrived.record()
+        self._writing = self._pool.submit(_write, self.path, copy, arrived)
+
+    def wait(self) -> None:
+        """Wait until the last state is in the file.
+
+        Raises:
+            OSError: It could not be written.
+        """
+        if self._writing:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+
+def copied(value: Any, copy: Copy) -> Any:
+    """The same dictionaries, lists and tuples, with a copy of every tensor in them."""
+    if isinstance(value, torch.Tensor):
+        return copy(value)
+    if isinstance(value, dict):
+        return {key: copied(part, copy) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(copied(part, copy) for part in value)
+    return value
+
+
+def _on_host(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in host memory; from a GPU without waiting for it."""
+    tensor = tensor.detach()
+    return pinned_copy(tensor) if tensor.is_cuda else tensor.clone()
+
+
+def _write(path: Path, state: dict[str, Any], arrived: Any) -> None:
+    if arrived is not None:
+        arrived.synchronize()
+    unfinished = path.with_suffix(".tmp")
+    torch.save(state, unfinished)
+    unfinished.replace(path)

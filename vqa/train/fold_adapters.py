@@ -1,0 +1,131 @@
+"""Adapters of a study's folds, kept: trials that differ only in how answers are read off train them once."""
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from vqa.config.settings import Settings
+from vqa.data.source import split_questions
+from vqa.machine.files import try_lock
+from vqa.model.adapter import attached, loaded, save_adapter
+from vqa.model.base import Base
+from vqa.progress import progress
+from vqa.results.folder import MAY_DIFFER, flatten
+from vqa.train.fit import Moment
+
+log = logging.getLogger(__name__)
+TRAINING = "training.json"
+POLL_S = 0.5  # between looks at whether another worker has trained the fold
+# Everything else counts: a new key changes the digest until somebody has shown here that it need not.
+NOT_TRAINING = (
+    *MAY_DIFFER,
+    "study",
+    "stage",
+    "adapter",
+    "ensemble",
+    "inference",
+    "adapt",
+    "budget.test_limit",
+    "budget.keep_fold_adapters",
+)
+
+
+@dataclass(frozen=True)
+class TrainedFold:
+    """How a fold's training went.
+
+    Args:
+        moments: Its evaluations, each with the held-out letters' NLL, nats; NaN where nobody asked.
+        train_samples_per_s: Questions per second.
+    """
+
+    moments: list[tuple[Moment, float]]
+    train_samples_per_s: float
+
+
+def fold_digest(settings: Settings) -> str:
+    """Name what fold adapters depend on: the settings that training reads, and all labelled questions.
+
+    Args:
+        settings: The run.
+
+    Returns:
+        20 hexadecimal digits; equal digests mean equal adapters on one machine.
+    """
+    asked = {key: text for key, text in flatten(settings.plain).items() if _trains(key)}
+    _, data_sha256 = split_questions(settings)
+    text = json.dumps([asked, data_sha256], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def _trains(key: str) -> bool:
+    return not any(key == name or key.startswith(f"{name}.") for name in NOT_TRAINING)
+
+
+@contextmanager
+def fold_adapter(
+    settings: Settings, base: Base, number: int, train: Callable[[Any], TrainedFold]
+) -> Iterator[tuple[Any, TrainedFold, bool]]:
+    """Put a fold's trained adapter on the base for the length of the block: trained now, or taken from disk.
+
+    With budget.keep_fold_adapters the first worker of a study trains and keeps it, the others wait for that.
+
+    Args:
+        settings: The run.
+        base: The resident model.
+        number: The fold's number, from 0.
+        train: Trains the fresh adapter on the PEFT model it is given.
+
+    Yields:
+        The PEFT model in evaluation mode, how its training went, and whether that was another trial's.
+    """
+    if not settings.budget.keep_fold_adapters:
+        with attached(base, settings.lora, settings.seed) as model:
+            yield model, train(model), False
+        return
+    study = Path(settings.env.output_root) / settings.study
+    folder = study / "folds" / fold_digest(settings) / str(number)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _turn(folder.with_suffix(".lock")):
+        found = folder.exists()
+        if not found:
+            with attached(base, settings.lora, settings.seed) as model:
+                _keep(model, base, train(model), folder)
+    if found:
+        log.info("fold %d: the adapter was trained before, see %s", number, folder)
+    with loaded(base, folder) as model:
+        yield model, _read(folder), found
+
+
+@contextmanager
+def _turn(path: Path) -> Iterator[None]:
+    """Hold a lock; while another holds it look again and again, so that Ctrl-C is heard."""
+    lock: IO[str] | None = try_lock(path)
+    while lock is None:
+        progress("waiting for a fold that another worker trains", 0, 1)
+        time.sleep(POLL_S)
+        lock = try_lock(path)
+    with lock:
+        yield
+
+
+def _keep(model: Any, base: Base, trained: TrainedFold, folder: Path) -> None:
+    """Write adapter and record; the folder appears complete or not at all."""
+    unfinished = folder.with_name(f"{folder.name}.unfinished")  # the lock keeps others from it
+    shutil.rmtree(unfinished, ignore_errors=True)
+    save_adapter(model, unfinished, base)
+    (unfinished / TRAINING).write_text(json.dumps(asdict(trained)) + "\n", encoding="utf-8")
+    unfinished.replace(folder)
+
+
+def _read(folder: Path) -> TrainedFold:
+    values = json.loads((folder / TRAINING).read_text(encoding="utf-8"))
+    moments = [(Moment(**moment), float(mean)) for moment, mean in values["moments"]]
+    return TrainedFold(moments, values["train_samples_per_s"])
