@@ -70,6 +70,9 @@ def test_compiled_kernels_give_the_plain_result(rows: int) -> None:
         (pointwise.rms_norm_backward, (grad, x, weight[0], 1e-6, weight)),
         (pointwise.swiglu, (x, weight)),
         (pointwise.swiglu_backward, (grad, x, weight)),
+        (pointwise.column_products, (grad, x, weight[0])),
+        (pointwise.dropped, (x, 11, 0.3)),
+        (pointwise.dropped, (x, 2**31 - 5, 0.3)),
     ]
     for function, arguments in cases:
         fast, plain = function(*arguments), function.__wrapped__(*arguments)

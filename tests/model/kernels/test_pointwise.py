@@ -8,6 +8,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     apply_rotary_pos_emb_vision,
 )
 
+from vqa.model.kernels import pointwise
 from vqa.model.kernels.pointwise import (
     fused,
     merge,
@@ -110,3 +111,20 @@ def test_a_function_on_the_cpu_runs_as_it_is() -> None:
     seen = []
     fused(lambda x: seen.append(type(x)))(torch.zeros(1))
     assert seen == [torch.Tensor]
+
+
+def test_dropout_keeps_its_share_and_the_mean() -> None:
+    x = torch.ones(500, 400)
+    for p in (0.05, 0.5):
+        found = pointwise.dropped(x, 12345, p)
+        assert float((found == 0).double().mean()) == pytest.approx(p, abs=0.005)  # 5 sd of 200,000 draws
+        assert float(found.double().mean()) == pytest.approx(1, abs=0.015)
+
+
+def test_dropout_masks_of_two_seeds_and_of_neighbours_are_independent() -> None:
+    x = torch.ones(500, 400)
+    first, second = (pointwise.dropped(x, seed, 0.5) > 0 for seed in (7, 8))
+    pairs = [(first, second), (first[:, 1:], first[:, :-1]), (first[1:], first[:-1])]
+    for one, other in pairs:
+        assert float((one == other).double().mean()) == pytest.approx(0.5, abs=0.006)
+    assert torch.equal(first, pointwise.dropped(x, 7, 0.5) > 0)

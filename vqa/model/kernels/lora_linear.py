@@ -11,9 +11,8 @@ less than half a unit in the last place of x W'. Added to that, once rounded, it
 learn late. Here the update stands first and the product is added to it before anything is rounded: the
 learning curve is float32's.
 
-A module that none of this fits (several adapters at once, a bias of the adapter, DoRA with dropout) is called
-as it is. Nothing here depends on state outside its arguments, so a backward may compute a layer again at any
-time.
+A module that none of this fits (several adapters at once, a bias of the adapter) is called as it is. Nothing
+here depends on state outside its arguments, so a backward may compute a layer again at any time.
 
 Notation: T tokens, r rank of an adapter, p dropout probability.
 Source: LoRA, Hu et al. 2021; DoRA, Liu et al. 2024 (section 4.3: the norm is taken as a constant).
@@ -30,6 +29,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vqa.model.kernels.pointwise import (
     column_products,
+    dropped,
     int8_to_float,
     rms_norm,
     rms_norm_backward,
@@ -78,7 +78,7 @@ def read_projection(module: Any) -> Projection:
     """What a module computes.
 
     `Projection.module` is set for what is left to the module itself: kinds of layer other than linear ones,
-    several adapters, a bias of the adapter, DoRA with dropout, an adapter that is switched off or merged.
+    several adapters, a bias of the adapter, an adapter that is switched off or merged.
     """
     parts = module._modules  # attribute access on modules is slow, and this is asked 252 times a pass
     layer = parts.get("base_layer", module)
@@ -98,7 +98,7 @@ def read_projection(module: Any) -> Projection:
     a, b = (parts[name]._modules[ADAPTER]._parameters["weight"] for name in ("lora_A", "lora_B"))
     magnitude = None
     if variant := module.lora_variant:
-        if type(variant.get(ADAPTER)).__name__ != "DoraLinearVariant" or p > 0:
+        if type(variant.get(ADAPTER)).__name__ != "DoraLinearVariant":
             return Projection(layer, module=module)
         magnitude = parts["lora_magnitude_vector"]._modules[ADAPTER]._parameters["weight"]
     return Projection(layer, a, b, float(module.scaling[ADAPTER]), p, magnitude)
@@ -179,25 +179,30 @@ class _Group:
         self.columns = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
         self.dropout = any(p.dropout for p in projections)
         # from the host's generator, without waiting for the device
-        self.seeds = [int(torch.randint(2**62, ())) if p.dropout else 0 for p in projections]
+        self.seeds = [int(torch.randint(2**31 - 1, ())) if p.dropout else 0 for p in projections]
 
     def forward(self, x: torch.Tensor, onto: torch.Tensor | None = None) -> tuple[list[torch.Tensor], Kept]:
         """Every projection of x (T, in), the first one added to `onto`; and what the backward needs."""
         low = self._low(x)
         results, scales, own = [], Kept(), Kept()
-        for p, b, columns in zip(self.projections, self.b, self.columns, strict=True):
-            matrix, bias = _matrix(p.layer, x.dtype), p.layer._parameters["bias"]
-            scale = _dora_columns(p, matrix)
+        for i, (p, columns) in enumerate(zip(self.projections, self.columns, strict=True)):
+            matrix, b, bias = _matrix(p.layer, x.dtype), self.b[i], p.layer._parameters["bias"]
+            scale, scaled = _dora_columns(p, matrix), None
             if b is None or low is None:
                 y = F.linear(x, matrix, bias)
+            elif scale is not None and p.dropout:
+                through = self._dropped(x, i) @ matrix.t()
+                scaled = (low[:, columns] @ b.t()).add_(through).mul_(scale)
+                y = F.linear(x, matrix, bias).add_(scaled).sub_(through)
             else:
                 y = (low[:, columns] @ b.t()).addmm_(x, matrix.t())
                 y = y if scale is None else y.mul_(scale)
                 y = y if bias is None else y.add_(bias)
+                scaled = None if scale is None else y
             scales.append(scale)
-            own.append(None if scale is None else y)
+            own.append(scaled)
             if onto is not None:
-                y = y.add_(onto) if scale is None else y + onto
+                y = y + onto if scaled is y else y.add_(onto)
             results.append(y)
         return results, [low, *scales, *own]
 
@@ -215,11 +220,7 @@ class _Group:
     def _dropped(self, x: torch.Tensor, i: int) -> torch.Tensor:
         """Dropout of x (T, any) for one projection: the same mask whenever it is asked for."""
         p = self.projections[i].dropout
-        if not p:
-            return x
-        generator = torch.Generator(x.device).manual_seed(self.seeds[i])
-        mask = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - p, generator=generator)
-        return x * mask * (1 / (1 - p)) if p < 1 else torch.zeros_like(x)
+        return dropped(x, self.seeds[i], p) if p else x
 
     def backward(
         self, x: torch.Tensor, kept: Kept, grads: Sequence[torch.Tensor], input_needed: bool
@@ -235,38 +236,48 @@ class _Group:
         n = len(grads)
         low, scales, own = kept[0], kept[1 : 1 + n], kept[1 + n :]
         rest: list[tuple[torch.Tensor | None, ...]] = []
-        inner, by_low = [], []
+        by_low = []
         for i, (p, dy) in enumerate(zip(self.projections, grads, strict=True)):
             b, scale, result, by_b, by_m = self.b[i], scales[i], own[i], None, None
             if scale is not None and result is not None and p.magnitude is not None:
-                by_m = column_products(dy, result, p.layer._parameters["bias"]) / p.magnitude.detach()
+                bias = None if p.dropout else p.layer._parameters["bias"]
+                by_m = column_products(dy, result, bias) / p.magnitude.detach()
                 dy = dy * scale.to(dy.dtype)
             if b is not None and low is not None:
                 by_low.append(dy @ b)
                 by_b = torch.addmm(b, dy.t(), low[:, self.columns[i]], beta=0, alpha=p.scale)
-            inner.append(dy)
             rest.append((by_b, by_m))
         dlow = None if not by_low else by_low[0] if len(by_low) == 1 else torch.cat(by_low, dim=1)
         if not input_needed:
             return None, dlow, rest
-        dx = self._from_low(dlow)
-        for dy, p in zip(inner, self.projections, strict=True):
-            matrix = _matrix(p.layer, dy.dtype)
-            dx = dy @ matrix if dx is None else dx.addmm_(dy, matrix)
-        return dx, dlow, rest
+        return self._by_input(dlow, grads, scales), dlow, rest
 
-    def _from_low(self, dlow: torch.Tensor | None) -> torch.Tensor | None:
-        """Gradient by x that comes through the adapters."""
-        if dlow is None or self.a is None:
-            return None
-        if not self.dropout:
-            return dlow @ self.a
-        parts = [
-            self._dropped(dlow[:, columns] @ self.a[columns], i)
-            for i, columns in enumerate(self.columns)
-            if self.down[i] is not None
-        ]
-        return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+    def _by_input(
+        self, dlow: torch.Tensor | None, grads: Sequence[torch.Tensor], scales: Kept
+    ) -> torch.Tensor:
+        """Gradient by x (T, in): through the adapters' A, then through the frozen matrices.
+
+        Args:
+            dlow: (T, sum of r), by x A'.
+            grads: (T, out) by each result.
+            scales: (out,) DoRA's columns of each.
+        """
+        dx = None if dlow is None or self.a is None or self.dropout else dlow @ self.a
+        for i, (p, columns) in enumerate(zip(self.projections, self.columns, strict=True)):
+            dy, scale = grads[i], scales[i]
+            matrix = _matrix(p.layer, dy.dtype)
+            if p.dropout and dlow is not None and self.a is not None:
+                by_dropped = dlow[:, columns] @ self.a[columns]
+                if scale is not None:  # the result holds x W' and (c - 1) drop(x) W'
+                    by_dropped.addmm_(dy * (scale - 1).to(dy.dtype), matrix)
+                part = self._dropped(by_dropped, i)
+                dx = part if dx is None else dx.add_(part)
+            elif scale is not None:
+                dy = dy * scale.to(dy.dtype)
+            dx = dy @ matrix if dx is None else dx.addmm_(dy, matrix)
+        if dx is None:
+            raise ValueError("a group has at least one projection")
+        return dx
 
     def adapter_grads(
         self, x: torch.Tensor, dlow: torch.Tensor | None, rest: Sequence[tuple[torch.Tensor | None, ...]]
