@@ -50,6 +50,7 @@ from vqa.train.plan import plan_fit
 
 CONF = Path(__file__).parents[1] / "conf"
 FAMILIES = ("qwen3_vl_8b", "qwen2_5_vl_7b")
+HELD_OUT = 24
 LARGE_CARD = 76  # GiB of an 80 GB card
 DATA = ("data=csv", "prompt=fewshot_ko", "image=pad_512", "lora.r=32", "lora.lora_alpha=32")
 READ_OUTS = ("cyclic", "pride", "batch_calibration", "contextual", "generate", "reasoning")
@@ -154,7 +155,7 @@ class Bench:
             *("tracking=none", f"model.path={path}", f"env.output_root={self.out}"),
             *(f"data.train_csv={contest / 'train.csv'}", f"data.test_csv={contest / 'test.csv'}"),
             *(f"data.image_root={contest}", "budget.epochs=1", f"budget.subsample={self.quick}"),
-            *("budget.test_limit=64", f"budget.max_memory_gib={case.gib}", *more),
+            *("budget.test_limit=32", f"budget.max_memory_gib={case.gib}", *more),
         ]
         with initialize_config_dir(str(CONF)):
             return read_settings(compose("config", overrides=overrides))
@@ -256,12 +257,12 @@ class Bench:
 
 @contextmanager
 def small_holdout() -> Iterator[None]:
-    """Score 48 held-out rows instead of a fifth of all: what is tried is training."""
+    """Score a few held-out rows instead of a fifth of all: what is tried is training."""
     before = vqa.data.source.split_questions
 
     def fewer(settings: Settings) -> Any:
         split, digest = before(settings)
-        return replace(split, valid=split.valid[:48]), digest
+        return replace(split, valid=split.valid[:HELD_OUT]), digest
 
     with patch("vqa.stages.final.split_questions", fewer):
         yield
@@ -319,8 +320,8 @@ def main() -> int:
         "--only", nargs="*", default=[], help="words of base or name; any of them chooses a case"
     )
     parser.add_argument("--families", nargs="*", default=list(FAMILIES))
-    parser.add_argument("--rows", type=int, default=128)
-    parser.add_argument("--quick", type=int, default=64)
+    parser.add_argument("--rows", type=int, default=96)
+    parser.add_argument("--quick", type=int, default=32)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     logging.getLogger("vqa").setLevel(logging.ERROR)
@@ -328,7 +329,7 @@ def main() -> int:
     bench = Bench(arguments.work, arguments.rows, arguments.quick)
     rows: list[dict[str, Any]] = []
     chosen: Callable[[Case], bool] = lambda case: (  # noqa: E731
-        not arguments.only or any(word in f"{case.base} {case.name}" for word in arguments.only)
+        not arguments.only or any(word in f"{case.base} {case.name} {case.gib:g}" for word in arguments.only)
     )
     for case in filter(chosen, itertools.chain(*map(cases_of, arguments.families))):
         began = time.perf_counter()
