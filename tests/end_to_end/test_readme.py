@@ -104,7 +104,7 @@ def test_every_command_of_a_page_is_accepted(run: str, page: str) -> None:
         with_sweeper = OmegaConf.to_container(cfg.hydra.sweeper, resolve=False)
         assert isinstance(with_sweeper, dict)
         assert with_sweeper["_target_"].endswith("StudySweeper")
-        cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+        cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     assert read_settings(cfg).study
 
 
@@ -243,7 +243,7 @@ def test_the_configuration_page_names_every_key() -> None:
         cfg = composed(f"data={option} study=mine")
         assert cfg is not None
         for group, node in cfg.items():
-            keys = [f"{group}.{key}" for key in node] if isinstance(node, DictConfig) else [str(group)]
+            keys = [f"{group!s}.{key!s}" for key in node] if isinstance(node, DictConfig) else [str(group)]
             for key in keys:
                 if not key.rpartition(".")[2].startswith("_"):
                     assert key in named, key
