@@ -71,8 +71,9 @@ def test_vllm_is_not_promised_what_it_cannot_do(lora: dict[str, Any]) -> None:
 
 
 def readme_example(adapter: Path) -> Callable[..., str]:
-    """The `answer` function of the README, for an adapter."""
-    code = re.search(r"## Take it away.*?```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    """The `answer` function of the page "Take it away", for an adapter."""
+    page = README.parent / "docs/take_it_away.md"
+    code = re.search(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     assert code
     statements = [line for line in code[1].splitlines() if line and not re.match(r"from |import |\s*#", line)]
     assert len(statements) <= 11  # ten, and the line with def
