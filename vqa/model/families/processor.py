@@ -5,6 +5,8 @@ never asked for anything here, so the image processor stands in for them. Pillow
 everywhere, torchvision other ones.
 """
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 from vqa.errors import UserError
@@ -70,3 +72,22 @@ def load_processor(
             "picture in the text; choose another model"
         )
     return made
+
+
+FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+
+
+def copy_processor(base: str, out: Path, where: dict[str, Any]) -> None:
+    """Copy a model's processor files as they are, for a model made from it.
+
+    Args:
+        base: Folder or hub id.
+        out: The new model's folder.
+        where: revision, local_files_only.
+    """
+    from transformers.utils import cached_file
+
+    for name in FILES:
+        found = cached_file(base, name, _raise_exceptions_for_missing_entries=False, **where)
+        if found:
+            shutil.copyfile(found, out / name)
