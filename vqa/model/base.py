@@ -185,6 +185,7 @@ def load_base(settings: Settings) -> Base:
         release_memory()
         _resident[key] = _load(settings, device, dtype)
     base = _resident[key]
+    _refuse_needs(settings, base.family, base.model.config)
     base.vision.limit(settings.image.cache_gib)
     base.vision.use_disk(settings.image)
     return base

@@ -69,9 +69,7 @@ class Encoder:
 
     def padded(self, questions: Sequence[Question]) -> dict[str, Any]:
         """The same questions as plain padded rows on the base's device: the model's ordinary inputs."""
-        base = self.base
-        prefix, suffixes = self.prefix(questions[0]), self.suffixes(questions)
-        return pad(prefix, suffixes, base.image_token, base.tokenizer.pad_token_id, base.device)
+        return self.base.text.padded(self.prefix(questions[0]), self.suffixes(questions))
 
     def shares_prefix(self, question: Question) -> bool:
         """Whether the prefix is long enough, beside this question, to be computed once and kept."""

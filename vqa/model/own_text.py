@@ -74,6 +74,10 @@ class OwnText:
         """Questions that are each asked several times: what a question's suffixes begin with stands once."""
         return pack_orders(prefix, asked, self.image_token, self.device, outside)
 
+    def padded(self, prefix: torch.Tensor, suffixes: Sequence[Suffix]) -> dict[str, Any]:
+        """The same questions as plain left-padded rows, the model's ordinary inputs."""
+        return pad(prefix, suffixes, self.image_token, self.tokenizer.pad_token_id, self.device)
+
     def logits(self, batch: PackedBatch, known: list[KeyValue] | None, recompute: Recompute) -> torch.Tensor:
         """(N, V) at the places that are read."""
         return answer_logits(self.model, batch.row, known, recompute)
