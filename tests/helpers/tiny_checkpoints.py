@@ -245,7 +245,8 @@ CHECKPOINTS = {
 def write_folder(name: str, folder: Path) -> Path:
     """Write the checkpoint of one of `CHECKPOINTS`."""
     made = CHECKPOINTS[name]
-    tokenizer: Any = PreTrainedTokenizerFast(
+    make: Any = PreTrainedTokenizerFast
+    tokenizer = make(
         tokenizer_file=str(ASSET / "tokenizer.json"),
         pad_token="<|endoftext|>",
         eos_token="<|im_end|>",

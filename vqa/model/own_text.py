@@ -8,7 +8,7 @@ import torch
 from vqa.config.settings import PromptSettings
 from vqa.model.decoder import Recompute, answer_logits, prefix_key_values
 from vqa.model.kernels.tree import KeyValue
-from vqa.model.packing import PackedBatch, Suffix, is_short, pack, pack_orders, pack_prefix
+from vqa.model.packing import PackedBatch, Suffix, is_short, pack, pack_orders, pack_prefix, pad
 from vqa.model.prompt import AS_WRITTEN, Order, render
 from vqa.model.vision.features import VisionFeatures
 from vqa.question import Question

@@ -40,8 +40,7 @@ class Prepared:
 
 def budget_arguments(processor: Any, family: Family, image: ImageSettings) -> dict[str, Any]:
     """What the image processor is told of a run's budget of visual tokens."""
-    most = image.max_visual_tokens or UNLIMITED_TOKENS
-    return family.budget(processor.image_processor, image.min_visual_tokens, most)
+    return family.budget(processor.image_processor, image.min_visual_tokens, image.max_visual_tokens)
 
 
 def processed(processor: Any, picture: Image.Image, arguments: dict[str, Any]) -> Prepared:
