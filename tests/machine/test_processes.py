@@ -27,8 +27,9 @@ from vqa.config.check import read_settings, register_resolvers
 from vqa.data.source import split_questions
 from vqa.errors import UserError
 from vqa.machine import processes
+from vqa.model import forward
 from vqa.model.adapter import adapter_state, attached
-from vqa.model.base import forward, load_base
+from vqa.model.base import load_base
 from vqa.model.encode import Encoder
 from vqa.report import plots
 from vqa.results.folder import MANIFEST

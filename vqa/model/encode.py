@@ -8,8 +8,7 @@ import torch
 
 from vqa.config.settings import ImageSettings, PromptSettings
 from vqa.model.base import Base
-from vqa.model.packing import Suffix, pad
-from vqa.model.plugs import Batch
+from vqa.model.packing import Suffix
 from vqa.model.prompt import AS_WRITTEN, Order
 from vqa.model.vision.features import VisionFeatures
 from vqa.question import LETTERS, Question

@@ -9,7 +9,6 @@ from vqa.config.library import build
 from vqa.config.settings import Settings
 from vqa.data.contest_csv import ContestCsv
 from vqa.errors import UserError
-from vqa.library import build
 from vqa.machine.files import replace_text
 from vqa.model.base import model_folder, read_model_config, read_processor
 from vqa.model.families.table import family_of

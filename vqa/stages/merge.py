@@ -13,7 +13,6 @@ from vqa.model.families.processor import copy_processor, load_image_processor
 from vqa.model.families.table import family_of
 from vqa.results.folder import MANIFEST
 from vqa.results.manifest import write_manifest
-from vqa.text_file import replace_text
 
 MERGED = "model"
 

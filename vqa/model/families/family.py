@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from vqa.image import UNLIMITED_TOKENS
+from vqa.data.image import UNLIMITED_TOKENS
 
 Budget = Callable[[Any, int, int | None], dict[str, Any]]
 

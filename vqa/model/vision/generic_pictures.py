@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from vqa.config.settings import ImageSettings
-from vqa.data.image import UNLIMITED_TOKENS
 from vqa.machine.device import release_memory
 from vqa.model.families.family import Family
 from vqa.model.vision.features import VisionFeatures
