@@ -16,7 +16,7 @@ from bitsandbytes.nn import Linear4bit, Linear8bitLt, Params4bit
 from peft import LoraConfig, get_peft_model
 
 from tests.helpers.tiny_models import FAMILIES, IMAGE, LANGUAGE, PAD, VOCAB, gradients, make_suffixes
-from vqa.model.base import decoder
+from vqa.model import decoder
 from vqa.model.decoder import Recompute, answer_logits
 from vqa.model.forward import shared_prefix
 from vqa.model.kernels import lora_linear
