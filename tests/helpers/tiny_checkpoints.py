@@ -20,7 +20,10 @@ TURNS = (  # a system line, turns with marks, an empty thought where the templat
     "{{% if c['type'] == 'image' %}}{image}{{% else %}}{{{{ c['text'] }}}}{{% endif %}}{{% endfor %}}{end}\n"
     "{{% endfor %}}{{% if add_generation_prompt %}}{begin}assistant\n{think}{{% endif %}}"
 )
-THINK = "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% else %}<think>\n{% endif %}"
+THINK = (
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n"
+    "{% else %}<think>\n{% endif %}"
+)
 
 
 @dataclass(frozen=True)
@@ -242,7 +245,8 @@ CHECKPOINTS = {
 def write_folder(name: str, folder: Path) -> Path:
     """Write the checkpoint of one of `CHECKPOINTS`."""
     made = CHECKPOINTS[name]
-    tokenizer: Any = PreTrainedTokenizerFast(
+    make: Any = PreTrainedTokenizerFast
+    tokenizer = make(
         tokenizer_file=str(ASSET / "tokenizer.json"),
         pad_token="<|endoftext|>",
         eos_token="<|im_end|>",

@@ -26,7 +26,7 @@ class ModelSettings:
     revision: str | None
     license: str
     min_visual_tokens: int
-    max_visual_tokens: int
+    max_visual_tokens: int | None
     lr: float
     lr_low: float
     lr_high: float

@@ -1,5 +1,6 @@
 """LoRA adapters on the resident base: put on, taken off without a trace, saved, loaded."""
 
+import copy
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -158,7 +159,10 @@ def save_adapter(model: Any, folder: Path, base: Base) -> None:
     card = folder / "README.md"
     if card.exists():  # PEFT's template says text-generation and leaves every section empty
         card.unlink()
-    base.vision.processor.save_pretrained(str(folder))
+    processor = copy.copy(base.vision.processor)
+    for name, value in base.vision.tower.arguments.items():
+        setattr(processor, name, value)
+    processor.save_pretrained(str(folder))
     if differing := stored_names(folder) ^ set(adapter_state(model)):
         raise RuntimeError(
             f"{folder}: {len(differing)} weights differ from the model's: {sorted(differing)[0]}"

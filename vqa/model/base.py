@@ -128,7 +128,29 @@ def read_model_config(settings: Settings) -> Any:
     except (OSError, ValueError) as error:
         raise UserError(_cannot_load(path, error)) from error
     model_class(config, path)
+    _refuse_needs(settings, family_of(config), config)
     return config
+
+
+def read_processor(settings: Settings, config: Any) -> Any | None:
+    """The whole processor of a model on the generic path; None for one of our own.
+
+    Raises:
+        UserError: It cannot be read, or needs a library that is missing.
+    """
+    from transformers import AutoTokenizer
+
+    family = family_of(config)
+    if family.is_own(config):
+        return None
+    folder = model_folder(settings.model.path)
+    where = {"revision": settings.model.revision, "local_files_only": settings.env.offline}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **where)
+        pixels = load_image_processor(folder, config, family, where)
+        return load_processor(folder, config, tokenizer, pixels, where)
+    except (OSError, ValueError) as error:
+        raise UserError(_cannot_load(settings.model.path, error)) from error
 
 
 HINTS = {  # what the hub's refusals say -> what helps
@@ -163,6 +185,7 @@ def load_base(settings: Settings) -> Base:
         release_memory()
         _resident[key] = _load(settings, device, dtype)
     base = _resident[key]
+    _refuse_needs(settings, base.family, base.model.config)
     base.vision.limit(settings.image.cache_gib)
     base.vision.use_disk(settings.image)
     return base
@@ -184,7 +207,6 @@ def _load(settings: Settings, device: torch.device, dtype: torch.dtype) -> Base:
     log.info("loading %s (%s, %s) on %s", settings.model.path, settings.quantization.name, dtype, device)
     config = read_model_config(settings)
     family = family_of(config)
-    _refuse_needs(settings, family, config)
     weights = _quantization(settings, config, dtype)
     try:
         # None would be taken for "not quantised" and overrule what a quantised checkpoint says of itself

@@ -8,8 +8,7 @@ import torch
 
 from vqa.config.settings import ImageSettings, PromptSettings
 from vqa.model.base import Base
-from vqa.model.packing import Suffix, pad
-from vqa.model.plugs import Batch
+from vqa.model.packing import Suffix
 from vqa.model.prompt import AS_WRITTEN, Order
 from vqa.model.vision.features import VisionFeatures
 from vqa.question import LETTERS, Question
@@ -44,8 +43,8 @@ class Encoder:
         orders: Sequence[Order] | None = None,
         outside: bool = False,
         conversation: bool = False,
-    ) -> Batch:
-        """A micro-batch on the base's device, ready for `letter_logits`.
+    ) -> Any:
+        """A micro-batch on the base's device, ready for `letter_logits`; a `vqa.plugs.Batch`.
 
         Args:
             questions: What is asked.
@@ -54,24 +53,22 @@ class Encoder:
             conversation: With answer and end of turn, every token taught (loss=full).
         """
         prefix, suffixes = self.prefix(questions[0]), self.suffixes(questions, orders, conversation)
-        return self.base.text.batch(prefix, suffixes, outside, conversation)  # type: ignore[no-any-return]
+        return self.base.text.batch(prefix, suffixes, outside, conversation)
 
     def orders_batch(
         self, questions: Sequence[Question], orders: Sequence[Order], outside: bool = False
-    ) -> Batch:
+    ) -> Any:
         """Every question in each of the orders, prefix and picture shared; `outside`: without the prefix."""
         features = self.base.vision.features(questions, self.image)
         asked = [
             [self._suffix(question, order, feature, False) for order in orders]
             for question, feature in zip(questions, features, strict=True)
         ]
-        return self.base.text.orders_batch(self.prefix(questions[0]), asked, outside)  # type: ignore[no-any-return]
+        return self.base.text.orders_batch(self.prefix(questions[0]), asked, outside)
 
     def padded(self, questions: Sequence[Question]) -> dict[str, Any]:
         """The same questions as plain padded rows on the base's device: the model's ordinary inputs."""
-        base = self.base
-        prefix, suffixes = self.prefix(questions[0]), self.suffixes(questions)
-        return pad(prefix, suffixes, base.image_token, base.tokenizer.pad_token_id, base.device)
+        return self.base.text.padded(self.prefix(questions[0]), self.suffixes(questions))
 
     def shares_prefix(self, question: Question) -> bool:
         """Whether the prefix is long enough, beside this question, to be computed once and kept."""

@@ -87,7 +87,7 @@ class PromptWriter:
             placeholder: What stands for the picture; None: without a picture.
             answered: Go on with the gold letter and what ends the assistant's turn.
         """
-        text = self._text(prompt, question, order, placeholder is not None, answered)
+        text = self.text(prompt, question, order, placeholder is not None, answered)
         if placeholder is not None:
             before, mark, after = text.partition(self.processor.image_token)
             if not mark:
@@ -98,9 +98,15 @@ class PromptWriter:
             text = before + placeholder + after
         return torch.tensor(self.tokenizer([text], add_special_tokens=False)["input_ids"][0])
 
-    def _text(
-        self, prompt: PromptSettings, question: Question, order: Order, picture: bool, answered: bool
+    def text(
+        self,
+        prompt: PromptSettings,
+        question: Question,
+        order: Order = AS_WRITTEN,
+        picture: bool = True,
+        answered: bool = False,
     ) -> str:
+        """The chat template filled in, the processor's image token where the picture goes."""
         from jinja2 import TemplateError
 
         content = [{"type": "text", "text": user_text(prompt, question, order)}]

@@ -23,7 +23,7 @@ from vqa.machine.device import to_device
 from vqa.model.decoder import Recompute
 from vqa.model.families.structure import image_token
 from vqa.model.generic_prompt import PromptWriter
-from vqa.model.packing import Conversation, Suffix, is_short
+from vqa.model.packing import Conversation, Suffix, is_short, pad
 from vqa.model.prefix_cache import PrefixStates, can_share, empty_cache, reading_cache, written_states
 from vqa.model.prompt import AS_WRITTEN, Order
 from vqa.model.vision.features import JoinedFeatures, VisionFeatures, join_features
@@ -152,6 +152,18 @@ class GenericText:
     ) -> PaddedBatch:
         """Questions that are each asked several times: a row for each time."""
         return self.batch(prefix, [s for suffixes in asked for s in suffixes], outside, False)
+
+    def padded(self, prefix: torch.Tensor, suffixes: Sequence[Suffix]) -> dict[str, Any]:
+        """Plain left-padded rows for `generate`."""
+        found = pad(prefix, suffixes, self.image_token, self.pad_token, self.device)
+        types, grid = found.pop("mm_token_type_ids"), found.pop("image_grid_thw", None)
+        found |= dict.fromkeys(self.types, types)
+        if "mm_encoder_outputs" in found:
+            pictures = [s.features for s in suffixes if s.features]
+            joined = join_features(pictures, self.device)
+            listed = all(f.listed for f in pictures)
+            found["mm_encoder_outputs"] = {"image": _encoder_output(joined, listed)} if joined else None
+        return found | ({"image_grid_thw": grid} if self.multimodal and grid is not None else {})
 
     def tensors(self, known: PrefixStates) -> list[torch.Tensor]:
         """The tensors of the prefix's states."""

@@ -8,7 +8,7 @@ import torch
 from vqa.config.settings import PromptSettings
 from vqa.model.decoder import Recompute, answer_logits, prefix_key_values
 from vqa.model.kernels.tree import KeyValue
-from vqa.model.packing import PackedBatch, Suffix, is_short, pack, pack_orders, pack_prefix
+from vqa.model.packing import PackedBatch, Suffix, is_short, pack, pack_orders, pack_prefix, pad
 from vqa.model.prompt import AS_WRITTEN, Order, render
 from vqa.model.vision.features import VisionFeatures
 from vqa.question import Question
@@ -73,6 +73,10 @@ class OwnText:
     ) -> PackedBatch:
         """Questions that are each asked several times: what a question's suffixes begin with stands once."""
         return pack_orders(prefix, asked, self.image_token, self.device, outside)
+
+    def padded(self, prefix: torch.Tensor, suffixes: Sequence[Suffix]) -> dict[str, Any]:
+        """The same questions as plain left-padded rows, the model's ordinary inputs."""
+        return pad(prefix, suffixes, self.image_token, self.tokenizer.pad_token_id, self.device)
 
     def logits(self, batch: PackedBatch, known: list[KeyValue] | None, recompute: Recompute) -> torch.Tensor:
         """(N, V) at the places that are read."""

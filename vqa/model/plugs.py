@@ -62,6 +62,9 @@ class Text(Protocol):
     def orders_batch(self, prefix: torch.Tensor, asked: Sequence[Sequence[Suffix]], outside: bool) -> Any:
         """Lay out questions that are each asked several times, with the same picture."""
 
+    def padded(self, prefix: torch.Tensor, suffixes: Sequence[Suffix]) -> dict[str, Any]:
+        """Plain left-padded rows: what `generate` takes."""
+
     def logits(self, batch: Any, known: Any, recompute: Recompute) -> torch.Tensor:
         """(N, V) at the places that are read; `known`: the prefix's states, when it is not in the batch."""
 

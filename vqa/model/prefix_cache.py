@@ -38,13 +38,13 @@ class PrefixStates:
     tensors: Sequence[torch.Tensor]
 
 
-class _KeyValueLayer(DynamicLayer):
+class _KeyValueLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Full or sliding attention. A sliding layer keeps the whole prefix too: its mask hides what is far."""
 
     def __init__(
         self, is_sliding: bool, known: tuple[torch.Tensor, torch.Tensor] | None, length: int
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.is_sliding = is_sliding
         self.known, self.length = known, length
         self.written: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -85,7 +85,8 @@ class _RecurrentLayer(LinearAttentionLayer):
         """The convolution's inputs with those before them."""
         width = conv_kernel_size or conv_states.shape[-1]
         if self.has_previous_state[state_idx]:
-            return torch.cat([self.conv_states[state_idx], conv_states], dim=-1)
+            before: Any = self.conv_states[state_idx]
+            return torch.cat([before, conv_states], dim=-1)
         whole = pad(conv_states, (max(0, width - conv_states.shape[-1]), 0))
         self.written[0] = whole[..., -width:]
         return whole
@@ -99,7 +100,7 @@ class _RecurrentLayer(LinearAttentionLayer):
         return recurrent_states
 
 
-class _PrefixCache(Cache):  # type: ignore[misc]
+class _PrefixCache(Cache):
     """Layers as above, in the order of the model's."""
 
 
@@ -133,7 +134,8 @@ def _cache(config: Any, states: PrefixStates | None, rows: int) -> Cache:
     tensors = iter(states.tensors if states else ())
     length = states.length if states else 0
     layers: list[Any] = []
-    for layer in DynamicCache(config=config).layers:
+    kinds: list[Any] = DynamicCache(config=config).layers
+    for layer in kinds:
         if isinstance(layer, DummyLayer):  # it reads an earlier layer's keys
             layers.append(layer)
             continue

@@ -11,8 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqa.config.settings import Settings
-from vqa.data.image import ImageError, load_image, tower_size
-from vqa.model.prompt import render
+from vqa.data.image import ImageError, fit_image, load_image, tower_size
+from vqa.model.families.family import Family
+from vqa.model.generic_prompt import PromptWriter
+from vqa.model.prompt import AS_WRITTEN, render
+from vqa.model.vision.generic_pictures import budget_arguments, processed
 from vqa.question import LETTERS, Question
 from vqa.report.facts import picture_size
 from vqa.results.metrics import accuracy_interval
@@ -21,6 +24,7 @@ HASH_SIDE = 8
 NEAR_BITS = 4  # of 64: a picture saved again differs in 0 to 2 bits, unrelated ones in about 32
 MOST_HASHED = 6000  # pictures compared with each other: 18 million pairs, seconds
 FOLDS = 5
+MOST_PROCESSED = 200  # pictures given to a processor: seconds
 FLAT = 3.0  # mean step of brightness below which a picture has no structure to compare (0..255)
 
 
@@ -215,6 +219,40 @@ def sizes(settings: Settings, questions: Sequence[Question], config: Any, tokeni
         found["height"].append(size[1])
         wide, tall = tower_size(width, height, side, *budget)
         found["visual tokens"].append(tall * wide // side**2)
+    return {
+        name: np.percentile(values, [0, 50, 95, 100]).tolist() for name, values in found.items() if values
+    }
+
+
+def sizes_by_processor(
+    settings: Settings, questions: Sequence[Question], processor: Any, family: Family
+) -> dict[str, Any]:
+    """The same numbers for a model on the generic path: its own processor is asked, for some pictures.
+
+    Args:
+        settings: The run.
+        questions: Any; evenly spread ones are looked at.
+        processor: The model's.
+        family: Its family.
+    """
+    found: dict[str, list[float]] = {"width": [], "height": [], "visual tokens": [], "text tokens": []}
+    writer = PromptWriter(processor, processor.tokenizer, family.template, [])
+    arguments = budget_arguments(processor, family, settings.image)
+    for q in questions[:: max(1, len(questions) // MOST_PROCESSED)]:
+        ids = writer.ids(settings.prompt, q, AS_WRITTEN, None)
+        found["text tokens"].append(len(ids))
+        if q.image is None:
+            continue
+        try:
+            whole = load_image(q.image)
+        except ImageError:
+            continue
+        picture = fit_image(whole, settings.image.mode, settings.image.size)
+        placeholder = processed(processor, picture, arguments).placeholder
+        tokens = processor.tokenizer(placeholder, add_special_tokens=False)["input_ids"]
+        found["width"].append(whole.width)
+        found["height"].append(whole.height)
+        found["visual tokens"].append(len(tokens))
     return {
         name: np.percentile(values, [0, 50, 95, 100]).tolist() for name, values in found.items() if values
     }

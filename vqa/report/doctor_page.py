@@ -10,7 +10,8 @@ from vqa.config.settings import Settings
 from vqa.data.contest_csv import ContestCsv
 from vqa.errors import UserError
 from vqa.machine.files import replace_text
-from vqa.model.base import model_folder, read_model_config
+from vqa.model.base import model_folder, read_model_config, read_processor
+from vqa.model.families.table import family_of
 from vqa.question import Question
 from vqa.report import doctor_facts as facts
 from vqa.report.page import render, thumbnails
@@ -90,13 +91,14 @@ def _sizes(settings: Settings, questions: Sequence[Question]) -> dict[str, Any]:
 
     if not questions:
         return {}
+    folder = model_folder(settings.model.path)
+    where = {"revision": settings.model.revision, "local_files_only": settings.env.offline}
     try:
         config = read_model_config(settings)
-        tokenizer = AutoTokenizer.from_pretrained(
-            model_folder(settings.model.path),
-            revision=settings.model.revision,
-            local_files_only=settings.env.offline,
-        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, **where)
     except (OSError, ValueError):  # no tokenizer beside the configuration; loading the model will say why
         return {}
-    return facts.sizes(settings, questions, config, tokenizer)
+    family = family_of(config)
+    if family.is_own(config):
+        return facts.sizes(settings, questions, config, tokenizer)
+    return facts.sizes_by_processor(settings, questions, read_processor(settings, config), family)

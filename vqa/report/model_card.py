@@ -55,8 +55,8 @@ def vllm_command(base: str, adapter: str, lora: Mapping[str, Any]) -> str | None
 def _write_pixels(path: Path, image: Mapping[str, Any]) -> None:
     """Put the run's budget of visual tokens into the processor's own settings."""
     pixels = read_json(path)
-    if not pixels:  # an adapter of an earlier version: the base's settings hold
-        return
+    if not str(pixels.get("image_processor_type")).startswith("Qwen2VL"):
+        return  # an adapter of an earlier version: the base's settings hold; or written with the adapter
     side = (pixels["patch_size"] * pixels["merge_size"]) ** 2  # pixels per visual token
     most = image.get("max_visual_tokens") or VISUAL_TOKENS_DEFAULT
     pixels["size"] = {"shortest_edge": image["min_visual_tokens"] * side, "longest_edge": most * side}
@@ -82,8 +82,9 @@ def _card(
         "---",
     ]
     serve = vllm_command(base, "./adapter", lora)
-    if base.startswith("asset:"):
+    if base.startswith("asset:") or "no_vllm" in metrics:
         serve = None  # vLLM knows no packaged models
+    why = f" ({metrics['no_vllm']})" if "no_vllm" in metrics else ""
     how = "picture as it is" if image["mode"] == "native" else f"{image['mode']} to {image['size']} pixels"
     commit = (manifest.get("git") or {}).get("commit")
     lines = [
@@ -132,7 +133,7 @@ def _card(
         *(
             ["```sh", serve, "```", ""]
             if serve
-            else ["vLLM: `stage=merge` first, then serve the merged model.", ""]
+            else [f"vLLM: `stage=merge` first, then serve the merged model{why}.", ""]
         ),
     ]
     return "\n".join(lines)

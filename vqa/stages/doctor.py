@@ -12,7 +12,7 @@ from vqa.config.settings import Settings
 from vqa.data.source import data_source
 from vqa.errors import UserError
 from vqa.machine.device import choose_device, choose_dtype
-from vqa.model.base import read_model_config
+from vqa.model.base import read_model_config, read_processor
 from vqa.report.doctor_page import write_doctor_page
 from vqa.stages.preflight import cache_problem, drive_problem, hub_problem
 from vqa.tracking.mlflow_runs import open_tracker
@@ -65,7 +65,7 @@ def _data(settings: Settings) -> list[str]:
 def _model(settings: Settings) -> list[str]:
     if problem := hub_problem(settings):
         return [problem]
-    read_model_config(settings)
+    read_processor(settings, read_model_config(settings))
     return []
 
 

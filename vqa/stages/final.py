@@ -87,6 +87,8 @@ def run_final(settings: Settings, folder: Path) -> dict[str, Any]:
             "alarms": alarms(tuned, answers, train),
         }
         metrics |= encoder.base.vision.figures()
+        if encoder.base.family.no_vllm:
+            metrics["no_vllm"] = encoder.base.family.no_vllm
         run.metrics(encoder.base.vision.figures())
         if answers and all(p.gold for p in answers):
             metrics["test"] = summary(answers) | facts

@@ -9,6 +9,8 @@ from vqa.config.settings import Settings
 from vqa.errors import UserError
 from vqa.machine.files import replace_text
 from vqa.model.base import model_folder, read_model_config
+from vqa.model.families.processor import copy_processor, load_image_processor
+from vqa.model.families.table import family_of
 from vqa.results.folder import MANIFEST
 from vqa.results.manifest import write_manifest
 
@@ -33,7 +35,6 @@ def run_merge(settings: Settings, folder: Path) -> dict[str, Any]:
     """
     import torch
     from transformers import AutoModelForImageTextToText, AutoTokenizer
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     from vqa.model.adapter import adapter_folder, plain_adapter
 
@@ -47,7 +48,12 @@ def run_merge(settings: Settings, folder: Path) -> dict[str, Any]:
     out = folder / MERGED
     merged.save_pretrained(str(out))
     AutoTokenizer.from_pretrained(base, **where).save_pretrained(str(out))
-    Qwen2VLImageProcessorPil.from_pretrained(base, **where).save_pretrained(str(out))
+    config = read_model_config(settings)
+    family = family_of(config)
+    if family.is_own(config):
+        load_image_processor(base, config, family, where).save_pretrained(str(out))
+    else:  # other tools need the parts for video and sound, which are not loaded here
+        copy_processor(base, out, where)
     metrics = {"model": str(out), "adapter": str(adapter), "base": settings.model.path, "dtype": "bfloat16"}
     replace_text(folder / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
     write_manifest(

@@ -67,15 +67,18 @@ class ViewAnswers:
     def scores(self, questions: Sequence[Question]) -> Scores:
         """(B, C), and (B,) of the pictures themselves."""
         encoder, settings = self.adapting.encoder, self.adapting.settings
-        # an untouched soft prompt: the same pass that `tpt` begins with, its prefix computed once
-        prompt = self.prompt = self.prompt or SoftPrompt(encoder, questions[0])
         size, device = settings.batch_size, encoder.base.device
         asked = [view for question in questions for view in viewed(question, settings.views, settings.seed)]
         chunks = [asked[i : i + size] for i in range(0, len(asked), size)]
-        found = [
-            prompt.ask(suffixes, prompt.untouched(), size)
-            for suffixes in prefetched(encoder.suffixes, chunks, device)
-        ]
+        if encoder.base.is_own:
+            # an untouched soft prompt: the same pass that `tpt` begins with, its prefix computed once
+            prompt = self.prompt = self.prompt or SoftPrompt(encoder, questions[0])
+            found = [
+                prompt.ask(suffixes, prompt.untouched(), size)
+                for suffixes in prefetched(encoder.suffixes, chunks, device)
+            ]
+        else:
+            found = [read_batch(encoder, chunk).scores for chunk in chunks]
         log_p = torch.cat([part for part, _ in found]).double().cpu()
         mass = torch.cat([part for _, part in found])
         combined = [self.combine(views) for views in torch.split(log_p, settings.views)]

@@ -6,15 +6,15 @@ from typing import Any
 from vqa.model.families.family import pixel_budget, tested
 
 
-def glm_pixels(processor: Any, least: int, most: int) -> dict[str, Any]:
+def glm_pixels(processor: Any, least: int, most: int | None) -> dict[str, Any]:
     """GLM counts the pixels of both frames of a patch."""
     size = pixel_budget(processor, least, most)["size"]
     return {"size": {name: pixels * processor.temporal_patch_size for name, pixels in size.items()}}
 
 
-def longest_side(processor: Any, least: int, most: int) -> dict[str, Any]:
+def longest_side(processor: Any, least: int, most: int | None) -> dict[str, Any]:
     """Pixtral's: a square of that many visual tokens, 28 x 28 pixels each, holds the picture."""
-    return {"size": {"longest_edge": 28 * math.isqrt(most)}}
+    return {} if most is None else {"size": {"longest_edge": 28 * math.isqrt(most)}}
 
 
 EXAONE = tested(types=("exaone4_5",), budget=pixel_budget)

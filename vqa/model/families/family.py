@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-Budget = Callable[[Any, int, int], dict[str, Any]]
+from vqa.data.image import UNLIMITED_TOKENS
+
+Budget = Callable[[Any, int, int | None], dict[str, Any]]
 
 
-def no_budget(_: Any, least: int, most: int) -> dict[str, Any]:
+def no_budget(_: Any, least: int, most: int | None) -> dict[str, Any]:
     """The processor decides alone how many visual tokens a picture gets."""
     return {}
 
@@ -27,7 +29,7 @@ class Family:
         attention: Those that `lora=attention` adapts.
         unquantised: Modules that stay in 16 bits; () takes all that stand beside its language model.
         template: Further arguments of its chat template.
-        budget: Image processor, least and most visual tokens to the processor's arguments.
+        budget: Image processor, least and most visual tokens (None: no limit) to the processor's arguments.
         image_processor: Loads the image processor, where transformers has none without torchvision.
         looks_at_many: Whether its vision part takes several pictures of one shape at once, exactly.
         no_vllm: Why vLLM serves base and adapter badly; "" where it does not.
@@ -59,7 +61,8 @@ tested = partial(
 )  # tests/model/families/test_families.py
 
 
-def pixel_budget(processor: Any, least: int, most: int) -> dict[str, Any]:
+def pixel_budget(processor: Any, least: int, most: int | None) -> dict[str, Any]:
     """Processors that scale a picture to an area: Qwen-VL's and what follows it."""
     side = processor.patch_size * processor.merge_size
-    return {"size": {"shortest_edge": least * side**2, "longest_edge": most * side**2}}
+    longest = (most or UNLIMITED_TOKENS) * side**2
+    return {"size": {"shortest_edge": least * side**2, "longest_edge": longest}}

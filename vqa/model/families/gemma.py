@@ -9,8 +9,10 @@ from vqa.model.families.family import tested
 STEPS = (70, 140, 280, 560, 1120)  # visual tokens that Gemma 4's processors know
 
 
-def soft_tokens(_: Any, least: int, most: int) -> dict[str, Any]:
-    """The largest step within the budget, or the smallest there is."""
+def soft_tokens(_: Any, least: int, most: int | None) -> dict[str, Any]:
+    """The largest step within the budget, or the smallest there is; without a limit the processor's own."""
+    if most is None:
+        return {}
     return {"max_soft_tokens": max((step for step in STEPS if step <= most), default=STEPS[0])}
 
 
@@ -19,9 +21,11 @@ def unified_processor(folder: str, **where: Any) -> Any:
 
     Source: transformers' Gemma4UnifiedImageProcessor, which needs torchvision.
     """
-    from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
+    from transformers.models.gemma4 import image_processing_pil_gemma4
 
-    class Gemma4UnifiedImageProcessorPil(Gemma4ImageProcessorPil):  # type: ignore[misc]
+    gemma4: Any = image_processing_pil_gemma4.Gemma4ImageProcessorPil
+
+    class Gemma4UnifiedImageProcessorPil(gemma4):  # type: ignore[misc]
         def _preprocess(self, images: list[Any], return_tensors: Any = None, **kwargs: Any) -> Any:
             found = super()._preprocess(images, return_tensors=None, **kwargs)
             k, patch = kwargs["pooling_kernel_size"], kwargs["patch_size"]

@@ -5,6 +5,8 @@ never asked for anything here, so the image processor stands in for them. Pillow
 everywhere, torchvision other ones.
 """
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 from vqa.errors import UserError
@@ -19,10 +21,12 @@ def load_image_processor(folder: str, config: Any, family: Family, where: dict[s
     """
     from transformers import AutoImageProcessor
 
+    auto: Any = AutoImageProcessor
+
     if family.image_processor is not None:
         return family.image_processor(folder, **where)
     try:
-        return AutoImageProcessor.from_pretrained(folder, backend="pil", **where)
+        return auto.from_pretrained(folder, backend="pil", **where)
     except (ImportError, ValueError) as error:
         raise UserError(
             f"model.path: the image processor of {config.model_type} cannot be loaded "
@@ -45,10 +49,11 @@ def load_processor(
     Raises:
         UserError: transformers has no processor for such models, or it writes no placeholders.
     """
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
+    from transformers.models.auto import processing_auto
 
-    name = PROCESSOR_MAPPING_NAMES.get(config.model_type)
-    found = processor_class_from_name(name) if name else None
+    names: Any = vars(processing_auto)["PROCESSOR_MAPPING_NAMES"]
+    name = names.get(config.model_type)
+    found: Any = processing_auto.processor_class_from_name(name) if name else None
     if found is None:
         raise UserError(
             f"model.path: transformers has no processor for {config.model_type}; choose another model"
@@ -70,3 +75,22 @@ def load_processor(
             "picture in the text; choose another model"
         )
     return made
+
+
+FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+
+
+def copy_processor(base: str, out: Path, where: dict[str, Any]) -> None:
+    """Copy a model's processor files as they are, for a model made from it.
+
+    Args:
+        base: Folder or hub id.
+        out: The new model's folder.
+        where: revision, local_files_only.
+    """
+    from transformers.utils.hub import cached_file
+
+    for name in FILES:
+        found = cached_file(base, name, _raise_exceptions_for_missing_entries=False, **where)
+        if found:
+            shutil.copyfile(found, out / name)

@@ -51,7 +51,7 @@ def model_class(config: Any, path: str = "") -> Any:
             f"model.path={path}: {kind} is no image-text-to-text model of transformers; "
             "choose a vision-language model"
         )
-    found = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    found: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
     accepted = inspect.signature(found.forward).parameters
     missing = [
         *(["mm_encoder_outputs in its forward"] if "mm_encoder_outputs" not in accepted else []),

@@ -5,26 +5,33 @@ from typing import Any
 from vqa.model.families.family import QWEN_LINEAR, tested
 from vqa.model.families.qwen3_5 import MIXERS
 
+MOST_TILES = 12  # of InternVL's training
 INTERNVL_TILE = 256  # visual tokens of a tile of 448 x 448 pixels
 SMOLVLM_TILE = 81  # of 384 x 384, SmolVLM2-2.2B
 MINICPM_TILE = 64  # of 448 x 448
 
 
-def internvl_tiles(_: Any, least: int, most: int) -> dict[str, Any]:
+def internvl_tiles(_: Any, least: int, most: int | None) -> dict[str, Any]:
     """As many tiles as the budget holds; above one, a small copy of the whole picture comes on top."""
+    if most is None:
+        return {}
     tiles = most // INTERNVL_TILE
-    return {"crop_to_patches": tiles > 1, "min_patches": 1, "max_patches": max(1, tiles - 1)}
+    return {"crop_to_patches": tiles > 1, "min_patches": 1, "max_patches": max(1, min(MOST_TILES, tiles - 1))}
 
 
-def smolvlm_tiles(processor: Any, least: int, most: int) -> dict[str, Any]:
+def smolvlm_tiles(processor: Any, least: int, most: int | None) -> dict[str, Any]:
     """The longer side in tiles, n x n and a copy of the whole picture at most; one tile if no more fit."""
+    if most is None:
+        return {}
     side = processor.max_image_size["longest_edge"]
     n = max((n for n in range(1, 9) if (n * n + 1) * SMOLVLM_TILE <= most), default=1)
     return {"size": {"longest_edge": n * side}, "do_image_splitting": n > 1}
 
 
-def minicpm_slices(_: Any, least: int, most: int) -> dict[str, Any]:
+def minicpm_slices(_: Any, least: int, most: int | None) -> dict[str, Any]:
     """As many slices as the budget holds beside the whole picture."""
+    if most is None:
+        return {}
     return {"max_slice_nums": max(1, min(9, most // MINICPM_TILE - 1))}
 
 

@@ -5,14 +5,13 @@ Notation: N visual tokens of a picture, C hidden size.
 
 import inspect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from PIL import Image
 
 from vqa.config.settings import ImageSettings
-from vqa.data.image import UNLIMITED_TOKENS
 from vqa.machine.device import release_memory
 from vqa.model.families.family import Family
 from vqa.model.vision.features import VisionFeatures
@@ -38,6 +37,26 @@ class Prepared:
         return {name: tensor.shape for name, tensor in self.tensors.items()}
 
 
+def budget_arguments(processor: Any, family: Family, image: ImageSettings) -> dict[str, Any]:
+    """What the image processor is told of a run's budget of visual tokens."""
+    return family.budget(processor.image_processor, image.min_visual_tokens, image.max_visual_tokens)
+
+
+def processed(processor: Any, picture: Image.Image, arguments: dict[str, Any]) -> Prepared:
+    """What the model's processor makes of one RGB picture; its own tensors, all of them."""
+    found = processor(
+        images=[picture],
+        text=[processor.image_token],
+        images_kwargs=arguments,
+        add_special_tokens=False,
+        return_text_replacement_offsets=True,
+        return_tensors="pt",
+    )
+    (replaced,) = found["text_replacement_offsets"][0]
+    tensors = {name: tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
+    return Prepared(tensors, replaced["replacement"])
+
+
 class GenericPictures:
     """The frozen vision part of one model.
 
@@ -48,33 +67,24 @@ class GenericPictures:
         parts: Names of the modules that pictures go through.
     """
 
-    merge = 1  # of the grid that is kept with features: in patches, as the model wants it
+    @property
+    def merge(self) -> int:
+        """One: the grid kept with features is the model's own."""
+        return 1
 
     def __init__(self, model: Any, processor: Any, family: Family, parts: Sequence[str]) -> None:
         self.model, self.processor, self.family = model, processor, family
         self.visual = torch.nn.ModuleList(model.get_submodule(name) for name in parts)
+        self.arguments: dict[str, Any] = {}
         self.device: torch.device = model.get_output_embeddings().weight.device
         self.accepted = set(inspect.signature(model.model.get_image_features).parameters)
 
     def prepare(self, picture: Image.Image, image: ImageSettings) -> Prepared:
         """Scale and cut an RGB picture as the model's processor does, within the budget of visual tokens."""
-        most = image.max_visual_tokens or UNLIMITED_TOKENS
-        budget = self.family.budget(self.processor.image_processor, image.min_visual_tokens, most)
-        found = self.processor(
-            images=[picture],
-            text=[self.processor.image_token],
-            images_kwargs=budget,
-            add_special_tokens=False,
-            return_text_replacement_offsets=True,
-            return_tensors="pt",
-        )
-        (replaced,) = found["text_replacement_offsets"][0]
-        tensors = {
-            name: tensor
-            for name, tensor in found.items()
-            if name in self.accepted and isinstance(tensor, torch.Tensor)
-        }
-        return Prepared(tensors, replaced["replacement"])
+        self.arguments = budget_arguments(self.processor, self.family, image)
+        found = processed(self.processor, picture, self.arguments)
+        tensors = {name: tensor for name, tensor in found.tensors.items() if name in self.accepted}
+        return replace(found, tensors=tensors)
 
     def join(self, parts: Sequence[Prepared]) -> list[Prepared]:
         """Several pictures for one call of `features`."""

@@ -16,12 +16,16 @@ class Pictures(Protocol):
     Args:
         device: Where it computes.
         visual: Its modules.
-        merge: Patches along a cell of `VisionFeatures.grid`.
+        arguments: What the image processor was told besides its own settings.
     """
 
     device: torch.device
     visual: Any
-    merge: int
+    arguments: dict[str, Any]
+
+    @property
+    def merge(self) -> int:
+        """Patches along a cell of `VisionFeatures.grid`."""
 
     def prepare(self, picture: Image.Image, image: ImageSettings) -> Any:
         """A picture as it goes to the device, within the budget of visual tokens."""

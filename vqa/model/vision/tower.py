@@ -94,6 +94,7 @@ class Tower:
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.visual = model.model.visual
+        self.arguments: dict[str, Any] = {}  # the budget is written by vqa/hand_over.py
         self.processor = processor
         self.device: torch.device = model.lm_head.weight.device
         self.mean, self.std = (
