@@ -5,8 +5,7 @@ from typing import Any
 
 import yaml
 
-from vqa.sweep.leaderboard import Scores, Standing
-from vqa.sweep.winner import winner_of, winner_text, write_winner
+from vqa.sweep.leaderboard import Scores, Standing, winner_of, winner_text, write_winner
 
 
 def standing(number: int, state: str = "COMPLETE", **params: Any) -> Standing:

@@ -21,12 +21,11 @@ from rich.text import Text
 
 from vqa.errors import UserError
 from vqa.machine.files import replace_text
-from vqa.sweep.leaderboard import Standing, describe_scores, describe_ties, rank
+from vqa.sweep.leaderboard import Standing, describe_scores, describe_ties, rank, winner_of
 from vqa.sweep.settings import SweepSettings
 from vqa.sweep.space import override_value, overrides_of
 from vqa.sweep.state import WorkerState, read_states, seconds_left
 from vqa.sweep.storage import open_storage_to_read, shown_address
-from vqa.sweep.winner import winner_of
 
 log = logging.getLogger(__name__)
 

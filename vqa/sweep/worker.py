@@ -17,11 +17,18 @@ from vqa.machine.retry import GoneError
 from vqa.progress import By, Pruned, progress_to, reporting_to
 from vqa.sweep.board import Board, describe_end, describe_start
 from vqa.sweep.jobs import HydraJobs
-from vqa.sweep.leaderboard import Standing, rank, standing_of, write_leaderboard
+from vqa.sweep.leaderboard import (
+    Standing,
+    rank,
+    standing_of,
+    winner_of,
+    winner_text,
+    write_leaderboard,
+    write_winner,
+)
 from vqa.sweep.space import overrides_of
 from vqa.sweep.state import StateWriter, read_states
 from vqa.sweep.study import Claim, SharedStudy
-from vqa.sweep.winner import winner_of, winner_text, write_winner
 
 log = logging.getLogger(__name__)
 
