@@ -27,6 +27,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from vqa.errors import UserError
 from vqa.machine.files import is_locked, replace_text, try_lock
 from vqa.results.folder import MAY_DIFFER
+from vqa.results.trials import read_trials
 from vqa.sweep.sampling import SamplerFactory, build_pruner, draw, is_grid
 from vqa.sweep.settings import SweepSettings
 from vqa.sweep.space import SearchSpace
@@ -94,10 +95,14 @@ def refuse_other_terms(study: str, before: Mapping[str, Any], now: Mapping[str, 
 
 
 def has_results(study_folder: Path) -> bool:
-    """Whether a trial of the study has ended; before that its terms may still be mended."""
-    board = study_folder / "leaderboard.csv"
-    ended = (",COMPLETE,", ",PRUNED,", ",FAIL,")
-    return board.exists() and any(state in board.read_text(encoding="utf-8") for state in ended)
+    """Whether a trial of the study has ended; before that its terms may still be mended.
+
+    An unreadable leaderboard counts as none: the storage knows the terms too, and is asked next.
+    """
+    try:
+        return bool(read_trials(study_folder / "leaderboard.csv"))
+    except UserError:
+        return False
 
 
 def read_terms(path: Path) -> dict[str, Any] | None:

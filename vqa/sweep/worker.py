@@ -19,7 +19,7 @@ from vqa.sweep.board import Board, describe_end, describe_start
 from vqa.sweep.jobs import HydraJobs
 from vqa.sweep.leaderboard import (
     Standing,
-    rank,
+    ranking,
     standing_of,
     winner_of,
     winner_text,
@@ -123,7 +123,7 @@ class Worker:
 
     def standings(self) -> list[Standing]:
         """Rank the trials as they stand."""
-        return rank(self.shared.trials(), self.shared.folder, self.shared.settings.direction)
+        return ranking(self.shared.trials(), self.shared.folder, self.shared.settings.direction)
 
     def write_results(self) -> None:
         """Bring leaderboard.csv, best.yaml and the table up to date."""
