@@ -25,7 +25,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from vqa.errors import UserError
-from vqa.machine.files import is_locked, replace_text, try_lock
+from vqa.machine.files import is_locked, replace_text, try_lock, wait_for_lock
 from vqa.results.folder import MAY_DIFFER
 from vqa.results.trials import read_trials
 from vqa.sweep.sampling import SamplerFactory, build_pruner, draw, is_grid
@@ -236,14 +236,8 @@ class SharedStudy:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep every other worker from counting, adopting and asking."""
-        with self._wait_for("study"):
+        with wait_for_lock(self.locks / "study"):
             yield
-
-    def _wait_for(self, name: str) -> IO[str]:
-        lock = try_lock(self.locks / name, wait=True)
-        if lock is None:
-            raise RuntimeError(f"the lock {self.locks / name} was waited for but not given")
-        return lock
 
     def trials(self) -> list[FrozenTrial]:
         """All trials so far, by number; not to be changed."""
@@ -280,12 +274,12 @@ class SharedStudy:
             return None
         waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
         number = waiting[0] if waiting else len(trials)
-        lock = self._wait_for(str(number))
+        lock = wait_for_lock(self.locks / str(number))
         self.study.sampler = self._samplers.build(number)
         trial = self.study.ask()
         if trial.number != number:  # the storage's answer got lost, and the trial was created once more
             lock.close()
-            lock = self._wait_for(str(trial.number))
+            lock = wait_for_lock(self.locks / str(trial.number))
         draw(trial, self.space)
         return Claim(trial, lock, adopted=False)
 

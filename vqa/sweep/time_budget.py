@@ -20,7 +20,7 @@ import optuna
 from omegaconf import DictConfig, OmegaConf
 
 from vqa.errors import UserError
-from vqa.machine.files import replace_text, try_lock
+from vqa.machine.files import replace_text, wait_for_lock
 from vqa.sweep.jobs import HydraJobs
 from vqa.sweep.pool import own_slot, visible_gpus, worker_environment
 from vqa.sweep.sampling import build_pruner
@@ -224,10 +224,7 @@ def planned(
     if minutes is None:
         return None
     (folder / ".locks").mkdir(parents=True, exist_ok=True)
-    lock = try_lock(folder / ".locks" / "plan", wait=True)  # of workers that start together one plans
-    if lock is None:
-        raise RuntimeError(f"the lock {folder / '.locks' / 'plan'} was waited for but not given")
-    with lock:
+    with wait_for_lock(folder / ".locks" / "plan"):  # of workers that start together one plans
         plan = read_plan(folder)
         if plan is not None and (plan.budget_minutes == minutes or own_slot() is not None):
             return plan
