@@ -1,4 +1,16 @@
-"""The search space: Hydra's sweep syntax on one side, Optuna's distributions on the other."""
+"""The search space: Hydra's sweep syntax on one side, Optuna's distributions on the other.
+
+A number can be searched as a multiple of another: `lora.lora_alpha: tag(times:lora.r, choice(1, 2, 4))`. LoRA
+scales its update by alpha / r, so a good alpha moves with r, and a sampler that knows only alpha learns little
+from trials of another r. The study therefore draws the ratio, under the name `lora.lora_alpha / lora.r`. Jobs,
+leaderboard and best.yaml get the plain alpha.
+
+A resolver in the configuration (`lora_alpha: ${times:${lora.r},${ratio}}`) cannot replace this. The searched
+key would be the ratio, so leaderboard.csv and best.yaml would hold the ratio instead of alpha, the known-good
+settings in `conf/model/` could not be enqueued, and each further pair of keys would need a key of its own.
+
+Source: Hydra's tags, which its grammar keeps for sweepers, as in tag(log, interval(1e-5, 1e-3)).
+"""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,12 +34,12 @@ def key_of(name: str) -> str:
 
 
 def other_of(name: str) -> str:
-    """The key of which a searched name is a multiple; empty for one that is searched by itself."""
+    """The key of which a searched name is a multiple; empty for a name that is searched by itself."""
     return name.partition(OVER)[2]
 
 
 def searched_name(key: str, tags: Iterable[str]) -> str:
-    """The name under which the study draws `key`, given the tags of its range.
+    """The name under which the study draws `key`, which may have tags.
 
     Raises:
         UserError: A tag has no meaning here.
@@ -80,7 +92,7 @@ def _is_number(value: object) -> bool:
 
 
 def plain_values(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn what the study drew into the values of its keys.
+    """Turn what the study drew into the values of the keys.
 
     Args:
         params: Searched name -> value; a multiple whose other number is not drawn yet is left out.
@@ -120,7 +132,7 @@ def drawn_values(where: str, values: Mapping[str, Any], names: Iterable[str]) ->
 
 
 def _whole(value: float, like: float) -> float:
-    """A whole number as such, where a whole number belongs: alpha = 0.5 x 16 is 8."""
+    """Make a whole number an int again where `like` is one: alpha = 0.5 x 16 is 8, not 8.0."""
     return int(value) if isinstance(like, int) and float(value).is_integer() else value
 
 
@@ -130,7 +142,7 @@ class SearchSpace:
 
     Args:
         distributions: Searched name -> its range or choices, in the order in which they are drawn. A name is
-            a key, or `key / other` for a multiple (`vqa.sweep.space`).
+            a key, or `key / other` for a multiple.
         fixed: Overrides that every job of the study gets, as typed.
     """
 
@@ -168,7 +180,7 @@ class SearchSpace:
         return math.prod(len(values) for values in self.grid().values())
 
     def samples(self) -> list[dict[str, Any]]:
-        """Values that together name every key and every choice, to try whether they compose."""
+        """Give trials that together have every key and every choice, to see whether they compose."""
         first = {name: _first(distribution) for name, distribution in self.distributions.items()}
         others = [
             {**first, name: choice}
@@ -189,14 +201,15 @@ def _key(name: str) -> str:
     return key_of(name).lstrip("+")
 
 
-def _parse(where: str, override: str) -> tuple[dict[str, BaseDistribution], dict[str, Any], list[str]]:
+def _parse(where: str, override: str) -> tuple[dict[str, BaseDistribution], dict[str, Any]]:
+    """Read one override: searched name -> range, and key -> value of what it fixes."""
     try:
-        space, fixed, deletions = create_params_from_overrides([override])
+        space, fixed, _ = create_params_from_overrides([override])
         [parsed] = OverridesParser.create().parse_overrides([override])
     except (HydraException, ValueError) as error:
         raise UserError(f"{where}: cannot read {override!r} as a value or a search range: {error}") from None
     tags = getattr(parsed.value(), "tags", ())  # a range's; a plain value has none
-    return {searched_name(key, tags): ranged for key, ranged in space.items()}, fixed, deletions
+    return {searched_name(key, tags): ranged for key, ranged in space.items()}, fixed
 
 
 def read_search_space(params: Mapping[str, Any], arguments: Sequence[str]) -> SearchSpace:
@@ -218,22 +231,22 @@ def read_search_space(params: Mapping[str, Any], arguments: Sequence[str]) -> Se
         if value is None:
             continue
         override = f"{name}={override_value(value)}"
-        found, plain, _ = _parse(f"hydra.sweeper.params.{name}", override)
-        space.update(found)
+        ranges, plain = _parse(f"hydra.sweeper.params.{name}", override)
+        space.update(ranges)
         fixed.update(dict.fromkeys(plain, override))
     typed: list[str] = []
     constants: dict[str, str] = {}
     for argument in arguments:
-        found, plain, _ = _parse("command line", argument)
+        ranges, plain = _parse("command line", argument)
         constants |= {_key(name): text for name, text in plain.items()}
-        for name in [*found, *plain]:
+        for name in [*ranges, *plain]:
             known = [key for key in space if _key(key) == _key(name)]
             fixed.pop(_key(name), None)
             if name in plain or known != [name]:  # a new range for a known key keeps its place
                 for key in known:
                     del space[key]
-        space.update(found)
-        if not found:
+        space.update(ranges)
+        if not ranges:
             typed.append(argument)
     if not space:
         raise UserError(
