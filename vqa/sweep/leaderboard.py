@@ -8,7 +8,7 @@ import io
 import math
 import shlex
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -252,27 +252,28 @@ def winner_of(standings: Sequence[Standing]) -> Standing | None:
     return standings[0] if standings and standings[0].state == "COMPLETE" else None
 
 
-def winner_text(
-    standings: Sequence[Standing], record: Mapping[str, Any], is_group: Callable[[str], bool]
-) -> str:
+def winner_text(standings: Sequence[Standing], record: Mapping[str, Any], groups: Collection[str]) -> str:
     """Give the content of `best.yaml`: an experiment file with the winner's searched values.
 
     Args:
         standings: In order, the winner first.
         record: Further plain values that belong to the winner.
-        is_group: Whether a key names a config group, so that its value is an option.
+        groups: Searched keys that name a config group, so that their value is an option.
     """
     best = standings[0]
-    values = [override.lstrip("+") for override in overrides_of({**best.params, **record})]
-    groups: list[Any] = []
+    options: list[Any] = []
     plain: dict[str, Any] = {}
-    for override in values:
+    values: list[str] = []
+    for override in overrides_of({**best.params, **record}):
         key, value = override.split("=", 1)
-        if is_group(key):
-            groups.append({f"override /{key}": plain_value(value)})
+        if key not in groups:
+            _set_nested(plain, key.lstrip("+").split("."), plain_value(value))
+        elif key.startswith("+"):  # the configuration itself chooses nothing there
+            options.append({f"/{key.lstrip('+')}": plain_value(value)})
         else:
-            _set_nested(plain, key.split("."), plain_value(value))
-    body = {"defaults": [*groups, "_self_"]} if groups else {}
+            options.append({f"override /{key}": plain_value(value)})
+        values.append(override if key in groups else override.lstrip("+"))
+    body = {"defaults": [*options, "_self_"]} if options else {}
     lines = [
         "# @package _global_",
         f"# Trial {best.trial}: {describe_scores(best)}",
@@ -311,9 +312,14 @@ def read_winner(path: Path) -> list[str]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: must be a mapping of keys to values; mend it or give winner=none")
     plain = {str(key): value for key, value in content.items()}
-    groups = [entry for entry in plain.pop("defaults", []) if isinstance(entry, dict)]
-    chosen = {str(key).removeprefix("override /"): value for entry in groups for key, value in entry.items()}
+    options = [entry for entry in plain.pop("defaults", []) if isinstance(entry, dict)]
+    chosen = {_typed(str(key)): value for entry in options for key, value in entry.items()}
     return overrides_of({**chosen, **_flat(plain)})
+
+
+def _typed(entry: str) -> str:
+    """A key of a defaults list as one types it: `override /image` is image, `/db@backup` is +db@backup."""
+    return entry.removeprefix("override /") if entry.startswith("override /") else f"+{entry.lstrip('/')}"
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

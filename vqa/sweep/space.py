@@ -1,9 +1,9 @@
 """The search space: Hydra's sweep syntax on one side, Optuna's distributions on the other.
 
-A number can be searched as a multiple of another: `lora.lora_alpha: tag(times:lora.r, choice(1, 2, 4))`. LoRA
-scales its update by alpha / r, so a good alpha moves with r, and a sampler that knows only alpha learns little
-from trials of another r. The study therefore draws the ratio, under the name `lora.lora_alpha / lora.r`. Jobs,
-leaderboard and best.yaml get the plain alpha.
+A number can be searched as a multiple of another: `lora.lora_alpha: tag(times:lora.r, choice(1, 2, 4))`.
+LoRA scales its update by alpha / r, so a good alpha moves with r, and a sampler that knows only alpha learns
+little from trials of another r. The study therefore draws the ratio, under the name
+`lora.lora_alpha / lora.r`. Jobs, leaderboard and best.yaml get the plain alpha.
 
 A resolver in the configuration (`lora_alpha: ${times:${lora.r},${ratio}}`) cannot replace this. The searched
 key would be the ratio, so leaderboard.csv and best.yaml would hold the ratio instead of alpha, the known-good
@@ -17,7 +17,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl, create_params_from_overrides
 from optuna.distributions import BaseDistribution, CategoricalDistribution
@@ -201,18 +203,39 @@ def _key(name: str) -> str:
     return key_of(name).lstrip("+")
 
 
-def _parse(where: str, override: str) -> tuple[dict[str, BaseDistribution], dict[str, Any]]:
+def group_of(key: str) -> str:
+    """The config group that an override's key would name: `db` for `+db@backup`."""
+    return key.lstrip("+").partition("@")[0]
+
+
+def _written_out(override: str, groups: ConfigLoader | None) -> Override:
+    """Parse an override; `group=glob(*)` becomes a choice of the options that match."""
+    [parsed] = OverridesParser.create(groups).parse_overrides([override])
+    if not isinstance(parsed.value(), Glob):
+        return parsed
+    options = list(parsed.sweep_string_iterator())
+    if not options:
+        raise ValueError("no option of a config group matches; glob(...) takes groups such as image or model")
+    choice = f"{parsed.get_key_element()}=choice({','.join(options)})"
+    return OverridesParser.create(groups).parse_overrides([choice])[0]
+
+
+def _parse(
+    where: str, override: str, groups: ConfigLoader | None
+) -> tuple[dict[str, BaseDistribution], dict[str, Any]]:
     """Read one override: searched name -> range, and key -> value of what it fixes."""
     try:
-        space, fixed, _ = create_params_from_overrides([override])
-        [parsed] = OverridesParser.create().parse_overrides([override])
+        parsed = _written_out(override, groups)
+        space, fixed, _ = create_params_from_overrides([str(parsed.input_line)])
     except (HydraException, ValueError) as error:
         raise UserError(f"{where}: cannot read {override!r} as a value or a search range: {error}") from None
     tags = getattr(parsed.value(), "tags", ())  # a range's; a plain value has none
     return {searched_name(key, tags): ranged for key, ranged in space.items()}, fixed
 
 
-def read_search_space(params: Mapping[str, Any], arguments: Sequence[str]) -> SearchSpace:
+def read_search_space(
+    params: Mapping[str, Any], arguments: Sequence[str], groups: ConfigLoader | None = None
+) -> SearchSpace:
     """Put `hydra.sweeper.params` and the command line together.
 
     A value on the command line wins over the range in the config, whether it fixes the key
@@ -221,6 +244,7 @@ def read_search_space(params: Mapping[str, Any], arguments: Sequence[str]) -> Se
     Args:
         params: Key -> sweep syntax or plain value; None takes the key out.
         arguments: Overrides of the command line.
+        groups: Knows the options of config groups, for `group=glob(*)`; None = nobody does.
 
     Raises:
         UserError: Something cannot be parsed, or nothing is left to search.
@@ -231,13 +255,13 @@ def read_search_space(params: Mapping[str, Any], arguments: Sequence[str]) -> Se
         if value is None:
             continue
         override = f"{name}={override_value(value)}"
-        ranges, plain = _parse(f"hydra.sweeper.params.{name}", override)
+        ranges, plain = _parse(f"hydra.sweeper.params.{name}", override, groups)
         space.update(ranges)
         fixed.update(dict.fromkeys(plain, override))
     typed: list[str] = []
     constants: dict[str, str] = {}
     for argument in arguments:
-        ranges, plain = _parse("command line", argument)
+        ranges, plain = _parse("command line", argument, groups)
         constants |= {_key(name): text for name, text in plain.items()}
         for name in [*ranges, *plain]:
             known = [key for key in space if _key(key) == _key(name)]

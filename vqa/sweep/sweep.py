@@ -58,7 +58,8 @@ def run_sweep(
     if not isinstance(node, dict):
         raise UserError("hydra.sweeper must be a mapping; choose hydra/sweeper=study.")
     settings = read_settings({str(key): value for key, value in node.items()})
-    space = read_search_space(settings.params, arguments)
+    groups = context.config_loader
+    space = read_search_space(settings.params, arguments, groups)
     folder = Path(config.hydra.sweep.dir).absolute()
     jobs = HydraJobs(context, task_function, config)
     if not (folder / "study.yaml").exists():
@@ -67,7 +68,7 @@ def run_sweep(
         measure(jobs, space)
         return None
     if (plan := planned(jobs, settings, arguments, folder)) is not None:
-        space = read_search_space(settings.params, [*arguments, *plan.overrides()])
+        space = read_search_space(settings.params, [*arguments, *plan.overrides()], groups)
         settings = read_settings(told_of(plan, config))
     enqueued = read_enqueued(settings.enqueue, space)
     if own_slot() is None:

@@ -229,7 +229,7 @@ def planned(
         if plan is not None and (plan.budget_minutes == minutes or own_slot() is not None):
             return plan
         if plan is None:
-            space = read_search_space(settings.params, arguments)
+            space = read_search_space(settings.params, arguments, jobs.context.config_loader)
             least, _ = trials_needed(settings.pruner)
             wanted = StudySize(settings.n_trials, *_size_of(jobs.config))
             plan = plan_study(minutes, workers, _speed(jobs, space, workers, folder), wanted, least)

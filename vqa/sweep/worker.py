@@ -26,7 +26,7 @@ from vqa.sweep.leaderboard import (
     write_leaderboard,
     write_winner,
 )
-from vqa.sweep.space import overrides_of
+from vqa.sweep.space import group_of, overrides_of
 from vqa.sweep.state import StateWriter, read_states
 from vqa.sweep.study import Claim, SharedStudy
 
@@ -99,7 +99,7 @@ class Worker:
         self.interrupt = interrupt
         self.state = StateWriter(shared.folder, slot)
         loader = jobs.context.config_loader
-        self._groups = {name: bool(loader.get_group_options(name)) for name in shared.space.keys}
+        self._groups = {name for name in shared.space.keys if loader.get_group_options(group_of(name))}
 
     def run(self) -> None:
         """Run trials until none is left, time is up or too many failed.
@@ -131,7 +131,7 @@ class Worker:
         write_leaderboard(standings, self.shared.space.keys, self.shared.folder / "leaderboard.csv")
         if winner_of(standings) is not None:
             record = self.shared.settings.record
-            text = winner_text(standings, record, lambda name: self._groups.get(name, False))
+            text = winner_text(standings, record, self._groups)
             write_winner(text, self.shared.folder)
         self.board.show(standings, read_states(self.shared.folder))
 
