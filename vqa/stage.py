@@ -165,7 +165,7 @@ def _with_winner(cfg: DictConfig, settings: Settings) -> tuple[DictConfig, Setti
     from hydra import compose
     from hydra.core.hydra_config import HydraConfig
 
-    from vqa.sweep.winner import read_winner
+    from vqa.sweep.leaderboard import read_winner
 
     best = Path(settings.env.output_root) / settings.study / "best.yaml"
     if not best.exists():

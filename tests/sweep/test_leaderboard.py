@@ -10,7 +10,14 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from scipy.stats import ttest_rel
 
-from vqa.sweep.leaderboard import describe_scores, describe_ties, is_tied, leaderboard_text, rank, read_scores
+from vqa.sweep.leaderboard import (
+    describe_scores,
+    describe_ties,
+    is_tied,
+    leaderboard_text,
+    ranking,
+    read_scores,
+)
 from vqa.sweep.study import trial_folder
 
 
@@ -26,12 +33,12 @@ def write_folds(folder: Path, folds: dict[int, list[float]], finished: int) -> N
     folder.mkdir(parents=True)
     with (folder / "oof_predictions.csv").open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["id", "answer", "p_a", "p_b", "p_c", "p_d", "margin", "gold", "fold"])
+        table.writerow(["id", "answer", "p_a", "p_b", "p_c", "p_d", "margin", "option_mass", "gold", "fold"])
         for fold, values in folds.items():
             for index, p in enumerate(values):
                 rest = (1 - p) / 3
                 table.writerow(
-                    [f"q{fold}{index}", "b" if p > rest else "a", rest, p, rest, rest, 0, "b", fold]
+                    [f"q{fold}{index}", "b" if p > rest else "a", rest, p, rest, rest, 0, 1, "b", fold]
                 )
     with (folder / "folds.csv").open("w", newline="") as file:
         table = csv.writer(file)
@@ -66,13 +73,13 @@ def test_complete_then_pruned_by_reach_then_failed_then_running(tmp_path: Path) 
         frozen(6, "COMPLETE", 0.5),
         frozen(7, "COMPLETE", 0.5),
     ]
-    assert [standing.trial for standing in rank(trials, tmp_path, "minimize")] == [6, 7, 5, 3, 4, 2, 1, 0]
-    assert [standing.trial for standing in rank(trials, tmp_path, "maximize")][:3] == [5, 6, 7]
+    assert [standing.trial for standing in ranking(trials, tmp_path, "minimize")] == [6, 7, 5, 3, 4, 2, 1, 0]
+    assert [standing.trial for standing in ranking(trials, tmp_path, "maximize")][:3] == [5, 6, 7]
 
 
 def test_a_trial_without_files_shows_optunas_values(tmp_path: Path) -> None:
     trials = [frozen(0, "COMPLETE", 0.6), frozen(1, "COMPLETE", 0.7), frozen(2, "PRUNED", 0.8, 1)]
-    text = leaderboard_text(rank(trials, tmp_path, "minimize"), ["lr"])
+    text = leaderboard_text(ranking(trials, tmp_path, "minimize"), ["lr"])
     rows = [line.split(",") for line in text.splitlines()]
     assert rows[0] == [
         "trial",
@@ -92,7 +99,7 @@ def test_a_trial_without_files_shows_optunas_values(tmp_path: Path) -> None:
 
 def test_standard_errors_are_over_questions(tmp_path: Path) -> None:
     write_folds(trial_folder(tmp_path, 0), {0: [0.5, 0.2, 0.5]}, finished=1)
-    [standing] = rank([frozen(0, "COMPLETE", 0.9)], tmp_path, "minimize")
+    [standing] = ranking([frozen(0, "COMPLETE", 0.9)], tmp_path, "minimize")
     a, b = math.log(2), math.log(5)
     assert standing.nll == pytest.approx((2 * a + b) / 3)
     assert standing.nll_se == pytest.approx((b - a) / 3)  # sd = (b - a) / sqrt(3), over sqrt(3)
@@ -133,7 +140,7 @@ def test_ties_are_named(tmp_path: Path) -> None:
         values = [p, p + 0.02, p - 0.01 * number]
         write_folds(trial_folder(tmp_path, number), {0: values}, finished=1)
     trials: list[Any] = [frozen(n, "COMPLETE", v) for n, v in enumerate([0.5, 0.51, 1.6])]
-    standings = rank(trials, tmp_path, "minimize")
+    standings = ranking(trials, tmp_path, "minimize")
     assert [standing.tied for standing in standings] == [True, True, False]
     assert describe_ties(standings).endswith("at 5 %: trials 1.")
     assert "No other complete trial" in describe_ties(standings[:1])

@@ -9,8 +9,16 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from tests.helpers.toy_app.harness import board_rows, run_toy, trials_of
 from vqa.errors import UserError
-from vqa.sweep.multiples import drawn_values, key_of, other_of, plain_values, searched_name
-from vqa.sweep.space import overrides_of, read_enqueued, read_search_space
+from vqa.sweep.space import (
+    drawn_values,
+    key_of,
+    other_of,
+    overrides_of,
+    plain_values,
+    read_enqueued,
+    read_search_space,
+    searched_name,
+)
 
 ALPHA = "lora.lora_alpha / lora.r"
 PARAMS = {"lora.r": "choice(8, 16)", "lora.lora_alpha": "tag(times:lora.r, choice(1, 2, 4))"}

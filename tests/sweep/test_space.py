@@ -57,6 +57,31 @@ def test_a_range_on_the_command_line_replaces_the_configs() -> None:
     assert space.fixed == ()
 
 
+class Groups:
+    """Stands in for Hydra's loader: knows the options of one group."""
+
+    def get_group_options(self, group: str, results_filter: object = None) -> list[str]:
+        return ["native", "pad_512", "pad_448"] if group == "image" else []
+
+
+@pytest.mark.parametrize(
+    ("glob", "choices"), [("glob(*)", ("native", "pad_512", "pad_448")), ("glob(*,exclude=p*)", ("native",))]
+)
+def test_a_glob_is_a_choice_of_the_groups_options(glob: str, choices: tuple[str, ...]) -> None:
+    groups: Any = Groups()
+    assert read_search_space({}, [f"image={glob}"], groups).distributions == {
+        "image": CategoricalDistribution(choices)
+    }
+    assert read_search_space({"image": glob}, [], groups).keys == ["image"]
+
+
+@pytest.mark.parametrize("argument", ["lora.r=glob(*)", "image=glob(big*)"])
+def test_a_glob_that_matches_nothing_is_refused(argument: str) -> None:
+    groups: Any = Groups()
+    with pytest.raises(UserError, match=r"command line: cannot read .*: no option of a config group matches"):
+        read_search_space({}, [argument], groups)
+
+
 def test_plain_values_and_nulls_among_the_params_are_not_searched() -> None:
     space = read_search_space({**PARAMS, "lr": None, "seed": 3, "flag": True}, [])
     assert list(space.distributions) == ["lora.r", "image"]

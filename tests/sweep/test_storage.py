@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 from benchmarks.own_postgresql import OwnPostgresql
 from vqa.errors import UserError
 from vqa.machine.retry import GoneError
-from vqa.sweep.storage import PatientStorage, open_storage, open_storage_to_read, shown_address
+from vqa.sweep.storage import RetryingStorage, open_storage, open_storage_to_read, shown_address
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_trial_that_somebody_else_ended_is_refused_as_ever(tmp_path: Path) -> 
     study = optuna.create_study(storage=storage)
     trial = study.ask()
     study.tell(trial, 0.5)
-    assert isinstance(storage, PatientStorage)
+    assert isinstance(storage, RetryingStorage)
     with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
         storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [0.1])
 

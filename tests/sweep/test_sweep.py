@@ -77,6 +77,16 @@ def test_best_yaml_is_an_experiment_that_composes(
     assert plain.budget.tuned_at == 3
 
 
+def test_a_group_can_be_searched_under_a_name_of_its_own(tmp_path: Path) -> None:
+    grid = ("hydra/sweeper/sampler=grid", "lr=0.001", "lora.r=8", "image=native", "hydra/sweeper/pruner=none")
+    run_toy(tmp_path, *grid, "+image@small=glob(*)")
+    assert {row["+image@small"] for row in board_rows(tmp_path)} == {"native", "pad_512"}
+    trials = [OmegaConf.load(tmp_path / f"multirun/toy/trials/00{n}/.hydra/config.yaml") for n in (0, 1)]
+    assert {trial.small.size for trial in trials} == {None, 512}
+    final = OmegaConf.load(tmp_path / "multirun/toy/final/.hydra/overrides.yaml")
+    assert f"+image@small={board_rows(tmp_path)[0]['+image@small']}" in final
+
+
 def test_a_final_run_that_was_cut_off_is_made_on_the_next_run(copy: Path) -> None:
     (copy / "multirun/toy/final/manifest.json").unlink()
     run_toy(copy, *SHORT)

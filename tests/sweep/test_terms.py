@@ -8,7 +8,7 @@ import pytest
 from tests.helpers.studies import settings
 from vqa.errors import UserError
 from vqa.sweep.space import read_search_space
-from vqa.sweep.terms import read_terms, refuse_other_terms, study_terms, terms_text
+from vqa.sweep.study import read_terms, refuse_other_terms, study_terms, terms_text
 
 
 def terms(*arguments: str, **changed: Any) -> dict[str, Any]:

@@ -5,8 +5,7 @@ from typing import Any
 
 import yaml
 
-from vqa.sweep.leaderboard import Scores, Standing
-from vqa.sweep.winner import winner_of, winner_text, write_winner
+from vqa.sweep.leaderboard import Scores, Standing, read_winner, winner_of, winner_text, write_winner
 
 
 def standing(number: int, state: str = "COMPLETE", **params: Any) -> Standing:
@@ -15,7 +14,7 @@ def standing(number: int, state: str = "COMPLETE", **params: Any) -> Standing:
 
 def text(params: dict[str, Any], record: dict[str, Any] | None = None, groups: tuple[str, ...] = ()) -> str:
     best = Standing(3, "COMPLETE", 0.5, None, 1.0, params, Scores(0, None, {}, {}))
-    return winner_text([best], record or {}, lambda name: name in groups)
+    return winner_text([best], record or {}, groups)
 
 
 def test_only_a_complete_trial_can_win() -> None:
@@ -34,6 +33,16 @@ def test_values_are_nested_and_groups_become_defaults() -> None:
         "x": {"note": "a b"},
         "budget": {"passes": 2},
     }
+
+
+def test_a_group_that_the_configuration_lacks_is_added_and_read_back(tmp_path: Path) -> None:
+    written = text({"+image@small": "native", "model": "tiny"}, groups=("+image@small", "model"))
+    assert yaml.safe_load(written) == {
+        "defaults": [{"/image@small": "native"}, {"override /model": "tiny"}, "_self_"]
+    }
+    assert "On a command line: +image@small=native model=tiny" in written
+    (tmp_path / "best.yaml").write_text(written)
+    assert read_winner(tmp_path / "best.yaml") == ["+image@small=native", "model=tiny"]
 
 
 def test_the_head_tells_score_and_command_line() -> None:

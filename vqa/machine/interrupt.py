@@ -1,4 +1,4 @@
-"""Ctrl-C, and the signals by which a cluster takes a machine back, that cannot get lost."""
+"""Ctrl-C and preemption by a cluster, heard even where Python drops the exception that they raise."""
 
 import signal
 import threading
@@ -12,9 +12,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 class Interrupt:
     """Remembers Ctrl-C or a preemption while it is entered, and raises KeyboardInterrupt as usual.
 
-    Python drops an exception that is raised inside a weak reference's callback or a destructor, and
-    SQLAlchemy spends some of its time there: one Ctrl-C in about forty was without effect. `check` makes up
-    for it.
+    Python drops an exception that is raised inside a destructor or the callback of a weak reference.
+    SQLAlchemy spends some of its time there: one Ctrl-C in about forty was without effect. `check` raises
+    it again.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,8 @@
-"""Waiting for a server that went away: a message, attempts further and further apart, and an end."""
+"""Repeating calls to a server that went away: a message, attempts further and further apart, and an end.
+
+Our own and not tenacity: its `Retrying` would take over the pauses, which are three lines. When to give up,
+the message once a minute, the error that says how to go on and "answers again" would be callbacks of ours.
+"""
 
 import logging
 import time
@@ -18,12 +22,12 @@ class GoneError(UserError):
     """A server did not come back in time. Nothing that needs it can be done any more, not even tidying up."""
 
 
-class Patience:
+class Retry:
     """Repeats calls to a server until it answers.
 
     Args:
         what: The server, as messages name it.
-        limit_s: Seconds to wait for it; 0 = a failure passes through as it is.
+        limit_s: Seconds to wait for it. 0 = a failure passes through as it is.
         kinds: Exceptions that may mean that it is away.
         is_away: Whether such an exception does mean that.
         sleep: Waits some seconds.
@@ -44,7 +48,7 @@ class Patience:
         self.sleep = sleep
 
     def call(self, attempt: Callable[[], Answer]) -> Answer:
-        """Give what `attempt` returns, after as many tries as it takes.
+        """Return what `attempt` returns, after as many attempts as it takes.
 
         Raises:
             GoneError: The server stayed away for `limit_s`.
@@ -77,7 +81,7 @@ class Patience:
 
 
 def chain_of(error: BaseException) -> list[BaseException]:
-    """An exception and all that led to it, the first cause last."""
+    """Return an exception and all that led to it, the first cause last."""
     chain = [error]
     while (before := chain[-1].__cause__ or chain[-1].__context__) is not None and before not in chain:
         chain.append(before)
@@ -85,6 +89,6 @@ def chain_of(error: BaseException) -> list[BaseException]:
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of the first cause that says anything: drivers wrap it in pages of SQL."""
+    """Return the first line of the first cause that has a text: drivers wrap it in pages of SQL."""
     texts = [str(cause).strip(" ()\n").partition("\n")[0] for cause in chain_of(error)]
     return next((text for text in reversed(texts) if text), repr(error))

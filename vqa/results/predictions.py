@@ -105,6 +105,15 @@ def read_predictions(path: Path) -> list[Prediction]:
     return [prediction for prediction, _ in _read(path)]
 
 
+def read_fold_predictions(path: Path) -> list[tuple[Prediction, int | None]]:
+    """Read an out-of-fold file: each prediction with the fold in which it was held out.
+
+    Raises:
+        UserError: as `read_predictions`.
+    """
+    return _read(path)
+
+
 def write_submission(path: Path, predictions: Sequence[Prediction], ids: Sequence[str]) -> None:
     """Write the contest file: `id,answer`, one lower-case letter per row.
 

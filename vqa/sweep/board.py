@@ -21,12 +21,11 @@ from rich.text import Text
 
 from vqa.errors import UserError
 from vqa.machine.files import replace_text
-from vqa.sweep.leaderboard import Standing, describe_scores, describe_ties, rank
+from vqa.sweep.leaderboard import Standing, describe_scores, describe_ties, ranking, winner_of
 from vqa.sweep.settings import SweepSettings
 from vqa.sweep.space import override_value, overrides_of
 from vqa.sweep.state import WorkerState, read_states, seconds_left
 from vqa.sweep.storage import open_storage_to_read, shown_address
-from vqa.sweep.winner import winner_of
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +87,7 @@ class Board:
         """Draw the table anew.
 
         Args:
-            standings: All trials in order, as `vqa.sweep.leaderboard.rank` gives them.
+            standings: All trials in order, as `vqa.sweep.leaderboard.ranking` gives them.
             workers: Those that are alive.
         """
         self.standings = standings
@@ -244,7 +243,7 @@ def show_status(folder: Path, console: Console | None = None) -> None:
         url = f"sqlite:///{moved.absolute()}"
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.load_study(study_name=address["study_name"], storage=open_storage_to_read(url))
-    standings = rank(study.get_trials(deepcopy=False), folder, address["direction"])
+    standings = ranking(study.get_trials(deepcopy=False), folder, address["direction"])
     console = console or Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
     board = Board(address["study_name"], address["names"], address["n_trials"], console)
     board.show(standings, workers := read_states(folder))

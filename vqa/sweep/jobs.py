@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vqa.errors import UserError, mendable
 from vqa.progress import Pruned
 from vqa.sweep.settings import SweepSettings
-from vqa.sweep.space import SearchSpace, overrides_of, plain_value
+from vqa.sweep.space import SearchSpace, group_of, overrides_of, plain_value
 
 Scalar = str | int | float | bool | None
 
@@ -57,7 +57,7 @@ class JobConfigs:
 
     def _is_plain(self, key: str) -> bool:
         """Whether an override gives a value and chooses no file."""
-        return not self.loader.get_group_options(key.lstrip("+"))
+        return not self.loader.get_group_options(group_of(key))
 
 
 def refuse_unknown_keys(configs: JobConfigs, space: SearchSpace, settings: SweepSettings) -> None:

@@ -1,24 +1,31 @@
-"""The ranking of a study's trials, from what each left in its folder."""
+"""The ranking of a study's trials, from what each left in its folder; its first trial is the winner.
+
+`leaderboard.csv` holds the ranking, `best.yaml` the winner as an experiment file: what a user runs next.
+"""
 
 import csv
 import io
 import math
+import shlex
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, TrialState
+from yaml import YAMLError
 
+from vqa.errors import UserError
 from vqa.machine.files import replace_text
-from vqa.results.metrics import P_FLOOR, paired_p_value
-from vqa.sweep.multiples import plain_values
-from vqa.sweep.space import override_value
+from vqa.results.metrics import paired_p_value, per_question_nll
+from vqa.results.predictions import read_fold_predictions
+from vqa.results.trials import RESULT_COLUMNS
+from vqa.sweep.space import override_value, overrides_of, plain_value, plain_values
 from vqa.sweep.study import trial_folder
 
-COLUMNS = ("trial", "state", "folds", "nll", "nll_se", "accuracy", "accuracy_se", "seconds")
 TIE_LEVEL = 0.05  # trials whose difference has a p-value of at least this are a tie
 
 
@@ -50,9 +57,9 @@ class Standing:
         last_step: The last step that was reported; None without a report.
         seconds: Time of the finished folds, else from start to end; None while running.
         params: Searched key -> value, multiples written out.
-        scores: Out-of-fold results on record.
-        tied: Whether a paired t-test tells the trial from the best one; None when there are no questions
-            to compare.
+        scores: Out-of-fold results so far.
+        tied: Whether a paired t-test cannot tell the trial from the best one. None when the two have no
+            questions in common, so that nothing was compared.
         error: Why the trial failed.
     """
 
@@ -98,20 +105,20 @@ def read_scores(folder: Path) -> Scores:
     return _read_scores(folder, tuple(stamps))
 
 
-@lru_cache(maxsize=4096)  # finished trials do not change, and each is asked for after every other trial
+@lru_cache(maxsize=4096)  # finished trials do not change, and the ranking reads all of them after each trial
 def _read_scores(folder: Path, stamps: tuple[tuple[int, int], ...]) -> Scores:
     folds = _rows(folder / "folds.csv")
-    finished = {row["fold"] for row in folds}
-    nll: dict[str, float] = {}
-    correct: dict[str, bool] = {}
-    for row in _rows(folder / "oof_predictions.csv"):
-        if row["fold"] not in finished or not row["gold"]:
-            continue
-        p = {letter: float(row[f"p_{letter}"]) for letter in "abcd"}
-        nll[row["id"]] = -math.log(max(p[row["gold"]], P_FLOOR))
-        correct[row["id"]] = row["answer"] == row["gold"]
+    finished = {int(row["fold"]) for row in folds}
+    out_of_fold = folder / "oof_predictions.csv"
+    rows = read_fold_predictions(out_of_fold) if out_of_fold.exists() else []
+    labelled = [p for p, fold in rows if fold in finished and p.gold is not None]
     seconds = sum(float(row["seconds"]) for row in folds) if folds else None
-    return Scores(len(finished), seconds, nll, correct)
+    return Scores(
+        folds=len(finished),
+        seconds=seconds,
+        nll=per_question_nll(labelled) if labelled else {},
+        correct={p.id: p.answer == p.gold for p in labelled},
+    )
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -121,12 +128,12 @@ def _rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def rank(trials: Sequence[FrozenTrial], study_folder: Path, direction: str) -> list[Standing]:
+def ranking(trials: Sequence[FrozenTrial], study_folder: Path, direction: str) -> list[Standing]:
     """Order the trials from best to worst.
 
-    COMPLETE by objective, then PRUNED by how far they came, then FAIL, then those that are not done. The
-    order of complete trials follows the told objective, not the NLL read back from the files, whose
-    rounding could swap two trials.
+    COMPLETE by objective, then PRUNED by how far they came, then FAIL, then those that are not done.
+    Complete trials are ordered by the objective in Optuna's storage. The NLL from the files is summed in
+    another order, and its last digit could swap two trials.
 
     Args:
         trials: As Optuna gives them.
@@ -135,7 +142,7 @@ def rank(trials: Sequence[FrozenTrial], study_folder: Path, direction: str) -> l
     """
     standings = [standing_of(trial, study_folder) for trial in trials]
     sign = 1.0 if direction == "minimize" else -1.0
-    standings.sort(key=lambda standing: _rank_key(standing, sign))
+    standings.sort(key=lambda standing: _sort_key(standing, sign))
     if not standings or standings[0].state != "COMPLETE":
         return standings
     best = standings[0].scores.nll
@@ -147,7 +154,7 @@ def rank(trials: Sequence[FrozenTrial], study_folder: Path, direction: str) -> l
     ]
 
 
-def _rank_key(standing: Standing, sign: float) -> tuple[int, int, int, float, int]:
+def _sort_key(standing: Standing, sign: float) -> tuple[int, int, int, float, int]:
     order = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING").index(standing.state)
     value = math.inf if standing.value is None else sign * standing.value
     if standing.state != "PRUNED":
@@ -175,7 +182,7 @@ def standing_of(trial: FrozenTrial, study_folder: Path) -> Standing:
 
 
 def is_tied(nll: Mapping[str, float], best: Mapping[str, float]) -> bool | None:
-    """Whether two trials cannot be told apart: a paired, two-sided t-test on the NLL of each question.
+    """Whether two trials tie: a paired, two-sided t-test on the NLL of each question.
 
     Args:
         nll: NLL by question id of one trial.
@@ -193,12 +200,12 @@ def leaderboard_text(standings: Sequence[Standing], names: Sequence[str]) -> str
     """Give the content of `leaderboard.csv`: the trials that are done, best first.
 
     Args:
-        standings: In order, as `rank` gives them.
+        standings: In order, as `ranking` gives them.
         names: Searched keys, one column each.
     """
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
-    table.writerow([*COLUMNS, *names, "tied_with_best"])
+    table.writerow([*RESULT_COLUMNS, *names, "tied_with_best"])
     for standing in standings:
         if standing.state in ("RUNNING", "WAITING"):
             continue
@@ -233,8 +240,91 @@ def describe_scores(standing: Standing) -> str:
 
 
 def describe_ties(standings: Sequence[Standing]) -> str:
-    """Say which trials cannot be told from the best one."""
+    """Say which trials tie with the best one."""
     tied = [str(standing.trial) for standing in standings[1:] if standing.tied]
     if not tied:
         return "No other complete trial ties with it (paired t-test over the questions, 5 %)."
     return f"Not told apart from it by a paired t-test over the questions at 5 %: trials {', '.join(tied)}."
+
+
+def winner_of(standings: Sequence[Standing]) -> Standing | None:
+    """Give the best complete trial; None while there is none."""
+    return standings[0] if standings and standings[0].state == "COMPLETE" else None
+
+
+def winner_text(standings: Sequence[Standing], record: Mapping[str, Any], groups: Collection[str]) -> str:
+    """Give the content of `best.yaml`: an experiment file with the winner's searched values.
+
+    Args:
+        standings: In order, the winner first.
+        record: Further plain values that belong to the winner.
+        groups: Searched keys that name a config group, so that their value is an option.
+    """
+    best = standings[0]
+    options: list[Any] = []
+    plain: dict[str, Any] = {}
+    values: list[str] = []
+    for override in overrides_of({**best.params, **record}):
+        key, value = override.split("=", 1)
+        if key not in groups:
+            _set_nested(plain, key.lstrip("+").split("."), plain_value(value))
+        elif key.startswith("+"):  # the configuration itself chooses nothing there
+            options.append({f"/{key.lstrip('+')}": plain_value(value)})
+        else:
+            options.append({f"override /{key}": plain_value(value)})
+        values.append(override if key in groups else override.lstrip("+"))
+    body = {"defaults": [*options, "_self_"]} if options else {}
+    lines = [
+        "# @package _global_",
+        f"# Trial {best.trial}: {describe_scores(best)}",
+        f"# {describe_ties(standings)}",
+        f"# On a command line: {shlex.join(values)}",
+    ]
+    return "\n".join(lines) + "\n" + OmegaConf.to_yaml(OmegaConf.create({**body, **plain}))
+
+
+def _set_nested(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[keys[-1]] = value
+
+
+def write_winner(text: str, study_folder: Path) -> None:
+    """Write `best.yaml`, and again as `experiment/best.yaml` for `--config-dir <study> experiment=best`."""
+    (study_folder / "experiment").mkdir(exist_ok=True)
+    replace_text(study_folder / "best.yaml", text)
+    replace_text(study_folder / "experiment" / "best.yaml", text)
+
+
+def read_winner(path: Path) -> list[str]:
+    """Give the overrides that a `best.yaml` stands for, `key=value` each.
+
+    Args:
+        path: A file of `write_winner`.
+
+    Raises:
+        UserError: It is no such file.
+    """
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, YAMLError) as error:
+        raise UserError(f"{path}: cannot be read as YAML ({error}); mend it or give winner=none") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must be a mapping of keys to values; mend it or give winner=none")
+    plain = {str(key): value for key, value in content.items()}
+    options = [entry for entry in plain.pop("defaults", []) if isinstance(entry, dict)]
+    chosen = {_typed(str(key)): value for entry in options for key, value in entry.items()}
+    return overrides_of({**chosen, **_flat(plain)})
+
+
+def _typed(entry: str) -> str:
+    """A key of a defaults list as one types it: `override /image` is image, `/db@backup` is +db@backup."""
+    return entry.removeprefix("override /") if entry.startswith("override /") else f"+{entry.lstrip('/')}"
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat

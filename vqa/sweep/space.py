@@ -1,17 +1,141 @@
-"""The search space: Hydra's sweep syntax on one side, Optuna's distributions on the other."""
+"""The search space: Hydra's sweep syntax on one side, Optuna's distributions on the other.
+
+A number can be searched as a multiple of another: `lora.lora_alpha: tag(times:lora.r, choice(1, 2, 4))`.
+LoRA scales its update by alpha / r, so a good alpha moves with r, and a sampler that knows only alpha learns
+little from trials of another r. The study therefore draws the ratio, under the name
+`lora.lora_alpha / lora.r`. Jobs, leaderboard and best.yaml get the plain alpha.
+
+A resolver in the configuration (`lora_alpha: ${times:${lora.r},${ratio}}`) cannot replace this. The searched
+key would be the ratio, so leaderboard.csv and best.yaml would hold the ratio instead of alpha, the known-good
+settings in `conf/model/` could not be enqueued, and each further pair of keys would need a key of its own.
+
+Source: Hydra's tags, which its grammar keeps for sweepers, as in tag(log, interval(1e-5, 1e-3)).
+"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl, create_params_from_overrides
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from vqa.errors import UserError
-from vqa.sweep.multiples import drawn_values, key_of, other_of, plain_values, searched_name, with_constants
+
+OVER = " / "
+TIMES = "times:"
+
+
+def key_of(name: str) -> str:
+    """The configuration key behind a searched name."""
+    return name.partition(OVER)[0]
+
+
+def other_of(name: str) -> str:
+    """The key of which a searched name is a multiple; empty for a name that is searched by itself."""
+    return name.partition(OVER)[2]
+
+
+def searched_name(key: str, tags: Iterable[str]) -> str:
+    """The name under which the study draws `key`, which may have tags.
+
+    Raises:
+        UserError: A tag has no meaning here.
+    """
+    others = [tag for tag in tags if tag != "log"]
+    multiples = [tag.removeprefix(TIMES) for tag in others if tag.startswith(TIMES) and tag != TIMES]
+    if len(multiples) > 1 or len(multiples) < len(others):
+        raise UserError(f"{key}: tag must be log or one {TIMES}KEY, got {', '.join(sorted(others))}")
+    return f"{key}{OVER}{multiples[0]}" if multiples else key
+
+
+def with_constants(
+    space: Mapping[str, BaseDistribution], fixed: Mapping[str, Any]
+) -> dict[str, BaseDistribution]:
+    """Make sure that every multiple knows its other number; a fixed one becomes a range of one value.
+
+    Args:
+        space: Searched name -> its range.
+        fixed: Key -> value, of the keys that are not searched.
+
+    Raises:
+        UserError: The other number is neither searched nor fixed, or something is not a number.
+    """
+    complete: dict[str, BaseDistribution] = {}
+    for name, distribution in space.items():
+        key, _, other = name.partition(OVER)
+        if other and other not in space:
+            if other not in fixed:
+                raise UserError(
+                    f"{key} is searched as a multiple of {other}, so {other} must be searched by itself or "
+                    f"fixed, got neither. Give a range or a value, such as {other}=16."
+                )
+            complete[other] = CategoricalDistribution([fixed[other]])
+        complete[name] = distribution
+    for name in complete:
+        for part in (name, other_of(name)) if OVER in name else ():
+            if not _has_numbers(complete[part]):
+                raise UserError(f"{part} must be numbers, as {name} is searched, got {complete[part]}.")
+    return complete
+
+
+def _has_numbers(distribution: BaseDistribution) -> bool:
+    return not isinstance(distribution, CategoricalDistribution) or all(
+        _is_number(choice) for choice in distribution.choices
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def plain_values(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn what the study drew into the values of the keys.
+
+    Args:
+        params: Searched name -> value; a multiple whose other number is not drawn yet is left out.
+    """
+    values: dict[str, Any] = {}
+    for name, value in params.items():
+        key, _, other = name.partition(OVER)
+        if not other:
+            values[name] = value
+        elif other in params:
+            values[key] = _whole(value * params[other], params[other])
+    return values
+
+
+def drawn_values(where: str, values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Turn values of keys into what the study would have drawn; the inverse of `plain_values`.
+
+    Args:
+        where: For messages.
+        values: Key -> value.
+        names: Searched names.
+
+    Raises:
+        UserError: A multiple stands without its other number.
+    """
+    drawn = dict(values)
+    for name in names:
+        key, _, other = name.partition(OVER)
+        if not other or key not in values:
+            continue
+        if other not in values:
+            raise UserError(f"{where} names {key} without {other}, of which it is a multiple. Add {other}.")
+        top, bottom = drawn.pop(key), values[other]
+        fits = _is_number(top) and _is_number(bottom) and bottom != 0
+        drawn[name] = _whole(top / bottom, 1) if fits else math.nan
+    return drawn
+
+
+def _whole(value: float, like: float) -> float:
+    """Make a whole number an int again where `like` is one: alpha = 0.5 x 16 is 8, not 8.0."""
+    return int(value) if isinstance(like, int) and float(value).is_integer() else value
 
 
 @dataclass(frozen=True)
@@ -20,7 +144,7 @@ class SearchSpace:
 
     Args:
         distributions: Searched name -> its range or choices, in the order in which they are drawn. A name is
-            a key, or `key / other` for a multiple (`vqa.sweep.multiples`).
+            a key, or `key / other` for a multiple.
         fixed: Overrides that every job of the study gets, as typed.
     """
 
@@ -58,7 +182,7 @@ class SearchSpace:
         return math.prod(len(values) for values in self.grid().values())
 
     def samples(self) -> list[dict[str, Any]]:
-        """Values that together name every key and every choice, to try whether they compose."""
+        """Give trials that together have every key and every choice, to see whether they compose."""
         first = {name: _first(distribution) for name, distribution in self.distributions.items()}
         others = [
             {**first, name: choice}
@@ -79,17 +203,39 @@ def _key(name: str) -> str:
     return key_of(name).lstrip("+")
 
 
-def _parse(where: str, override: str) -> tuple[dict[str, BaseDistribution], dict[str, Any], list[str]]:
+def group_of(key: str) -> str:
+    """The config group that an override's key would name: `db` for `+db@backup`."""
+    return key.lstrip("+").partition("@")[0]
+
+
+def _written_out(override: str, groups: ConfigLoader | None) -> Override:
+    """Parse an override; `group=glob(*)` becomes a choice of the options that match."""
+    [parsed] = OverridesParser.create(groups).parse_overrides([override])
+    if not isinstance(parsed.value(), Glob):
+        return parsed
+    options = list(parsed.sweep_string_iterator())
+    if not options:
+        raise ValueError("no option of a config group matches; glob(...) takes groups such as image or model")
+    choice = f"{parsed.get_key_element()}=choice({','.join(options)})"
+    return OverridesParser.create(groups).parse_overrides([choice])[0]
+
+
+def _parse(
+    where: str, override: str, groups: ConfigLoader | None
+) -> tuple[dict[str, BaseDistribution], dict[str, Any]]:
+    """Read one override: searched name -> range, and key -> value of what it fixes."""
     try:
-        space, fixed, deletions = create_params_from_overrides([override])
-        [parsed] = OverridesParser.create().parse_overrides([override])
+        parsed = _written_out(override, groups)
+        space, fixed, _ = create_params_from_overrides([str(parsed.input_line)])
     except (HydraException, ValueError) as error:
         raise UserError(f"{where}: cannot read {override!r} as a value or a search range: {error}") from None
     tags = getattr(parsed.value(), "tags", ())  # a range's; a plain value has none
-    return {searched_name(key, tags): ranged for key, ranged in space.items()}, fixed, deletions
+    return {searched_name(key, tags): ranged for key, ranged in space.items()}, fixed
 
 
-def read_search_space(params: Mapping[str, Any], arguments: Sequence[str]) -> SearchSpace:
+def read_search_space(
+    params: Mapping[str, Any], arguments: Sequence[str], groups: ConfigLoader | None = None
+) -> SearchSpace:
     """Put `hydra.sweeper.params` and the command line together.
 
     A value on the command line wins over the range in the config, whether it fixes the key
@@ -98,6 +244,7 @@ def read_search_space(params: Mapping[str, Any], arguments: Sequence[str]) -> Se
     Args:
         params: Key -> sweep syntax or plain value; None takes the key out.
         arguments: Overrides of the command line.
+        groups: Knows the options of config groups, for `group=glob(*)`; None = nobody does.
 
     Raises:
         UserError: Something cannot be parsed, or nothing is left to search.
@@ -108,22 +255,22 @@ def read_search_space(params: Mapping[str, Any], arguments: Sequence[str]) -> Se
         if value is None:
             continue
         override = f"{name}={override_value(value)}"
-        found, plain, _ = _parse(f"hydra.sweeper.params.{name}", override)
-        space.update(found)
+        ranges, plain = _parse(f"hydra.sweeper.params.{name}", override, groups)
+        space.update(ranges)
         fixed.update(dict.fromkeys(plain, override))
     typed: list[str] = []
     constants: dict[str, str] = {}
     for argument in arguments:
-        found, plain, _ = _parse("command line", argument)
+        ranges, plain = _parse("command line", argument, groups)
         constants |= {_key(name): text for name, text in plain.items()}
-        for name in [*found, *plain]:
+        for name in [*ranges, *plain]:
             known = [key for key in space if _key(key) == _key(name)]
             fixed.pop(_key(name), None)
             if name in plain or known != [name]:  # a new range for a known key keeps its place
                 for key in known:
                     del space[key]
-        space.update(found)
-        if not found:
+        space.update(ranges)
+        if not ranges:
             typed.append(argument)
     if not space:
         raise UserError(

@@ -1,8 +1,8 @@
-"""The study's storage: SQLite, a journal file or PostgreSQL, opened so that restarts and deaths do no harm.
+"""The study's storage: SQLite, a journal file or PostgreSQL. It survives restarts and killed writers.
 
-A call that a database cuts off is repeated until the database answers again. What may have been stored
-before the answer was lost does no harm: values are stored under their key, a trial told twice stays told,
-and a trial created twice is a running trial that nobody holds, which the next worker adopts.
+A call that a database cuts off is repeated until the database answers again. The first call may have been
+stored although its answer was lost. That does no harm: a value is stored under its key, a trial may be told
+twice, and a trial created twice is a running trial that nobody holds, which the next worker adopts.
 """
 
 import functools
@@ -20,8 +20,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from vqa.errors import UserError
-from vqa.machine.files import try_lock
-from vqa.machine.retry import Patience, chain_of
+from vqa.machine.files import wait_for_lock
+from vqa.machine.retry import Retry, chain_of
 
 SQLITE_WAIT_S = 60  # for another worker's write to end
 # Few connections per worker, since there may be many; each is tried before use, so that one from before a
@@ -61,8 +61,8 @@ REPEATED = (
 )
 
 
-class PatientStorage(RDBStorage):
-    """A database storage whose calls wait for a database that is away.
+class RetryingStorage(RDBStorage):
+    """A database storage whose calls are repeated while the database is away.
 
     Args:
         url: SQLAlchemy's address of the database.
@@ -72,46 +72,46 @@ class PatientStorage(RDBStorage):
     """
 
     def __init__(self, url: str, wait_s: float, engine: dict[str, Any], **more: Any) -> None:
-        self.patience = patience_with(url, wait_s)
+        self.retry = retry_for(url, wait_s)
         super().__init__(url, engine_kwargs=engine, **more)
 
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
     ) -> bool:
-        """Tell a trial; one that was told before the answer got lost is told."""
+        """End a trial. Where the first answer got lost, the trial has this state already: that is success."""
         tries = 0
 
         def attempt() -> bool:
             nonlocal tries
             tries += 1
             try:
-                return super(PatientStorage, self).set_trial_state_values(trial_id, state, values)
+                return super(RetryingStorage, self).set_trial_state_values(trial_id, state, values)
             except UpdateFinishedTrialError:
                 if tries == 1 or self.get_trial(trial_id).state != state:
                     raise
                 return True
 
-        return self.patience.call(attempt)
+        return self.retry.call(attempt)
 
 
 def _repeated(name: str) -> Callable[..., Any]:
     method = getattr(RDBStorage, name)
 
     @functools.wraps(method)
-    def call(storage: PatientStorage, *arguments: Any, **named: Any) -> Any:
-        return storage.patience.call(lambda: method(storage, *arguments, **named))
+    def call(storage: RetryingStorage, *arguments: Any, **named: Any) -> Any:
+        return storage.retry.call(lambda: method(storage, *arguments, **named))
 
     return call
 
 
 for _name in REPEATED:
-    setattr(PatientStorage, _name, _repeated(_name))
+    setattr(RetryingStorage, _name, _repeated(_name))
 
 
-def patience_with(url: str, wait_s: float) -> Patience:
-    """How to wait for the database at `url`."""
+def retry_for(url: str, wait_s: float) -> Retry:
+    """Return what waits for the database at `url`."""
     kinds = (StorageInternalError, SQLAlchemyError)
-    return Patience(f"hydra.sweeper.storage {shown_address(url)}", wait_s, kinds, _is_away)
+    return Retry(f"hydra.sweeper.storage {shown_address(url)}", wait_s, kinds, _is_away)
 
 
 def _is_away(error: BaseException) -> bool:
@@ -119,7 +119,7 @@ def _is_away(error: BaseException) -> bool:
 
 
 class JournalLock(BaseJournalFileLock):
-    """The journal's lock as a lock that the kernel drops: Optuna's own makes all wait 30 s after a death.
+    """Locks the journal by a kernel lock: after a death Optuna's own lock makes all others wait 30 s.
 
     Args:
         journal: The journal file.
@@ -130,8 +130,8 @@ class JournalLock(BaseJournalFileLock):
         self._held: IO[str] | None = None
 
     def acquire(self) -> bool:
-        """Wait for the lock, then cut off the half line that a writer's death may have left."""
-        self._held = try_lock(self.journal.with_name(self.journal.name + ".lock"), wait=True)
+        """Wait for the lock, then cut off the half line that a killed writer may have left."""
+        self._held = wait_for_lock(self.journal.with_name(self.journal.name + ".lock"))
         with self.journal.open("rb+") as file:
             end = file.seek(0, os.SEEK_END)
             while end and _byte_at(file, end - 1) != b"\n":
@@ -157,7 +157,7 @@ def open_storage(url: str, wait_s: float, begun: bool = False) -> BaseStorage:
     Args:
         url: `sqlite:///path`, `journal:path` or `postgresql+psycopg://...`.
         wait_s: Seconds to wait for a database that goes away later on.
-        begun: Whether it has been open before, so that a failure means that it is away just now.
+        begun: Whether it was open before: a failure then means that it is away for the moment.
 
     Raises:
         UserError: It cannot be reached, or its driver is not installed.
@@ -167,8 +167,8 @@ def open_storage(url: str, wait_s: float, begun: bool = False) -> BaseStorage:
             path = Path(url.removeprefix("journal:"))
             return JournalStorage(JournalFileBackend(str(path), lock_obj=JournalLock(path)))
         engine = {"connect_args": {"timeout": SQLITE_WAIT_S}} if url.startswith("sqlite:") else POSTGRESQL
-        opening = patience_with(url, wait_s if begun else 0)
-        return opening.call(lambda: PatientStorage(url, wait_s, engine))
+        opening = retry_for(url, wait_s if begun else 0)
+        return opening.call(lambda: RetryingStorage(url, wait_s, engine))
     except (SQLAlchemyError, ImportError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
@@ -191,9 +191,9 @@ def open_storage_to_read(url: str) -> BaseStorage:
         return open_storage(url, 0)
     engine = {"connect_args": {"timeout": SQLITE_WAIT_S}}
     address = f"sqlite:///file:{path.absolute()}?mode=ro&uri=true"
-    return PatientStorage(address, 0, engine, skip_table_creation=True, skip_compatibility_check=True)
+    return RetryingStorage(address, 0, engine, skip_table_creation=True, skip_compatibility_check=True)
 
 
 def shown_address(url: str) -> str:
-    """An address without its password."""
+    """Return an address without its password."""
     return url if url.startswith("journal:") else make_url(url).render_as_string(hide_password=True)

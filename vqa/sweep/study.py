@@ -13,22 +13,25 @@ A study can be cut off at any instant and goes on as if nothing had happened. Th
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
 
 import optuna
+from omegaconf import OmegaConf
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from vqa.machine.files import is_locked, replace_text, try_lock
+from vqa.errors import UserError
+from vqa.machine.files import is_locked, replace_text, try_lock, wait_for_lock
+from vqa.results.folder import MAY_DIFFER
+from vqa.results.trials import read_trials
 from vqa.sweep.sampling import SamplerFactory, build_pruner, draw, is_grid
 from vqa.sweep.settings import SweepSettings
 from vqa.sweep.space import SearchSpace
 from vqa.sweep.storage import open_storage
-from vqa.sweep.terms import has_results, read_terms, refuse_other_terms, study_terms, terms_text
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +41,83 @@ RUNG_MARK = "completed_rung_"  # optuna.pruners._successive_halving notes a pass
 def trial_folder(study_folder: Path, number: int) -> Path:
     """Folder of trial `number`, for instance `trials/007`."""
     return study_folder / "trials" / f"{number:03d}"
+
+
+# Where and how, not what: the study compares the same whatever these are. An override of a node's part counts
+# with its node (env.threads), one of the node around (budget=smoke) does not.
+NOT_PART_OF_THE_TERMS = ("study", *MAY_DIFFER)
+
+
+def study_terms(settings: SweepSettings, space: SearchSpace) -> dict[str, Any]:
+    """Give the terms as plain values: equal terms give equal mappings."""
+    return {
+        "direction": settings.direction,
+        "seed": settings.seed,
+        "sampler": settings.sampler,
+        "pruner": settings.pruner,
+        "space": {name: str(distribution) for name, distribution in space.distributions.items()},
+        "fixed": sorted(override for override in space.fixed if _matters(override)),
+    }
+
+
+def _matters(override: str) -> bool:
+    key = override.lstrip("+~").split("=", 1)[0]
+    return not any(key == name or key.startswith(f"{name}.") for name in NOT_PART_OF_THE_TERMS)
+
+
+def refuse_other_terms(study: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Compare the terms of an earlier run with those of this one.
+
+    Raises:
+        UserError: They differ; the message names each difference.
+    """
+    lines: list[str] = []
+    for key in {**before, **now}:
+        old, new = before.get(key), now.get(key)
+        if old == new:
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+            lines += [
+                f"  {key} {n}: {old.get(n, 'nothing')} before, {new.get(n, 'nothing')} now" for n in names
+            ]
+        elif isinstance(old, list) and isinstance(new, list):
+            gone, come = [x for x in old if x not in new], [x for x in new if x not in old]
+            lines.append(f"  {key}: {' '.join(gone) or 'nothing'} before, {' '.join(come) or 'nothing'} now")
+        else:
+            lines.append(f"  {key}: {old} before, {new} now")
+    if lines:
+        raise UserError(
+            f"study {study!r} was begun under other terms, its trials would not compare:\n"
+            + "\n".join(lines)
+            + "\nRepeat the earlier command to go on with it, or start another one with study=other."
+        )
+
+
+def has_results(study_folder: Path) -> bool:
+    """Whether a trial of the study has ended; before that its terms may still be mended.
+
+    An unreadable leaderboard counts as none: the storage knows the terms too, and is asked next.
+    """
+    try:
+        return bool(read_trials(study_folder / "leaderboard.csv"))
+    except UserError:
+        return False
+
+
+def read_terms(path: Path) -> dict[str, Any] | None:
+    """Read `study.yaml`; None when there is none."""
+    if not path.exists():
+        return None
+    terms = OmegaConf.to_container(OmegaConf.load(path))
+    if not isinstance(terms, dict):
+        raise UserError(f"{path} must be a mapping; remove it, the study's storage knows its terms too.")
+    return {str(key): value for key, value in terms.items()}
+
+
+def terms_text(terms: Mapping[str, Any]) -> str:
+    """Give the content of `study.yaml`."""
+    return "# What this study compares; another run must ask the same.\n" + OmegaConf.to_yaml(dict(terms))
 
 
 @dataclass(frozen=True)
@@ -156,14 +236,8 @@ class SharedStudy:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep every other worker from counting, adopting and asking."""
-        with self._wait_for("study"):
+        with wait_for_lock(self.locks / "study"):
             yield
-
-    def _wait_for(self, name: str) -> IO[str]:
-        lock = try_lock(self.locks / name, wait=True)
-        if lock is None:
-            raise RuntimeError(f"the lock {self.locks / name} was waited for but not given")
-        return lock
 
     def trials(self) -> list[FrozenTrial]:
         """All trials so far, by number; not to be changed."""
@@ -200,12 +274,12 @@ class SharedStudy:
             return None
         waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
         number = waiting[0] if waiting else len(trials)
-        lock = self._wait_for(str(number))
+        lock = wait_for_lock(self.locks / str(number))
         self.study.sampler = self._samplers.build(number)
         trial = self.study.ask()
         if trial.number != number:  # the storage's answer got lost, and the trial was created once more
             lock.close()
-            lock = self._wait_for(str(trial.number))
+            lock = wait_for_lock(self.locks / str(trial.number))
         draw(trial, self.space)
         return Claim(trial, lock, adopted=False)
 

@@ -17,15 +17,13 @@ from vqa.machine.files import try_lock
 from vqa.machine.interrupt import Interrupt
 from vqa.sweep.board import Board, write_address
 from vqa.sweep.jobs import HydraJobs, refuse_unknown_keys
-from vqa.sweep.leaderboard import Standing, describe_scores, describe_ties
+from vqa.sweep.leaderboard import Standing, describe_scores, describe_ties, winner_of
 from vqa.sweep.pool import WorkerPool, note_refusal, own_deadline, own_slot
 from vqa.sweep.settings import read_settings
 from vqa.sweep.space import overrides_of, read_enqueued, read_search_space
-from vqa.sweep.speed import MEASURING, measure, planned, told_of
 from vqa.sweep.state import StateWriter, lock_free_slot, lock_slot
 from vqa.sweep.study import SharedStudy
-from vqa.sweep.time_budget import warn_of_few_trials
-from vqa.sweep.winner import winner_of
+from vqa.sweep.time_budget import MEASURING, measure, planned, told_of, warn_of_few_trials
 from vqa.sweep.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -60,7 +58,8 @@ def run_sweep(
     if not isinstance(node, dict):
         raise UserError("hydra.sweeper must be a mapping; choose hydra/sweeper=study.")
     settings = read_settings({str(key): value for key, value in node.items()})
-    space = read_search_space(settings.params, arguments)
+    groups = context.config_loader
+    space = read_search_space(settings.params, arguments, groups)
     folder = Path(config.hydra.sweep.dir).absolute()
     jobs = HydraJobs(context, task_function, config)
     if not (folder / "study.yaml").exists():
@@ -69,7 +68,7 @@ def run_sweep(
         measure(jobs, space)
         return None
     if (plan := planned(jobs, settings, arguments, folder)) is not None:
-        space = read_search_space(settings.params, [*arguments, *plan.overrides()])
+        space = read_search_space(settings.params, [*arguments, *plan.overrides()], groups)
         settings = read_settings(told_of(plan, config))
     enqueued = read_enqueued(settings.enqueue, space)
     if own_slot() is None:

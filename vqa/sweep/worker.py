@@ -17,11 +17,18 @@ from vqa.machine.retry import GoneError
 from vqa.progress import By, Pruned, progress_to, reporting_to
 from vqa.sweep.board import Board, describe_end, describe_start
 from vqa.sweep.jobs import HydraJobs
-from vqa.sweep.leaderboard import Standing, rank, standing_of, write_leaderboard
-from vqa.sweep.space import overrides_of
+from vqa.sweep.leaderboard import (
+    Standing,
+    ranking,
+    standing_of,
+    winner_of,
+    winner_text,
+    write_leaderboard,
+    write_winner,
+)
+from vqa.sweep.space import group_of, overrides_of
 from vqa.sweep.state import StateWriter, read_states
 from vqa.sweep.study import Claim, SharedStudy
-from vqa.sweep.winner import winner_of, winner_text, write_winner
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +99,7 @@ class Worker:
         self.interrupt = interrupt
         self.state = StateWriter(shared.folder, slot)
         loader = jobs.context.config_loader
-        self._groups = {name: bool(loader.get_group_options(name)) for name in shared.space.keys}
+        self._groups = {name for name in shared.space.keys if loader.get_group_options(group_of(name))}
 
     def run(self) -> None:
         """Run trials until none is left, time is up or too many failed.
@@ -116,7 +123,7 @@ class Worker:
 
     def standings(self) -> list[Standing]:
         """Rank the trials as they stand."""
-        return rank(self.shared.trials(), self.shared.folder, self.shared.settings.direction)
+        return ranking(self.shared.trials(), self.shared.folder, self.shared.settings.direction)
 
     def write_results(self) -> None:
         """Bring leaderboard.csv, best.yaml and the table up to date."""
@@ -124,7 +131,7 @@ class Worker:
         write_leaderboard(standings, self.shared.space.keys, self.shared.folder / "leaderboard.csv")
         if winner_of(standings) is not None:
             record = self.shared.settings.record
-            text = winner_text(standings, record, lambda name: self._groups.get(name, False))
+            text = winner_text(standings, record, self._groups)
             write_winner(text, self.shared.folder)
         self.board.show(standings, read_states(self.shared.folder))
 

@@ -12,7 +12,7 @@ import optuna
 import pytest
 
 from tests.helpers.toy_app.app import main
-from vqa.sweep.leaderboard import COLUMNS
+from vqa.results.trials import RESULT_COLUMNS
 
 
 def run_toy(folder: Path, *overrides: str) -> None:
@@ -61,7 +61,7 @@ def outcome(folder: Path, study: str = "toy") -> dict[str, Any]:
     trials = [
         (t.number, t.state.name, t.value, t.params, t.intermediate_values) for t in trials_of(folder, study)
     ]
-    seconds = COLUMNS.index("seconds")
+    seconds = RESULT_COLUMNS.index("seconds")
     table = [line.split(",") for line in (place / "leaderboard.csv").read_text().splitlines()]
     board = [row[:seconds] + row[seconds + 1 :] for row in table]
     return {"trials": trials, "leaderboard": board, "best": (place / "best.yaml").read_text()}
