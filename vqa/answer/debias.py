@@ -1,4 +1,4 @@
-"""Letter probabilities freed of a model's taste for a letter: cyclic orders, PriDe, calibration
+"""Option-position bias taken out of letter probabilities: cyclic orders, PriDe, calibration.
 
 Formulas only; vqa/answer/readout.py asks the questions.
 
@@ -11,7 +11,7 @@ from vqa.question import LETTERS
 
 # Order k puts choice (letter + k) mod 4 at each letter: every choice stands once at every letter.
 CYCLIC = tuple(tuple((i + k) % len(LETTERS) for i in range(len(LETTERS))) for k in range(len(LETTERS)))
-FLOOR = 1e-12  # a prior below this is taken for this: nothing is divided by zero
+FLOOR = 1e-12  # smallest prior, so that nothing is divided by zero
 
 
 def to_options(by_letter: torch.Tensor) -> torch.Tensor:
@@ -30,8 +30,8 @@ def to_options(by_letter: torch.Tensor) -> torch.Tensor:
 def cyclic_average(by_letter: torch.Tensor) -> torch.Tensor:
     """Average each option's log probability over the cyclic orders.
 
-    Log probabilities, not probabilities: where the model's answer is option times letter taste, the taste
-    then cancels exactly.
+    Log probabilities, not probabilities: where a prediction is a factor of the option times a prior of the
+    letter, the prior then cancels exactly.
 
     Args:
         by_letter: (Q, O, C), the orders as in `CYCLIC`.
@@ -43,7 +43,7 @@ def cyclic_average(by_letter: torch.Tensor) -> torch.Tensor:
 
 
 def letter_prior(by_letter: torch.Tensor) -> torch.Tensor:
-    """The model's taste for the letters whatever stands there, from questions asked in all cyclic orders.
+    """The model's prior over the letters, whatever options stand there, from questions in all cyclic orders.
 
     Args:
         by_letter: (Q, O, C), the orders as in `CYCLIC`.
@@ -57,7 +57,7 @@ def letter_prior(by_letter: torch.Tensor) -> torch.Tensor:
 
 
 def without_prior(log_p: torch.Tensor, prior: torch.Tensor) -> torch.Tensor:
-    """Divide a prior over the letters out and normalise again.
+    """Divide the predictions by a prior over the letters and normalise again.
 
     With the prior of `letter_prior` this is PriDe's equation 8; with the mean prediction over a batch it is
     batch calibration (Zhou et al. 2023, arXiv 2309.17249, equation 4); with the prediction for content-free
@@ -76,21 +76,21 @@ def mean_probability(log_p: torch.Tensor) -> torch.Tensor:
 
 
 def pride(log_p: torch.Tensor, asked_in_all: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """Debias by a prior that a few questions give.
+    """Divide out of all predictions the prior that a few questions, asked in all orders, show.
 
     Args:
         log_p: (Q, C) of all questions as written.
-        asked_in_all: (E, O, C) of the chosen ones in the cyclic orders.
-        chosen: (E,) which these are. They get their cyclic average, the others the prior divided out.
+        asked_in_all: (E, O, C) of the chosen questions in the cyclic orders.
+        chosen: (E,) their places. They get their cyclic average; from the others the prior is divided out.
 
     Source: PriDe, Zheng et al., ICLR 2024 (arXiv 2309.03882), algorithm 1. There the chosen questions get the
     mean of probabilities (equation 1), here `cyclic_average`, so that both read-outs agree on them.
     """
-    found = without_prior(log_p, letter_prior(asked_in_all))
-    return found.index_copy(0, chosen, cyclic_average(asked_in_all))
+    debiased = without_prior(log_p, letter_prior(asked_in_all))
+    return debiased.index_copy(0, chosen, cyclic_average(asked_in_all))
 
 
 def entropy(log_p: torch.Tensor) -> torch.Tensor:
     """(...,) Shannon entropy in nats of log probabilities (..., C); 0 log 0 is 0."""
-    spread: torch.Tensor = torch.special.entr(log_p.exp()).sum(-1)
-    return spread
+    nats: torch.Tensor = torch.special.entr(log_p.exp()).sum(-1)
+    return nats

@@ -12,7 +12,7 @@ from vqa.question import Question
 
 # A letter that stands alone, as in "c", "(c)", "C.", "정답: c"; the last one counts, after any reasoning.
 ALONE = re.compile(r"(?<![A-Za-z])([a-dA-D])(?![A-Za-z])")
-# After reasoning the letter must be stated as the answer and end its line: "관찰: a ..." is none.
+# After reasoning, a letter counts only where it is stated as the answer and ends its line: not "관찰: a ...".
 FINAL = re.compile(
     r"(?:정답|답|[Aa]nswer)(?:은|는|\s+is)?\s*[:：]?\s*\(?([a-dA-D])\)?\s*(?:입니다)?[.。!]?\s*$",
     re.MULTILINE,

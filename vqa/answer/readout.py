@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from vqa.answer.adapt.loop import adapted_scores
 from vqa.answer.debias import CYCLIC, cyclic_average, entropy, mean_probability, pride, without_prior
 from vqa.answer.generation import final_letter, generate_answers, parse_letter
 from vqa.answer.score import option_scores, predictions_of, score
@@ -31,7 +30,7 @@ def read_letters(
 ) -> list[Prediction]:
     """Letter probabilities, averaged over option orders, debiased or calibrated as `inference` says.
 
-    Calibration is of letters: it comes before the orders are mapped back to options.
+    Calibration corrects letters, so it comes before the orders are mapped back to options.
     """
     orders = CYCLIC if inference.orders == "cyclic" else (AS_WRITTEN,)
     log_p, log_mass = option_scores(encoder, questions, batch_size, orders)
@@ -43,7 +42,7 @@ def read_letters(
     if inference.orders == "cyclic":
         return predictions_of(questions, cyclic_average(log_p), log_mass)
     if inference.debias == "pride":
-        # which questions must not depend on their answers; the same ones every time
+        # chosen without looking at answers, and the same ones every time
         shuffled = torch.randperm(len(questions), generator=torch.Generator().manual_seed(0))
         chosen = shuffled[: math.ceil(inference.pride_share * len(questions))]
         part = [questions[i] for i in chosen.tolist()]
@@ -63,18 +62,21 @@ def answer(
 ) -> list[Prediction]:
     """Answer questions the way `inference` and `adapt` say.
 
-    With readout=generate or reasoning the letter comes from generated text and the probabilities beside it
-    from the letters. Text without a letter is "no answer": flagged, counted, and answered by the letter
-    probabilities only where `on_no_answer` allows it. A prompt with an entropy threshold (prompt=auto) sends
-    the questions whose direct answer is less sure than that to the reasoning prompt.
+    With readout=generate or reasoning the letter comes from generated text; the probabilities beside it are
+    still those of the letters. Text without a letter is "no answer": it is flagged and counted. The letter
+    probabilities answer it only where `on_no_answer` allows that. A prompt with an entropy threshold
+    (prompt=auto) asks a question again with the reasoning prompt where the direct answer's entropy is higher.
 
     Args:
         encoder: Makes batches.
         model: The base's model, or the PEFT model around it.
         questions: In any order; with an `adapt` method their order matters.
         settings: Of the run: batch size, how the answer is read off, test-time adaptation.
-        facts: A dictionary of the caller's; gets what a prompt per question, or adaptation, cost and gained.
+        facts: A dictionary of the caller's, to be filled: what reasoning or adaptation cost and gained.
         source: Training questions, for adaptation that compares with them.
+
+    Returns:
+        One prediction per question, in the order given.
 
     Raises:
         UserError: Text without a letter, and inference.on_no_answer=error.
@@ -107,7 +109,9 @@ def _adapted(
     facts: dict[str, Any] | None,
     source: Sequence[Question],
 ) -> list[Prediction]:
-    """Letters from a model that adapts; on labelled questions the facts tell what that gained, or cost."""
+    """Predictions of a model that adapts; on labelled questions `facts` compares it with the frozen one."""
+    from vqa.answer.adapt.loop import adapted_scores  # here: plain scoring does not load the methods
+
     log_p, log_mass = adapted_scores(encoder, model, questions, settings.adapt, facts, source)
     found = predictions_of(questions, log_p.double(), log_mass[:, None])
     if facts is not None and all(q.answer for q in questions):
@@ -141,7 +145,7 @@ def _unsure_by_reasoning(
             "seconds": time.perf_counter() - begun,
             "no_answer": sum(NO_ANSWER in p.flag.split() for p in after),
         }
-        if unsure and all(p.gold for p in before):  # on the same questions: what reasoning gained there
+        if unsure and all(p.gold for p in before):  # on these questions: what reasoning gained
             facts["reasoning"] |= {"accuracy": accuracy(after), "accuracy_direct": accuracy(before)}
     found = dict(zip(unsure, after, strict=True))
     return [found.get(i, p) for i, p in enumerate(direct)]
@@ -155,7 +159,7 @@ def _by_text(
     inference: InferenceSettings,
     reasoning: bool,
 ) -> list[Prediction]:
-    """Replace the letters by those of generated text; after reasoning only a stated final answer counts."""
+    """Take the letters of generated text instead; after reasoning only a stated final answer counts."""
     if reasoning:
         thinking = replace(encoder, prompt=replace(encoder.prompt, user=encoder.prompt.reasoning))
         asker, tokens, read = thinking, inference.reasoning_tokens, final_letter

@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -12,7 +14,7 @@ from vqa.model.encode import AS_WRITTEN, Encoder, Order
 from vqa.model.forward import known_prefix, letter_logits
 from vqa.model.letters import option_log_probabilities
 from vqa.model.memory import does_not_fit
-from vqa.model.packing import PackedBatch
+from vqa.model.plugs import Batch
 from vqa.progress import progress
 from vqa.question import LETTERS, Question
 from vqa.results.predictions import Prediction
@@ -42,64 +44,98 @@ def option_scores(
         (Q, O, C), adding up to 1 over the letters in float32, and (Q, O) log of the letters' share in the
         vocabulary; in the questions' order, on the CPU.
     """
-    base = encoder.base
     lengths = encoder.text_lengths(questions)
     by_length = sorted(range(len(questions)), key=lengths.__getitem__, reverse=True)
     prefix = encoder.prefix(questions[0])
-    known = known_prefix(base, prefix) if encoder.shares_prefix(questions[by_length[-1]]) else None
-    room = batch_size  # questions for which memory sufficed so far
+    known = known_prefix(encoder.base, prefix) if encoder.shares_prefix(questions[by_length[-1]]) else None
+    scoring = _Scoring(encoder, questions, orders, known, what, batch_size)
+    rows = sorted(processes.spread(by_length, scoring.rows), key=lambda row: row[0])
+    return torch.stack([log_p for _, log_p, _ in rows]), torch.stack([mass for *_, mass in rows])
 
-    def batch(chosen: list[int]) -> tuple[list[int], PackedBatch]:
-        part = [questions[i] for i in chosen]
-        if len(orders) > 1:
-            return chosen, encoder.orders_batch(part, orders, known is not None)
-        return chosen, encoder.batch(part, [orders[0]] * len(part), outside=known is not None)
 
-    def logits(chosen: list[int], made: PackedBatch) -> torch.Tensor:
-        nonlocal room
-        if len(chosen) <= room:
-            try:
-                with torch.no_grad():
-                    return letter_logits(base, made, known)
-            except torch.OutOfMemoryError as error:
-                if len(chosen) == 1:
-                    raise does_not_fit("answering one question at a time", base.device, error) from error
-            release_memory()
-            room = (len(chosen) + 1) // 2
-            log.warning("out of memory: %d questions at a time from here, same answers", room)
-        parts = [chosen[start : start + room] for start in range(0, len(chosen), room)]
-        return torch.cat([logits(*batch(part)) for part in parts])
+Row = tuple[int, torch.Tensor, torch.Tensor]  # place in the list, (O, C) log probabilities, (O,) log mass
 
-    def chunks(mine: Sequence[int]) -> Iterator[list[int]]:
-        looking = encoder.looking([questions[i] for i in mine])
-        start = 0
-        while start < len(mine):
-            chunk = list(mine[start : start + room])
-            part = [questions[i] for i in chunk]
-            while not encoder.knows(part):
-                if next(looking, None) is None:  # the memory for features is full
-                    break
-            yield chunk
-            start += len(chunk)
 
-    def answers(mine: Sequence[int]) -> Iterator[tuple[list[int], list[Callable[[], torch.Tensor]]]]:
-        for chosen, made in prefetched(batch, chunks(mine), base.device):
-            read_off = option_log_probabilities(logits(chosen, made), base.letters)
-            yield chosen, [sent_to_host(tensor) for tensor in read_off]
+@dataclass
+class _Scoring:
+    """One pass over questions, given by their places in the list; each method is one step of it.
 
-    def scored(mine: Sequence[int]) -> list[tuple[int, torch.Tensor, torch.Tensor]]:
-        if base.device.type == "cpu":  # nothing to gain from looking at them between the answers
-            encoder.look([questions[i] for i in sorted(mine)])
-        found: list[tuple[int, torch.Tensor, torch.Tensor]] = []
-        for chosen, sent in one_ahead(answers(mine)):
-            log_p, log_mass = (arrived().view(len(chosen), len(orders), -1) for arrived in sent)
+    On a GPU the steps of several batches overlap: batches are made ahead by a thread, the pictures of the
+    next ones go through the vision tower between two forward passes, and a batch's answers are read after
+    the next batch was launched.
+
+    Args:
+        encoder: Makes batches.
+        questions: All of them.
+        orders: Orders of the options, O of them.
+        known: The prefix's states; None: the prefix is in every batch.
+        what: Text of the progress bar.
+        room: Questions for which memory sufficed so far.
+    """
+
+    encoder: Encoder
+    questions: Sequence[Question]
+    orders: Sequence[Order]
+    known: Any
+    what: str
+    room: int
+
+    def rows(self, mine: Sequence[int]) -> list[Row]:
+        """Score these questions, the longest first."""
+        if self.encoder.base.device.type == "cpu":  # nothing to gain from the tower between the batches
+            self.encoder.look(self._asked(sorted(mine)))
+        found: list[Row] = []
+        for chosen, sent in one_ahead(self._launched(mine)):
+            log_p, log_mass = (arrived().view(len(chosen), len(self.orders), -1) for arrived in sent)
             found += zip(chosen, log_p.double(), log_mass[..., 0], strict=True)
-            progress(what, len(found), len(mine))
-        base.vision.settle()
+            progress(self.what, len(found), len(mine))
+        self.encoder.base.vision.settle()
         return found
 
-    rows = sorted(processes.spread(by_length, scored), key=lambda row: row[0])
-    return torch.stack([log_p for _, log_p, _ in rows]), torch.stack([mass for *_, mass in rows])
+    def _launched(self, mine: Sequence[int]) -> Iterator[tuple[list[int], list[Callable[[], torch.Tensor]]]]:
+        """Launch batch after batch; what it gives is on its way to the host, a call waits for it."""
+        base = self.encoder.base
+        for chosen, batch in prefetched(self._made, self._chunks(mine), base.device):
+            read_off = option_log_probabilities(self._logits(chosen, batch), base.letters)
+            yield chosen, [sent_to_host(tensor) for tensor in read_off]
+
+    def _chunks(self, mine: Sequence[int]) -> Iterator[list[int]]:
+        """As many questions as there is room for; their pictures went through the tower before."""
+        tower_steps = self.encoder.looking(self._asked(mine))
+        start = 0
+        while start < len(mine):
+            chosen = list(mine[start : start + self.room])
+            part = self._asked(chosen)
+            while not self.encoder.knows(part):
+                if next(tower_steps, None) is None:  # the memory for features is full
+                    break
+            yield chosen
+            start += len(chosen)
+
+    def _made(self, chosen: list[int]) -> tuple[list[int], Batch]:
+        part, outside = self._asked(chosen), self.known is not None
+        if len(self.orders) > 1:
+            return chosen, self.encoder.orders_batch(part, self.orders, outside)
+        return chosen, self.encoder.batch(part, [self.orders[0]] * len(part), outside=outside)
+
+    def _logits(self, chosen: list[int], batch: Batch) -> torch.Tensor:
+        """(B x O, V), in smaller parts from the first time on that memory does not suffice."""
+        if len(chosen) <= self.room:
+            try:
+                with torch.no_grad():
+                    return letter_logits(self.encoder.base, batch, self.known)
+            except torch.OutOfMemoryError as error:
+                if len(chosen) == 1:
+                    doing = "answering one question at a time"
+                    raise does_not_fit(doing, self.encoder.base.device, error) from error
+            release_memory()
+            self.room = (len(chosen) + 1) // 2
+            log.warning("out of memory: %d questions at a time from here, same answers", self.room)
+        parts = [chosen[start : start + self.room] for start in range(0, len(chosen), self.room)]
+        return torch.cat([self._logits(*self._made(part)) for part in parts])
+
+    def _asked(self, chosen: Sequence[int]) -> list[Question]:
+        return [self.questions[i] for i in chosen]
 
 
 def score(
