@@ -13,6 +13,8 @@ from tests.conftest import Make
 from tests.helpers.soft_prompts import check_distance_of_gradient
 from tests.helpers.tiny_adapters import check_distance_to_float32
 from tests.helpers.tiny_models import FAMILIES
+from vqa.answer.adapt.loop import weight_digest
+from vqa.answer.generation import generate_answers
 from vqa.answer.score import score
 from vqa.data.source import data_source
 from vqa.machine.device import copied_beside, sent_to_host
@@ -182,3 +184,14 @@ def test_answering_a_batch_waits_for_nothing(settings: Make) -> None:
     begin()  # kernels are compiled
     with waiting_forbidden():
         begin()
+
+
+def test_a_tower_that_waits_in_host_memory_hinders_neither_text_nor_adaptation(settings: Make) -> None:
+    made = settings("env.device=cuda")
+    encoder = Encoder(load_base(made), made.prompt, made.image)
+    questions = data_source(made).train()[:4]
+    expected = generate_answers(encoder, encoder.base.model, questions, 4)
+    digest = weight_digest(encoder.base.model)
+    encoder.base.vision.park()
+    assert weight_digest(encoder.base.model) == digest
+    assert generate_answers(encoder, encoder.base.model, questions, 4) == expected

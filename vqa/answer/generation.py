@@ -68,6 +68,7 @@ def generate_answers(
         A letter or None per question, in the order given.
     """
     base = encoder.base
+    base.vision.unpark()
     found: list[str | None] = []
     for start in range(0, len(questions), GENERATE_BATCH):
         part = questions[start : start + GENERATE_BATCH]

@@ -120,11 +120,12 @@ def weight_digest(model: Any) -> str:
     Returns:
         Hex.
     """
-    names, sums = [], []
+    sums: dict[torch.device, dict[str, torch.Tensor]] = {}  # the tower may wait in host memory
     for name, parameter in model.named_parameters():
         bits = parameter.detach().contiguous().view(UNITS[parameter.element_size()])
-        names.append(name)
-        sums.append(bits.sum(dtype=torch.int64))
-    totals = torch.stack(sums).tolist()
-    lines = [f"{name} {total}" for name, total in zip(names, totals, strict=True)]
+        sums.setdefault(bits.device, {})[name] = bits.sum(dtype=torch.int64)
+    totals: dict[str, int] = {}
+    for of_device in sums.values():
+        totals |= dict(zip(of_device, torch.stack(list(of_device.values())).tolist(), strict=True))
+    lines = [f"{name} {totals[name]}" for name, _ in model.named_parameters()]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

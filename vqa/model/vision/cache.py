@@ -186,6 +186,10 @@ class VisionCache:
         """Keep the tower in host memory until a picture needs it; for when the GPU's memory is short."""
         self.tower.park()
 
+    def unpark(self) -> None:
+        """Bring the tower back: transformers takes the device of a model's first weight for that of all."""
+        self.tower.unpark()
+
     def _key(self, question: Question, image: ImageSettings) -> Key | None:
         shape = (image.mode, image.size, image.min_visual_tokens, image.max_visual_tokens)
         return (question.image_sha256, *shape, question.view) if question.image else None

@@ -92,8 +92,7 @@ class GenericPictures:
 
     def features(self, pictures: Sequence[Prepared]) -> list[VisionFeatures]:
         """What the model makes of each picture, on the device."""
-        if self.is_parked:
-            self.visual.to(self.device)
+        self.unpark()
         return [found for part in self._passes(pictures) for found in self._in_one_pass(part)]
 
     def _in_one_pass(self, pictures: Sequence[Prepared]) -> list[VisionFeatures]:
@@ -143,6 +142,11 @@ class GenericPictures:
         """Keep the vision part in host memory until a picture needs it; when the GPU's memory is short."""
         self.visual.to("cpu")
         release_memory()
+
+    def unpark(self) -> None:
+        """Bring it back to its device; nothing happens where it is there."""
+        if self.is_parked:
+            self.visual.to(self.device)
 
 
 def _by_picture(found: Any, pictures: int) -> list[torch.Tensor]:

@@ -36,5 +36,8 @@ class Pictures(Protocol):
     def features(self, pictures: Any) -> list[VisionFeatures]:
         """What the tower makes of each picture, on the device."""
 
+    def unpark(self) -> None:
+        """Bring it back to the device."""
+
     def park(self) -> None:
         """Keep the tower in host memory until a picture needs it."""

@@ -120,8 +120,7 @@ class Tower:
 
     def features(self, pictures: Pictures) -> list[VisionFeatures]:
         """What the tower makes of each picture, on the device; parts of one tensor for all."""
-        if self.is_parked:
-            self.visual.to(self.device)
+        self.unpark()
         return [features for part in _passes(pictures) for features in self._in_one_pass(part)]
 
     def _in_one_pass(self, pictures: Pictures) -> list[VisionFeatures]:
@@ -163,6 +162,11 @@ class Tower:
         """Keep the tower in host memory until a picture needs it; for when the GPU's memory is short."""
         self.visual.to("cpu")
         release_memory()
+
+    def unpark(self) -> None:
+        """Bring it back to its device; nothing happens where it is there."""
+        if self.is_parked:
+            self.visual.to(self.device)
 
     def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
         """Bytes (N, channels x frames x pixels of a patch) to the tower's range."""
