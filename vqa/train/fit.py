@@ -23,7 +23,7 @@ from vqa.machine.device import memory_share, sent_to_host
 from vqa.machine.prefetch import prefetched
 from vqa.model.encode import Encoder, Order
 from vqa.model.forward import letter_logits, shared_prefix
-from vqa.model.memory import Ladder, does_not_fit
+from vqa.model.memory import LARGE, Ladder, does_not_fit
 from vqa.model.packing import PackedBatch
 from vqa.progress import progress
 from vqa.question import Question
@@ -131,7 +131,7 @@ def fit(
 class _Batch:
     """This process's questions of one optimiser step, and the micro-batches they were cut into.
 
-    `whole` counts the step's questions in all processes.
+    `whole` counts the step's questions in all processes; `outside`: the prefix is computed once for all parts.
     """
 
     whole: int
@@ -139,6 +139,7 @@ class _Batch:
     orders: list[Order]
     size: int
     parts: list[PackedBatch]
+    outside: bool
 
 
 class _Trainer:
@@ -191,12 +192,13 @@ class _Trainer:
         """Lay out one batch in micro-batches of the size that fits."""
         size = self.ladder.rung.micro_batch_size
         starts = range(0, len(questions), size)
-        outside = self.outside and len(starts) > 1
+        # for two small micro-batches the prefix's own passes cost more launches than computing it twice
+        outside = self.outside and (len(starts) > 2 or (len(starts) > 1 and size >= LARGE))
         parts = [
             self.encoder.batch(questions[i : i + size], orders[i : i + size], outside, self.conversation)
             for i in starts
         ]
-        return _Batch(whole, questions, orders, size, parts)
+        return _Batch(whole, questions, orders, size, parts, outside)
 
     def step(self, batch: _Batch, step: int) -> None:
         """One optimiser step, in micro-batches that fit."""
@@ -225,8 +227,8 @@ class _Trainer:
     def _accumulate(self, batch: _Batch) -> torch.Tensor:
         base, recompute, kind = self.encoder.base, self.ladder.rung.recompute, self.plan.loss
         total = torch.zeros((), device=base.device)
-        alone = not self.outside or len(batch.parts) <= 1
-        prefix = nullcontext() if alone else shared_prefix(base, self.encoder.prefix(batch.questions[0]))
+        first = batch.questions[0] if batch.outside else None
+        prefix = shared_prefix(base, self.encoder.prefix(first)) if first else nullcontext()
         tokens = sum(part.conversation.tokens for part in batch.parts if part.conversation)
         with self.accelerator.autocast(), prefix as known:
             for part in batch.parts:
