@@ -131,7 +131,7 @@ def fit(
 class _Batch:
     """This process's questions of one optimiser step, and the micro-batches they were cut into.
 
-    `whole` counts the step's questions in all processes; `outside`: the prefix is computed once for all parts.
+    `whole` counts the step's questions in all processes; `outside`: the prefix stands in no part.
     """
 
     whole: int
