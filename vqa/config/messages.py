@@ -30,6 +30,32 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "serving": ("serving at {address} (Ctrl-C ends it)", "{address} 에서 실행 중 (Ctrl-C로 종료)"),
     "ok": ("ok   ", "정상"),
     "wrong": ("wrong", "오류"),
+    "memory": (
+        "     {card:>3} GB card: {way}",
+        "     {card:>3} GB 카드: {way}",
+    ),
+    "fits": (
+        "{batch} questions a step, {micro} at once{recompute}: {peak:.1f} GiB",
+        "한 스텝 {batch}문항, 한 번에 {micro}문항{recompute}: {peak:.1f} GiB",
+    ),
+    "recompute-nothing": ("", ""),
+    "recompute-mlp": (", MLPs computed twice", ", MLP는 두 번 계산"),
+    "recompute-layer": (
+        ", layers computed twice (gradient checkpointing)",
+        ", 층을 두 번 계산(gradient checkpointing)",
+    ),
+    "weights only": (
+        "weights and adapter {peak:.1f} GiB; what a batch adds is not estimated for this family",
+        "가중치와 어댑터 {peak:.1f} GiB; 이 모델 계열은 배치 메모리를 추정하지 않음",
+    ),
+    "too large": (
+        "too small; quantization=nf4, a smaller model or a shorter prompt helps",
+        "부족합니다. quantization=nf4, 더 작은 모델, 더 짧은 프롬프트를 써 보세요",
+    ),
+    "features": (
+        "     features of {pictures} pictures take {gib:.1f} GiB of the host's memory",
+        "     이미지 {pictures}장의 특징은 호스트 메모리 {gib:.1f} GiB를 씁니다",
+    ),
     "healthy": (
         "all good; next: python -m vqa.run -m +sweep=lora",
         "모두 정상. 다음: python -m vqa.run -m +sweep=lora",

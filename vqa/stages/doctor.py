@@ -14,6 +14,7 @@ from vqa.errors import UserError
 from vqa.machine.device import choose_device, choose_dtype
 from vqa.model.base import read_model_config, read_processor
 from vqa.report.doctor_page import write_doctor_page
+from vqa.stages.memory_forecast import memory_lines
 from vqa.stages.preflight import cache_problem, drive_problem, hub_problem
 from vqa.tracking.mlflow_runs import open_tracker
 
@@ -36,6 +37,9 @@ def run_doctor(settings: Settings) -> None:
         problems += [f"{name}: {problem}" for problem in found]
         word, colour = ("wrong", "red") if found else ("ok", "green")
         console.print(f"[{colour}]{message(lang, word)}[/] {name}")
+    if not problems:
+        for line in memory_lines(settings):
+            console.print(line)
     if page := _page(settings, problems):
         console.print(message(lang, "look", path=page))
     if problems:

@@ -1,0 +1,141 @@
+"""How much GPU memory a training step takes, from configurations alone: no weight is loaded.
+
+For Qwen-VL's decoder, whose kept tensors are known (`kernels/lora_linear.py`, `kernels/attention.py`); for
+models on the generic path only weights and adapter are counted. tests/model/test_footprint.py holds the
+estimates to peaks that were measured on a GPU, within a tenth.
+
+Notation: T tokens of a packed row, C hidden size, F width of the MLP, Q and K widths of all query and of all
+key heads, r rank.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vqa.config.settings import Settings
+from vqa.model.families.family import Family
+from vqa.model.families.structure import Structure, lora_targets, model_class, structure_of
+from vqa.model.memory import Rung, rungs
+
+GIB = 2**30
+HALF = 2  # bytes of a value in 16 bits
+QUANTISED = {  # bytes of one weight: values, and the scales of their blocks
+    "nf4": 0.5 + 1 / 64 + 4 / (64 * 256),
+    "int8": 1.0,
+}
+STATE_BYTES = {"AdamW": 8, "AdamW8bit": 2, "PagedAdamW8bit": 0, "PagedAdamW": 0}  # optimiser, a parameter
+CONTEXT_GIB = 0.3  # buffers of kernels and pieces that the allocator cannot join
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What stays in memory, and what every token adds.
+
+    Args:
+        weights: Bytes of the frozen model.
+        tower: Those of them that wait in host memory once memory was short.
+        adapter: Bytes of an adapter with gradients and optimiser.
+        kept: Bytes that a token leaves in one layer when nothing is computed again.
+        gated: Those of them that computing the MLP again saves.
+        hidden: Bytes of a token's hidden state.
+        widest: Bytes of a token in the widest temporary tensors of one layer's backward.
+        layers: Number of layers; 0: what tokens add is not known.
+    """
+
+    weights: float
+    tower: float
+    adapter: float
+    kept: float
+    gated: float
+    hidden: float
+    widest: float
+    layers: int
+
+    def peak_gib(self, tokens: int, recompute: str, parked: bool) -> float:
+        """Largest memory of a training step, GiB.
+
+        Args:
+            tokens: T of a micro-batch.
+            recompute: nothing, mlp or layer.
+            parked: The vision tower waits in host memory.
+        """
+        weights = self.weights - (self.tower if parked else 0)
+        in_layer = self.kept - (self.gated if recompute == "mlp" else 0)
+        layers = self.hidden * self.layers + self.kept if recompute == "layer" else in_layer * self.layers
+        return (weights + self.adapter + tokens * (layers + self.widest)) / GIB + CONTEXT_GIB
+
+    def fitting(self, gib: float, batch_size: int, prefix: int, suffix: int) -> tuple[Rung, float] | None:
+        """The fastest way to make a step within that memory, and its peak in GiB; None: it does not fit.
+
+        Args:
+            gib: Memory of the card, GiB.
+            batch_size: Questions of an optimiser step.
+            prefix: Tokens of the shared prefix.
+            suffix: Tokens of a question with its picture.
+        """
+        for i, rung in enumerate(rungs(batch_size)):  # one step down, and the tower is parked
+            peak = self.peak_gib(prefix + rung.micro_batch_size * suffix, rung.recompute, parked=i > 0)
+            if peak <= gib:
+                return rung, peak
+        return None
+
+
+def estimate(settings: Settings, config: Any, family: Family) -> Footprint:
+    """The footprint of a run.
+
+    Args:
+        settings: The run: quantisation, LoRA, optimiser.
+        config: The model's configuration.
+        family: What is known of its kind.
+    """
+    with torch.device("meta"):
+        model = model_class(config)(config)
+    structure = structure_of(model)
+    parameters = _adapter_parameters(model, settings, family, structure)
+    optimizer = str(settings.optimizer["_target_"]).rpartition(".")[2]
+    # float32 weights and gradients, the optimiser's state, the copy in 16 bits that a step multiplies with
+    adapter = parameters * (4 + 4 + STATE_BYTES.get(optimizer, 8) + HALF)
+    weights = _weight_bytes(model, config, settings, structure)
+    tower = sum(p.numel() for n, p in model.named_parameters() if n.startswith(structure.pictures)) * HALF
+    if not family.is_own(config):
+        return Footprint(weights, tower, adapter, 0, 0, 0, 0, 0)
+    text = config.get_text_config()
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    Q, K = text.num_attention_heads * width, text.num_key_value_heads * width
+    C, F, r = text.hidden_size, text.intermediate_size, settings.lora["r"]
+    normed = Q + K if hasattr(model.model.language_model.layers[0].self_attn, "q_norm") else 0
+    # two residual streams; queries, keys, values after rotary embedding; the attention's result; gate and up
+    values = 2 * C + normed + Q + 2 * K + Q + 2 * F + 7 * r
+    return Footprint(
+        weights, tower, adapter, values * HALF, 2 * F * HALF, C * HALF, 4 * F * HALF, text.num_hidden_layers
+    )
+
+
+def _weight_bytes(model: Any, config: Any, settings: Settings, structure: Structure) -> float:
+    stored = getattr(config, "quantization_config", None)
+    kind = settings.quantization.name if settings.quantization.weights else "none"
+    if stored is not None:
+        kind = "nf4" if dict(stored).get("load_in_4bit", False) else "int8"
+    total = sum(p.numel() for p in model.parameters()) * HALF
+    if kind not in QUANTISED:
+        return float(total)
+    packed = sum(
+        module.weight.numel()
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and not name.startswith(structure.unquantised)
+    )
+    return float(total - packed * (HALF - QUANTISED[kind]))
+
+
+def _adapter_parameters(model: Any, settings: Settings, family: Family, structure: Structure) -> int:
+    targets = settings.lora.get("target_modules")
+    if targets in (None, "all_linear", "attention"):
+        targets = lora_targets(family, structure, targets or "all_linear")
+    pattern = targets if isinstance(targets, str) else rf".*\.({'|'.join(map(re.escape, targets))})"
+    return sum(
+        settings.lora["r"] * (module.in_features + module.out_features)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and re.fullmatch(pattern, name)
+    )

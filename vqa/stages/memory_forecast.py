@@ -1,0 +1,84 @@
+"""What `stage=doctor` says of memory before anything is loaded: the fastest way that fits on a card."""
+
+from typing import Any
+
+import numpy as np
+
+from vqa.config.messages import message
+from vqa.config.settings import Settings
+from vqa.data.source import data_source
+from vqa.model.base import ASSET, model_folder, read_model_config
+from vqa.model.families.table import family_of
+from vqa.model.footprint import GIB, HALF, Footprint, estimate
+from vqa.model.prompt import AS_WRITTEN, render
+from vqa.question import Question
+from vqa.report.doctor_facts import sizes
+
+CARDS = (12, 16, 24, 40, 80)  # GB
+USABLE = 0.95  # of a card: the driver and other programs hold the rest
+SAMPLED = 64  # questions whose tokens are counted
+
+
+def memory_lines(settings: Settings) -> list[str]:
+    """One line a card, and one on the features of pictures in the host's memory.
+
+    Nothing is said of the embedded model, which fits anywhere.
+
+    Raises:
+        UserError: The model's configuration or the data cannot be read.
+    """
+    if settings.model.path.startswith(ASSET):
+        return []
+    config = read_model_config(settings)
+    family = family_of(config)
+    footprint = estimate(settings, config, family)
+    source = data_source(settings)
+    train = source.train()
+    lines = []
+    tokens = _tokens(settings, config, train[:SAMPLED]) if family.is_own(config) else (0, 0, 0)
+    for card in CARDS:
+        way = _way(settings, footprint, card * 1e9 / GIB * USABLE, tokens[0], tokens[1])
+        lines.append(message(settings.lang, "memory", card=card, way=way))
+    pictures = len({q.image_sha256 for q in [*train, *(source.test() or [])] if q.image})
+    if tokens[2]:
+        taps = len(getattr(config.vision_config, "deepstack_visual_indexes", None) or [])
+        gib = pictures * tokens[2] * config.get_text_config().hidden_size * HALF * (1 + taps) / GIB
+        lines.append(message(settings.lang, "features", pictures=pictures, gib=gib))
+    return lines
+
+
+def _way(settings: Settings, footprint: Footprint, gib: float, prefix: int, suffix: int) -> str:
+    """The fastest way to make a step on a card."""
+    lang, b = settings.lang, settings.budget
+    if not footprint.layers:
+        peak = (footprint.weights + footprint.adapter) / GIB
+        return message(lang, "weights only", peak=peak) if peak <= gib else message(lang, "too large")
+    most = min(b.micro_batch_size or b.batch_size, b.batch_size)
+    fitting = footprint.fitting(gib, most, prefix, suffix)
+    if fitting is None:
+        return message(lang, "too large")
+    rung, peak = fitting
+    return message(
+        lang,
+        "fits",
+        batch=b.batch_size,
+        micro=rung.micro_batch_size,
+        recompute=message(lang, f"recompute-{rung.recompute}"),
+        peak=peak,
+    )
+
+
+def _tokens(settings: Settings, config: Any, questions: list[Question]) -> tuple[int, int, int]:
+    """Tokens of the prefix, of a question with its picture (95 % are shorter), and of its picture."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(
+        model_folder(settings.model.path),
+        revision=settings.model.revision,
+        local_files_only=settings.env.offline,
+    )
+    prefix = render(tokenizer, settings.prompt, questions[0], AS_WRITTEN).prefix
+    before = len(tokenizer(prefix, add_special_tokens=False)["input_ids"])
+    found = sizes(settings, questions, config, tokenizer)
+    text, visual = (int(np.asarray(found.get(name, [0] * 4))[2]) for name in ("text tokens", "visual tokens"))
+    return before, text - before + visual, visual
