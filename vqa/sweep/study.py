@@ -11,7 +11,6 @@ A study can be cut off at any instant and goes on as if nothing had happened. Th
 """
 
 import logging
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +27,7 @@ from vqa.errors import UserError
 from vqa.machine.files import is_locked, replace_text, try_lock, wait_for_lock
 from vqa.results.folder import MAY_DIFFER
 from vqa.results.trials import read_trials
-from vqa.sweep.sampling import SamplerFactory, build_pruner, draw, is_grid
+from vqa.sweep.sampling import SamplerFactory, build_pruner, draw, is_grid, quieten_optuna
 from vqa.sweep.settings import SweepSettings
 from vqa.sweep.space import SearchSpace
 from vqa.sweep.storage import open_storage
@@ -180,8 +179,7 @@ class SharedStudy:
         enqueued: list[dict[str, Any]],
         begun: bool = False,
     ) -> None:
-        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        quieten_optuna()
         self.settings = settings
         self.space = space
         self.folder = folder

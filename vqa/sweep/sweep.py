@@ -19,6 +19,7 @@ from vqa.sweep.board import Board, write_address
 from vqa.sweep.jobs import HydraJobs, refuse_unknown_keys
 from vqa.sweep.leaderboard import Standing, describe_scores, describe_ties, winner_of
 from vqa.sweep.pool import WorkerPool, note_refusal, own_deadline, own_slot
+from vqa.sweep.sampling import SamplerFactory, probe_sampler
 from vqa.sweep.settings import read_settings
 from vqa.sweep.space import overrides_of, read_enqueued, read_search_space
 from vqa.sweep.state import StateWriter, lock_free_slot, lock_slot
@@ -64,6 +65,7 @@ def run_sweep(
     jobs = HydraJobs(context, task_function, config)
     if not (folder / "study.yaml").exists():
         refuse_unknown_keys(jobs.configs, space, settings)
+        probe_sampler(SamplerFactory(settings.sampler, settings.seed, space), space)
     if MEASURING in os.environ:
         measure(jobs, space)
         return None

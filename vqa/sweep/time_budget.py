@@ -23,7 +23,7 @@ from vqa.errors import UserError
 from vqa.machine.files import replace_text, wait_for_lock
 from vqa.sweep.jobs import HydraJobs
 from vqa.sweep.pool import own_slot, visible_gpus, worker_environment
-from vqa.sweep.sampling import build_pruner
+from vqa.sweep.sampling import build_pruner, quieten_optuna
 from vqa.sweep.settings import SweepSettings
 from vqa.sweep.space import SearchSpace, overrides_of, read_search_space
 
@@ -175,7 +175,7 @@ def trials_needed(pruner: Mapping[str, Any]) -> tuple[int, str]:
     """
     built = build_pruner(pruner)
     if isinstance(built, optuna.pruners.HyperbandPruner):
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        quieten_optuna()
         built._try_initialization(optuna.create_study(pruner=built))
         brackets = built._trial_allocation_budgets
         needed = math.ceil(built._reduction_factor * sum(brackets) / min(brackets))
