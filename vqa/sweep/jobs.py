@@ -109,8 +109,8 @@ class HydraJobs:
             searched: Overrides of its own, which win.
 
         Returns:
-            What Hydra says of it; the value is a Pruned or a UserError when the job raised one, so that
-            Hydra does not log these as failures. A full disk is no fault of the trial either.
+            Hydra's result. Its value is a Pruned or a UserError when the job raised one, so that Hydra does
+            not log these as failures. A full disk becomes a UserError too.
         """
         config = self.configs.compose(fixed, searched)
         with read_write(config.hydra), open_dict(config.hydra):
@@ -145,4 +145,5 @@ class HydraJobs:
             if (refusal := mendable(error)) is None:
                 raise
             logging.getLogger(__name__).error(str(refusal))
+            refusal.__cause__ = error  # tells it from a refusal of the trial's values
             return refusal

@@ -105,7 +105,7 @@ class Worker:
         """Run trials until none is left, time is up or too many failed.
 
         Raises:
-            UserError: A job refused its configuration or data; its trial goes on when that is mended.
+            UserError: A job refused configuration, data or machine; its trial goes on when that is mended.
             KeyboardInterrupt: The user stopped it; the trial at hand goes on next time.
         """
         while time.time() < self.deadline:
@@ -164,6 +164,17 @@ class Worker:
                 raise
         self.board.event(describe_end(standing_of(self.shared.trials()[trial.number], self.shared.folder)))
 
+    def _is_of_this_trial(self, error: UserError) -> bool:
+        """Whether a refusal comes from the trial's own values, so that other trials can go on.
+
+        A storage that is gone, a full disk or missing rights stop every trial. What else a job refuses is
+        taken for the trial's own once another trial has ended well: configuration and data are fine then.
+        """
+        if isinstance(error, GoneError) or isinstance(error.__cause__, OSError):
+            return False
+        tally = self.shared.tally()
+        return isinstance(error, DoesNotFitError) or tally.done > tally.failed
+
     def _run_job(self, trial: Trial, overrides: Sequence[str]) -> None:
         reporter = TrialReporter(trial, self.by, self._on_report)
         with reporting_to(reporter), progress_to(self._on_progress):
@@ -175,11 +186,11 @@ class Worker:
             self.shared.tell(trial, TrialState.FAIL, error=f"{type(error).__name__}: {error}")
             return
         value = job.return_value
-        if isinstance(value, DoesNotFitError):  # of this trial's values; others may fit
+        if isinstance(value, UserError):
+            if not self._is_of_this_trial(value):
+                raise value
             self.shared.tell(trial, TrialState.FAIL, error=str(value))
             return
-        if isinstance(value, UserError):
-            raise value
         if isinstance(value, Pruned):
             self.shared.tell(trial, TrialState.PRUNED)
         elif isinstance(value, Real) and math.isfinite(value):
