@@ -146,7 +146,8 @@ def test_too_many_failures_stop_the_sweep_and_say_where_to_look(
         with pytest.raises(UserError, match=rf"2 trials failed(?s:.*){message}(?s:.*)trials/001/run.log"):
             run_toy(tmp_path, *settings)
     assert len(starts(tmp_path)) == 2
-    run_toy(tmp_path, *settings, "hydra.sweeper.max_failures=9")
+    with pytest.raises(UserError, match="has no complete trial"):
+        run_toy(tmp_path, *settings, "hydra.sweeper.max_failures=9")
     assert len(trials_of(tmp_path)) == 4
 
 
@@ -219,7 +220,8 @@ def test_what_a_failed_trial_held_is_gone_when_the_next_one_starts(
     monkeypatch.setattr(tests.helpers.toy_app.app, "run_trial", fail)
     gc.disable()  # on a GPU nothing tells Python that memory is short
     try:
-        run_toy(tmp_path, *SHORT, "hydra.sweeper.max_failures=9")
+        with pytest.raises(UserError, match="has no complete trial"):
+            run_toy(tmp_path, *SHORT, "hydra.sweeper.max_failures=9")
     finally:
         gc.enable()
     assert left == [0, 0, 0, 0]

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vqa.errors import UserError
 from vqa.machine import processes
-from vqa.machine.files import try_lock
+from vqa.machine.files import try_lock, wait_for_lock
 from vqa.machine.interrupt import Interrupt
 from vqa.sweep.board import Board, write_address
 from vqa.sweep.jobs import HydraJobs, refuse_unknown_keys
@@ -154,7 +154,7 @@ class Sweep:
             if complete and self.settings.final:
                 self._run_final(worker.standings())
             elif complete:
-                self._write_report()  # with a final run it is that run's last act
+                self._write_page()  # with a final run it is that run's last act
         except KeyboardInterrupt:
             done = self.shared.tally().done
             log.warning(
@@ -165,6 +165,8 @@ class Sweep:
             raise
         self._close_tracking("COMPLETE" if complete else "KILLED")
         if complete:
+            if self._best_value() is None:
+                raise UserError(self._nothing_complete("there is no winner"))
             self.shared.study.set_user_attr(CLOSED, self._closing_mark())
         return self._best_value()
 
@@ -230,17 +232,13 @@ class Sweep:
     def _run_final(self, standings: list[Standing]) -> None:
         best = winner_of(standings)
         if best is None:
-            raise UserError(
-                f"{self.name} has no complete trial, so there is nothing for the final run. Widen "
-                "hydra.sweeper.params, take a gentler hydra/sweeper/pruner, or raise hydra.sweeper.n_trials."
-            )
+            raise UserError(self._nothing_complete("there is nothing for the final run"))
         params = {name: best.params[name] for name in self.shared.space.keys}
         chosen = [*overrides_of(params), *overrides_of(self.settings.record), *self.settings.final_overrides]
         overrides = [*self.shared.space.fixed, *chosen]
-        lock = try_lock(self.shared.locks / "final")
-        if lock is None:
-            log.info("another process is at the final run")
-            return
+        if (lock := try_lock(self.shared.locks / "final")) is None:
+            log.info("another process is at the final run; waiting for its end")
+            lock = wait_for_lock(self.shared.locks / "final")
         with lock:
             if self._final_exists(overrides):
                 return
@@ -249,7 +247,14 @@ class Sweep:
         if isinstance(result, UserError):
             raise result
 
-    def _write_report(self) -> None:
+    def _nothing_complete(self, so: str) -> str:
+        return (
+            f"{self.name} has no complete trial, so {so}. How each trial ended is in "
+            f"{self.shared.folder}/leaderboard.csv, why in its run.log. Widen hydra.sweeper.params, take a "
+            "gentler hydra/sweeper/pruner, or raise hydra.sweeper.n_trials."
+        )
+
+    def _write_page(self) -> None:
         from vqa.report.report import write_report  # imports matplotlib
 
         language = OmegaConf.select(self.config, "lang", default="en")
