@@ -24,13 +24,13 @@ from vqa.sweep.settings import read_settings
 from vqa.sweep.space import overrides_of, read_enqueued, read_search_space
 from vqa.sweep.state import StateWriter, lock_free_slot, lock_slot
 from vqa.sweep.study import SharedStudy
-from vqa.sweep.time_budget import MEASURING, measure, planned, told_of, warn_of_few_trials
+from vqa.sweep.time_budget import MEASURING, measure, planned, sweeper_under, warn_of_few_trials
 from vqa.sweep.worker import Worker
 
 log = logging.getLogger(__name__)
 
-CLOSED = "closed"  # user attribute of the study: what was done when its results were written last
-POLL_S = 1.0  # between looks at what other workers have left to do
+CLOSED = "closed"  # user attribute of the study: how much was done when its results were last written
+POLL_S = 1.0  # how often to check whether other workers have left trials
 PARENT_RUN = "tracking_parent_run_id"
 
 
@@ -71,7 +71,7 @@ def run_sweep(
         return None
     if (plan := planned(jobs, settings, arguments, folder)) is not None:
         space = read_search_space(settings.params, [*arguments, *plan.overrides()], groups)
-        settings = read_settings(told_of(plan, config))
+        settings = read_settings(sweeper_under(plan, config))
     enqueued = read_enqueued(settings.enqueue, space)
     if own_slot() is None:
         warn_of_few_trials(settings)
@@ -87,7 +87,7 @@ def run_sweep(
 
 
 def _run_as_copy(shared: SharedStudy, jobs: HydraJobs, slot: int, interrupt: Interrupt) -> None:
-    """Be one of several workers: trials only, no results, no final run."""
+    """Be one of several workers: run trials; the first process writes the results and makes the final run."""
     lock = lock_slot(shared.locks, slot)
     if lock is None:
         log.info(f"worker {slot} is up already")
@@ -102,7 +102,7 @@ def _run_as_copy(shared: SharedStudy, jobs: HydraJobs, slot: int, interrupt: Int
 
 
 def _parent_run(shared: SharedStudy, config: DictConfig, anew: bool) -> str | None:
-    """Open the study's tracking run before any trial; without `anew`, only when nobody has done so."""
+    """Return the study's MLflow run, opened when it is missing or `anew`."""
     if not shared.settings.tracked:
         return None
     from vqa.sweep.study_record import open_study  # imports mlflow
@@ -172,7 +172,7 @@ class Sweep:
 
     def _run_trials(self, worker: Worker) -> None:
         if self.shared.tally().done >= self.shared.n_trials:
-            worker.write_results()  # it may have been cut off just before
+            worker.write_results()  # an earlier run may have been killed before it wrote them
         elif self.settings.n_workers == 1:
             slot, lock = lock_free_slot(self.shared.locks)
             worker.state = StateWriter(self.shared.folder, slot)
@@ -184,7 +184,7 @@ class Sweep:
                 worker.write_results()
 
     def _run_alone(self, worker: Worker) -> None:
-        """Work, then wait for workers that joined, and take over what they leave."""
+        """Run trials, then wait for workers that joined, and adopt the trials of those that die."""
         worker.run()
         while self._others_at_work() and time.time() < worker.deadline:
             worker.redraw()
@@ -196,7 +196,7 @@ class Sweep:
         return tally.running > 0 and tally.done < self.shared.n_trials and not self.shared.too_many_failures()
 
     def _check_complete(self, standings: list[Standing]) -> bool:
-        """Say where the study stands; whether all trials are done."""
+        """Log where the study stands; return whether all trials are done."""
         tally = self.shared.tally()
         if self.shared.too_many_failures():
             failed = [standing for standing in standings if standing.state == "FAIL"]
@@ -209,7 +209,7 @@ class Sweep:
         if tally.done < self.shared.n_trials:
             why = f"out of time (hydra.sweeper.timeout_s={self.settings.timeout_s})"
             if tally.running:
-                why = f"{tally.running} trials are in other hands"
+                why = f"{tally.running} trials are run by other processes"
             log.warning(
                 f"{self.name}: {tally.done} of {self.shared.n_trials} trials done, {why}; "
                 "the same command goes on from here."
@@ -261,7 +261,7 @@ class Sweep:
         log.info(f"See {write_report(self.shared.folder / 'final', language)}.")
 
     def _final_exists(self, overrides: list[str]) -> bool:
-        """Whether the final run is done; refuses to go on with one that another winner began."""
+        """Whether the final run is done; refuses to go on with a final run of another winner."""
         folder = self.shared.folder / "final"
         began = folder / ".hydra" / "overrides.yaml"
         same = not began.exists() or OmegaConf.to_container(OmegaConf.load(began)) == overrides
@@ -283,7 +283,7 @@ class Sweep:
         return f"{self.shared.tally().done} trials{final}"
 
     def _is_closed(self) -> bool:
-        """Whether trials, results and final run are all as they should be."""
+        """Whether all trials, the results and the final run are complete."""
         done = self.shared.tally().done
         final = not self.settings.final or (self.shared.folder / "final" / "manifest.json").exists()
         marked = self.shared.study.user_attrs.get(CLOSED) == self._closing_mark()
