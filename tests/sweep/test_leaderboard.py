@@ -144,3 +144,12 @@ def test_ties_are_named(tmp_path: Path) -> None:
     assert [standing.tied for standing in standings] == [True, True, False]
     assert describe_ties(standings).endswith("at 5 %: trials 1.")
     assert "No other complete trial" in describe_ties(standings[:1])
+
+
+def test_no_tie_is_ruled_out_where_nothing_was_compared(tmp_path: Path) -> None:
+    for number in (1, 2):
+        write_folds(trial_folder(tmp_path, number), {0: [0.5, 0.4 / number, 0.3]}, finished=1)
+    trials = [frozen(number, "COMPLETE", 0.5 + number) for number in range(3)]
+    trials.append(frozen(3, "PRUNED", 0.4, 1))
+    said = describe_ties(ranking(trials, tmp_path, "minimize"))  # the folder of trial 0 was deleted
+    assert said == "Not compared with it, for want of common questions: trials 1, 2."

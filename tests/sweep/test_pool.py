@@ -83,7 +83,10 @@ def test_two_workers_share_a_study_and_a_killed_one_is_replaced(tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("fails", "message"),
-    [("user", "train.csv, row 7: unknown answer 'x'"), ("dies", "every worker died more than max_retries=0")],
+    [
+        ("user", "train.csv, row 7: unknown answer 'x'"),
+        ("dies", "every worker died more than max_retries=0"),
+    ],
 )
 def test_what_ends_a_worker_for_good_ends_the_sweep(tmp_path: Path, fails: str, message: str) -> None:
     code, out = finish(
@@ -91,6 +94,19 @@ def test_what_ends_a_worker_for_good_ends_the_sweep(tmp_path: Path, fails: str, 
     )
     assert code == 2, out
     assert message in out
+
+
+@pytest.mark.slow
+def test_workers_that_end_at_once_with_0_are_no_storm_but_an_error(tmp_path: Path) -> None:
+    began = time.monotonic()
+    code, out = finish(
+        start(tmp_path, "hydra.sweeper.worker_command='sh -c \"exit 0\"'", "hydra.sweeper.max_retries=2")
+    )
+    assert code == 2, out
+    assert out.count("ended without taking a trial, although some are left") == 2 * 3
+    assert "every worker died more than max_retries=2 times" in out
+    assert time.monotonic() - began > 0.5 + 1  # the pauses between the starts of a slot
+    assert {trial.state.name for trial in trials_of(tmp_path)} == {"WAITING"}
 
 
 @pytest.mark.slow

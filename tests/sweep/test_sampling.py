@@ -1,5 +1,6 @@
 """Samplers and pruners from config nodes; draws that do not depend on where they were cut off."""
 
+import sys
 from typing import Any
 
 import optuna
@@ -8,7 +9,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import Trial
 
 from vqa.errors import UserError
-from vqa.sweep.sampling import SamplerFactory, build_pruner, draw
+from vqa.sweep.sampling import SamplerFactory, build_pruner, draw, probe_sampler
 from vqa.sweep.space import SearchSpace
 
 SPACE = SearchSpace(
@@ -122,3 +123,31 @@ def test_a_grid_needs_steps() -> None:
 def test_a_pruner_that_cannot_be_had_is_refused(node: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"hydra.sweeper.pruner"):
         build_pruner(node)
+
+
+QMC = {"_target_": "optuna.samplers.QMCSampler", "scramble": True}
+NUMBERS = SearchSpace({"lr": FloatDistribution(0.0, 1.0), "dropout": FloatDistribution(0.0, 1.0)}, ())
+
+
+def test_a_scrambled_sequence_is_scrambled_once_and_so_fills_the_space_evenly() -> None:
+    trials = study_with(SamplerFactory(QMC, 0, NUMBERS), 9, NUMBERS).trials
+    for name in NUMBERS.keys:  # the first trial is random; the next eight lie in eight different eighths
+        assert {int(8 * trial.params[name]) for trial in trials[1:]} == set(range(8))
+
+
+@pytest.mark.parametrize("node", [TPE, RANDOM, QMC])
+def test_a_sampler_that_can_draw_passes_the_probe(node: dict[str, Any]) -> None:
+    probe_sampler(SamplerFactory(node, 0, SPACE), SPACE)
+
+
+def test_a_sampler_whose_package_is_missing_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cmaes", None)  # as if it were not installed
+    cma_es = {"_target_": "optuna.samplers.CmaEsSampler"}
+    with pytest.raises(UserError, match=r"CmaEsSampler cannot draw from this space: .*cmaes.*Install what"):
+        probe_sampler(SamplerFactory(cma_es, 0, NUMBERS), NUMBERS)
+
+
+def test_a_sampler_that_does_not_support_the_space_is_refused_at_the_start() -> None:
+    brute_force = {"_target_": "optuna.samplers.BruteForceSampler"}
+    with pytest.raises(UserError, match=r"BruteForceSampler cannot draw from this space: .*step"):
+        probe_sampler(SamplerFactory(brute_force, 0, NUMBERS), NUMBERS)

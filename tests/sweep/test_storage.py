@@ -8,6 +8,7 @@ from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
@@ -74,6 +75,27 @@ def test_a_trial_that_somebody_else_ended_is_refused_as_ever(tmp_path: Path) -> 
     assert isinstance(storage, RetryingStorage)
     with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
         storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [0.1])
+
+
+def test_a_full_disk_is_said_to_be_full_and_not_waited_for(tmp_path: Path) -> None:
+    storage = open_storage(f"sqlite:///{tmp_path}/s.db", 600)
+    assert isinstance(storage, RetryingStorage)
+    study = optuna.create_study(storage=storage)
+
+    @sqlalchemy.event.listens_for(storage.engine, "connect")
+    def stop_growing(connection: Any, _: object) -> None:  # SQLite says the same when the disk is full
+        [pages] = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+
+    def fill() -> None:
+        for number in range(1000):
+            study.set_user_attr(f"name {number}", "x" * 1000)
+
+    storage.engine.dispose()
+    began = time.monotonic()
+    with pytest.raises(GoneError, match=r"s.db cannot be written: .*disk is full. Free some space"):
+        fill()
+    assert time.monotonic() - began < 60
 
 
 def test_reading_makes_no_file_and_writes_nothing(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 from tests.helpers.toy_app.app import main
 from tests.helpers.toy_app.harness import board_rows, outcome, run_toy, stamps, starts, trials_of
 from vqa.errors import UserError
+from vqa.machine.files import try_lock
 
 SHORT = ("hydra.sweeper.n_trials=4", "hydra/sweeper/pruner=none")
 
@@ -92,6 +94,20 @@ def test_a_final_run_that_was_cut_off_is_made_on_the_next_run(copy: Path) -> Non
     run_toy(copy, *SHORT)
     assert (copy / "multirun/toy/final/manifest.json").exists()
     assert (copy / "multirun/toy/starts.txt").read_text().split() == ["final", "final"]
+
+
+def test_a_second_command_waits_for_the_final_run_of_the_first(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copy / "multirun/toy/final/manifest.json").unlink()
+    held = try_lock(copy / "multirun/toy/.locks/final")
+    assert held is not None
+    ends = threading.Timer(5.0, held.close)  # killed: the second command has to make the final run
+    ends.start()
+    run_toy(copy, *SHORT)
+    assert not ends.is_alive()
+    assert "another process is at the final run; waiting for its end" in capsys.readouterr().out
+    assert (copy / "multirun/toy/final/manifest.json").exists()
 
 
 def test_final_can_be_asked_for_later(tmp_path: Path) -> None:
@@ -190,6 +206,13 @@ def test_a_study_without_a_complete_trial_has_no_final_run(tmp_path: Path) -> No
         UserError, match="study toy has no complete trial, so there is nothing for the final run"
     ):
         run_toy(tmp_path, "fails=always", "hydra.sweeper.n_trials=1")
+
+
+def test_a_search_in_which_nothing_completed_is_no_success(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"no complete trial, so there is no winner(?s:.*)leaderboard"):
+            run_toy(tmp_path, "fails=always", "hydra.sweeper.n_trials=1", "hydra.sweeper.final=false")
+    assert starts(tmp_path) == ["000"]
 
 
 def test_a_direction_can_be_turned_round(tmp_path: Path) -> None:

@@ -146,7 +146,8 @@ def test_too_many_failures_stop_the_sweep_and_say_where_to_look(
         with pytest.raises(UserError, match=rf"2 trials failed(?s:.*){message}(?s:.*)trials/001/run.log"):
             run_toy(tmp_path, *settings)
     assert len(starts(tmp_path)) == 2
-    run_toy(tmp_path, *settings, "hydra.sweeper.max_failures=9")
+    with pytest.raises(UserError, match="has no complete trial"):
+        run_toy(tmp_path, *settings, "hydra.sweeper.max_failures=9")
     assert len(trials_of(tmp_path)) == 4
 
 
@@ -158,6 +159,31 @@ def test_a_users_mistake_stops_the_sweep_at_once_and_costs_no_trial(tmp_path: Pa
     log = (tmp_path / "multirun/toy/trials/000/run.log").read_text()
     assert "row 7" in log
     assert "Traceback" not in log
+
+
+def test_a_refused_combination_fails_alone_once_another_trial_ended_well(tmp_path: Path) -> None:
+    grid = ("hydra/sweeper/sampler=grid", "hydra/sweeper/pruner=none", "lr=0.001", "image=native")
+    queue = "hydra.sweeper.enqueue=[]"
+    run_toy(tmp_path, *grid, queue, "hydra.sweeper.final=false", "fails=poison", "seed=1")
+    rows = {row["lora.r"]: row["state"] for row in board_rows(tmp_path)}
+    assert rows == {"8": "FAIL", "16": "COMPLETE", "32": "COMPLETE"}
+    [failed] = [trial for trial in trials_of(tmp_path) if trial.state.name == "FAIL"]
+    assert failed.number > 0
+    assert failed.user_attrs["error"] == "lora.r=8 contradicts another setting. Take another r."
+
+
+def test_a_full_disk_stops_the_sweep_even_when_trials_have_ended_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_toy(tmp_path, *SHORT, "hydra.sweeper.n_trials=2")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/data/folds.csv")
+
+    monkeypatch.setattr(tests.helpers.toy_app.app, "write_fold", full)
+    with pytest.raises(UserError, match=r"/data/folds.csv: No space left on device; mend it"):
+        run_toy(tmp_path, *SHORT)
+    assert [trial.state.name for trial in trials_of(tmp_path)].count("FAIL") == 0
 
 
 def test_a_full_disk_stops_the_sweep_and_costs_no_trial(
@@ -194,7 +220,8 @@ def test_what_a_failed_trial_held_is_gone_when_the_next_one_starts(
     monkeypatch.setattr(tests.helpers.toy_app.app, "run_trial", fail)
     gc.disable()  # on a GPU nothing tells Python that memory is short
     try:
-        run_toy(tmp_path, *SHORT, "hydra.sweeper.max_failures=9")
+        with pytest.raises(UserError, match="has no complete trial"):
+            run_toy(tmp_path, *SHORT, "hydra.sweeper.max_failures=9")
     finally:
         gc.enable()
     assert left == [0, 0, 0, 0]

@@ -19,7 +19,7 @@ Answer = TypeVar("Answer")
 
 
 class GoneError(UserError):
-    """A server did not come back in time. Nothing that needs it can be done any more, not even tidying up."""
+    """A server is gone for good. Nothing that needs it can be done any more, not even tidying up."""
 
 
 class Retry:

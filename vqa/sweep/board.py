@@ -40,7 +40,7 @@ class Board:
     Args:
         study: The study's name.
         names: Searched keys.
-        n_trials: Trials that the study shall have.
+        n_trials: Trials of the study in all.
         console: Where to draw; a terminal gets the table, anything else the log.
     """
 
@@ -74,11 +74,11 @@ class Board:
 
     @property
     def wants_update(self) -> bool:
-        """Whether somebody watches and the last picture is old enough to draw another one."""
+        """Whether a terminal shows the table and the last drawing is old enough for another one."""
         return self.live is not None and time.monotonic() - self._drawn_at >= REFRESH_S
 
     def event(self, text: str) -> None:
-        """Log what has happened, unless the table shows it."""
+        """Log an event, unless the table shows it."""
         self._progress = None  # that piece of work is over
         if self.live is None:
             log.info(text)
@@ -88,7 +88,7 @@ class Board:
 
         Args:
             standings: All trials in order, as `vqa.sweep.leaderboard.ranking` gives them.
-            workers: Those that are alive.
+            workers: What the workers that are alive are doing.
         """
         self.standings = standings
         self.workers = workers
@@ -106,7 +106,7 @@ class Board:
             self.live.update(self.picture(), refresh=True)
 
     def picture(self) -> RenderableType:
-        """Give the table of trials, and under it what each worker is at."""
+        """Return the table of trials, and under it what each worker is doing."""
         parts: list[RenderableType] = [self._table()]
         if self.workers:
             parts.append(self._worker_lines())
@@ -170,7 +170,7 @@ def _progress_cells(text: str, done: int, total: int) -> tuple[RenderableType, .
 
 
 def describe_seconds(seconds: float) -> str:
-    """Give a span of time in the unit that suits it."""
+    """Write seconds as seconds, minutes or hours, whichever reads best."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
@@ -205,7 +205,7 @@ FILE_WIDTH = 160  # characters, where no terminal says how wide it is
 
 
 def write_address(folder: Path, settings: SweepSettings, n_trials: int, names: list[str]) -> None:
-    """Leave in the study's folder what `show_status` needs to find the study."""
+    """Write into the study's folder what `show_status` needs to find the storage."""
     storage = settings.storage
     if storage.startswith("sqlite:///"):
         storage = f"sqlite:///{Path(storage.removeprefix('sqlite:///')).absolute()}"

@@ -1,4 +1,8 @@
-"""The jobs of a sweep: composed once per choice of groups; then only values change; each runs in a folder."""
+"""The jobs of a sweep. Each is a Hydra job with its own configuration and folder.
+
+Hydra composes a configuration once per choice of config groups. Jobs with the same choices differ in values
+only, and these are set in the composed configuration.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -34,11 +38,11 @@ class JobConfigs:
         self._composed: dict[tuple[str, ...], DictConfig] = {}
 
     def compose(self, fixed: Sequence[str], searched: Sequence[str]) -> DictConfig:
-        """Give the configuration of one job; it is good until the next call.
+        """Return the configuration of one job. The next call may change it.
 
         Args:
             fixed: Overrides that all jobs of a kind share.
-            searched: Overrides `key=value` of this one; the last word.
+            searched: Overrides `key=value` of this job; they win.
         """
         pairs = [override.split("=", 1) for override in searched]
         values = {key.lstrip("+"): plain_value(text) for key, text in pairs if self._is_plain(key)}
@@ -86,7 +90,7 @@ class HydraJobs:
         context: Hydra's own.
         task_function: What a job runs.
         config: The configuration of the sweep itself.
-        parent_run_id: Tracking run under which the jobs' runs go; None = none.
+        parent_run_id: MLflow run of the study, under which the jobs' runs go; None = none.
     """
 
     context: HydraContext
@@ -109,8 +113,8 @@ class HydraJobs:
             searched: Overrides of its own, which win.
 
         Returns:
-            What Hydra says of it; the value is a Pruned or a UserError when the job raised one, so that
-            Hydra does not log these as failures. A full disk is no fault of the trial either.
+            Hydra's result. Its value is a Pruned or a UserError when the job raised one, so that Hydra does
+            not log these as failures. A full disk becomes a UserError too.
         """
         config = self.configs.compose(fixed, searched)
         with read_write(config.hydra), open_dict(config.hydra):
@@ -128,7 +132,7 @@ class HydraJobs:
                 job_subdir_key="hydra.sweep.subdir",
                 hydra_context=self.context,
             )
-        finally:  # it leaves logging on the job's own file
+        finally:  # run_job leaves logging on the job's own file
             hydra = self.config.hydra
             configure_log(hydra.hydra_logging, hydra.verbose, self.context.execution_whitelist)
 
@@ -145,4 +149,5 @@ class HydraJobs:
             if (refusal := mendable(error)) is None:
                 raise
             logging.getLogger(__name__).error(str(refusal))
+            refusal.__cause__ = error  # tells it from a refusal of the trial's values
             return refusal

@@ -241,10 +241,17 @@ def describe_scores(standing: Standing) -> str:
 
 def describe_ties(standings: Sequence[Standing]) -> str:
     """Say which trials tie with the best one."""
-    tied = [str(standing.trial) for standing in standings[1:] if standing.tied]
-    if not tied:
-        return "No other complete trial ties with it (paired t-test over the questions, 5 %)."
-    return f"Not told apart from it by a paired t-test over the questions at 5 %: trials {', '.join(tied)}."
+    others = [standing for standing in standings[1:] if standing.state == "COMPLETE"]
+    tied = [str(standing.trial) for standing in others if standing.tied]
+    unknown = [str(standing.trial) for standing in others if standing.tied is None]
+    lines = []
+    if tied:
+        lines.append(
+            f"Not told apart from it by a paired t-test over the questions at 5 %: trials {', '.join(tied)}."
+        )
+    if unknown:
+        lines.append(f"Not compared with it, for want of common questions: trials {', '.join(unknown)}.")
+    return " ".join(lines) or "No other complete trial ties with it (paired t-test over the questions, 5 %)."
 
 
 def winner_of(standings: Sequence[Standing]) -> Standing | None:

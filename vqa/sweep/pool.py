@@ -1,8 +1,8 @@
 """Several workers: copies of the very command, one per GPU, watched by the first process.
 
-Plain processes: a copy loads its own model once and pulls trials from the shared study, so there is no
-barrier, and one that dies is started again within a second. `worker_command` puts a launcher such as srun in
-front of the copies, which then run wherever it places them.
+Workers are plain processes. Each loads its own model once and takes trials from the shared study, so none
+waits for another. A worker that dies is started again within a second. `worker_command` puts a launcher such
+as srun in front of the copies, which then run wherever it places them.
 """
 
 import logging
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 SLOT = "VQA_WORKER"  # in a worker's environment: its slot, a whole number of its own
 DEADLINE = "VQA_DEADLINE"
 POLL_S = 0.5
+LONGEST_PAUSE_S = 60.0  # before a worker that keeps dying is started again
 
 
 def own_slot() -> int | None:
@@ -43,7 +44,7 @@ def refusal_file(study_folder: Path, slot: int) -> Path:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs to share out, found without starting CUDA in this process."""
+    """List the GPUs to share out, without starting CUDA in this process."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [gpu for gpu in named.split(",") if gpu not in ("", "-1")]
@@ -87,6 +88,9 @@ class WorkerPool:
         self.gpus = visible_gpus()
         self.up: dict[int, subprocess.Popen[bytes]] = {}
         self.deaths: Counter[int] = Counter()  # by slot, since the last trial that ended well
+        self.idle: Counter[int] = Counter()  # by slot: ends without a trial, one after another
+        self._before: dict[int, bytes] = {}  # what the slot's last worker had said when this one started
+        self._not_before: dict[int, float] = {}  # time.monotonic() of the slot's next start
 
     def run(self) -> None:
         """Start the workers, and start those again that die, until all is done or time is up.
@@ -129,6 +133,26 @@ class WorkerPool:
             if code != 0:
                 self.deaths[slot] += 1
                 log.warning(f"worker {slot} died ({code}); see {self.folder / f'{slot}.log'}")
+            self.idle[slot] = 0 if self._said(slot) != self._before[slot] else self.idle[slot] + 1
+            if code == 0 and self.idle[slot] and self._has_trials_left():
+                self.deaths[slot] += 1
+                log.warning(
+                    f"worker {slot} ended without taking a trial, although some are left; see "
+                    f"{self.folder / f'{slot}.log'}. Does hydra.sweeper.worker_command start this command, "
+                    "and is its machine's clock right?"
+                )
+            ends = max(self.deaths[slot] - 1, self.idle[slot])
+            self._not_before[slot] = time.monotonic() + min(LONGEST_PAUSE_S, POLL_S * 2.0 ** min(ends, 10))
+
+    def _said(self, slot: int) -> bytes:
+        """What the slot's worker has last written of itself; each trial that it takes changes that."""
+        path = self.folder / f"{slot}.json"
+        return path.read_bytes() if path.exists() else b""
+
+    def _has_trials_left(self) -> bool:
+        """Whether a worker could have started a trial."""
+        left = self.shared.tally().started < self.shared.n_trials and time.time() < self.deadline
+        return left and not self.shared.too_many_failures()
 
     def _fill(self) -> None:
         """Start a worker in each empty slot that has work to do."""
@@ -140,7 +164,10 @@ class WorkerPool:
                 f"finishing a trial. See {self.folder}/*.log; the same command goes on from here."
             )
         for slot in allowed:
+            if time.monotonic() < self._not_before.get(slot, 0.0):
+                continue
             if slot not in self.up and self._work_for_another() and not self._is_taken(slot):
+                self._before[slot] = self._said(slot)
                 self.up[slot] = self._start(slot)
 
     def _work_for_another(self) -> bool:

@@ -1,6 +1,7 @@
 """Samplers and pruners from their config nodes, and how a trial's parameters are drawn."""
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ from optuna.trial import Trial
 
 from vqa.errors import UserError
 from vqa.sweep.space import SearchSpace
+
+PROBE_TRIALS = 12  # more than the samplers' default of random trials to begin with
 
 
 class SamplerFactory:
@@ -27,6 +30,7 @@ class SamplerFactory:
     """
 
     def __init__(self, node: Mapping[str, Any], seed: int | None, space: SearchSpace) -> None:
+        quieten_optuna()
         self.node = {key: value for key, value in node.items() if key not in ("seed", "_partial_")}
         self.seed: int | None = node.get("seed", seed)
         name = self.node["_target_"].removeprefix("optuna.samplers.")
@@ -35,14 +39,15 @@ class SamplerFactory:
             raise UserError(f"hydra.sweeper.sampler: Optuna has no {self.node['_target_']}.")
         self.takes_seed = "seed" in inspect.signature(kind).parameters
         self.grid = {"search_space": space.grid()} if is_grid(node) else {}
-        self.build(0)  # so that a wrong argument is found before the study exists
+        self.build(0)  # refuses a wrong argument before the study exists
 
     def build(self, number: int) -> optuna.samplers.BaseSampler:
         """Give the sampler of trial `number`."""
         extra: dict[str, Any] = dict(self.grid)
         if self.takes_seed and self.seed is not None:
-            # The grid is shuffled once, by its seed; all others draw anew for each trial.
-            words = [self.seed] if self.grid else [self.seed, number]
+            # A grid is shuffled, and a QMC sequence scrambled, once for the whole study.
+            once = self.node["_target_"].removeprefix("optuna.samplers.") in ("GridSampler", "QMCSampler")
+            words = [self.seed] if once else [self.seed, number]
             extra["seed"] = int(np.random.SeedSequence(words).generate_state(1)[0])
         try:
             built = instantiate({**self.node, **extra}, _execution_whitelist_=("optuna.samplers.*",))
@@ -51,6 +56,34 @@ class SamplerFactory:
         if not isinstance(built, optuna.samplers.BaseSampler):
             raise UserError(f"hydra.sweeper.sampler: {self.node['_target_']} is no sampler.")
         return built
+
+
+def probe_sampler(samplers: SamplerFactory, space: SearchSpace) -> None:
+    """Draw one trial in memory, so that a sampler that cannot draw shows before any model loads.
+
+    Some samplers draw the first trials at random. Only then do they import their package or read the space.
+
+    Raises:
+        UserError: The sampler's package is missing, or it does not support the space.
+    """
+    study = optuna.create_study()
+    for number in range(PROBE_TRIALS):  # a history to draw from; its values mean nothing
+        study.sampler = optuna.samplers.RandomSampler(seed=number)
+        study.tell(study.ask(space.distributions), number)
+    study.sampler = samplers.build(PROBE_TRIALS)
+    try:
+        draw(study.ask(), space)
+    except (ImportError, NotImplementedError, TypeError, ValueError) as error:
+        raise UserError(
+            f"hydra.sweeper.sampler: {samplers.node['_target_']} cannot draw from this space: "
+            f"{str(error).rstrip('.')}. Install what it needs, or take another hydra/sweeper/sampler."
+        ) from error
+
+
+def quieten_optuna() -> None:
+    """Keep Optuna's remarks on each trial, and that a sampler is new, from the user's terminal."""
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 def is_grid(node: Mapping[str, Any]) -> bool:
@@ -76,15 +109,15 @@ def build_pruner(node: Mapping[str, Any]) -> optuna.pruners.BasePruner:
 def draw(trial: Trial, space: SearchSpace) -> None:
     """Suggest every parameter of `trial`.
 
-    Parameters that were on record before the trial was cut off keep their values but are drawn again, so
-    that those behind them see the same random numbers as in an uninterrupted run.
+    A trial that was cut off may have some parameters in the storage. These keep their values, but are drawn
+    again, so that those after them get the same random numbers as in an uninterrupted run.
     """
-    on_record = set(trial.params)
-    if on_record >= set(space.distributions):
+    known = set(trial.params)
+    if known >= set(space.distributions):
         return
     filtered = optuna.pruners._filter_study(trial.study, trial._cached_frozen_trial)
     for name, distribution in space.distributions.items():
-        spent = name in on_record and not distribution.single() and name not in trial._fixed_params
+        spent = name in known and not distribution.single() and name not in trial._fixed_params
         if spent and name not in trial.relative_params:
             trial.study.sampler.sample_independent(filtered, trial._cached_frozen_trial, name, distribution)
         trial._suggest(name, distribution)

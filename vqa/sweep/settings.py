@@ -9,14 +9,14 @@ from vqa.errors import UserError
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """What a sweep is told. The values stand in `conf/hydra/sweeper/`; there are no defaults here.
+    """The keys of `hydra.sweeper`. Their defaults stand in `conf/hydra/sweeper/`, none here.
 
     Args:
         study_name: Name of the study in its storage; Hyperband derives a trial's bracket from it.
         storage: `sqlite:///path`, `journal:path` or `postgresql+psycopg://...`.
         storage_wait_s: Seconds to wait for a database that goes away while the sweep runs.
         direction: "minimize" or "maximize" the value that a job returns.
-        n_trials: Trials that the study shall have in all, over all runs of the command.
+        n_trials: Trials of the study in all, over all runs of the command.
         n_workers: Worker processes; 1 = in this process.
         worker_command: What to put in front of each worker's command, for instance
             `srun --ntasks=1 --gpus=1`; null = workers are plain processes on this machine.
@@ -27,14 +27,16 @@ class SweepSettings:
         enqueue: Configurations to try first, each a mapping of searched key -> value.
         final: Whether the final run follows with the winner.
         final_overrides: Overrides that turn the winner's job into the final run.
-        record: Further plain overrides for the final run and best.yaml: key -> value.
+        record: Facts about the search that go with the winner, as overrides of the final run and in
+            best.yaml: key -> value.
         max_failures: Trials that may fail before the sweep stops.
-        max_retries: How often a trial, or a worker without progress, may be cut off and taken up again.
-        budget_minutes: Minutes for the trials: their number, folds and questions are planned to fit; null =
-            as configured.
+        max_retries: How often a trial may be cut off and taken up again, or a worker may die before any
+            trial ends well.
+        budget_minutes: Minutes for all trials together. Their number, folds and questions are planned to fit.
+            null = as configured.
         timeout_s: Seconds after which no new trial starts; null = no limit.
         seed: Seed of the sampler; null = another search each time.
-        tracked: Whether `vqa.tracking.mlflow_runs` is told of the study.
+        tracked: Whether the study gets an MLflow run of its own, with its trials under it.
     """
 
     study_name: str

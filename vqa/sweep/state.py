@@ -1,4 +1,4 @@
-"""What each worker is doing just now, as it says itself: one small file per worker, for the live table."""
+"""What each worker is doing: it keeps one small file up to date, which the live table reads."""
 
 import json
 import os
@@ -16,17 +16,17 @@ WRITE_EVERY_S = 1.0
 
 @dataclass(frozen=True)
 class WorkerState:
-    """One worker.
+    """What one worker is doing.
 
     Args:
         slot: Which worker of the study it is.
         host: Its machine.
         pid: Its process there.
         trial: What it runs; None between two trials.
-        text: What it is at within the trial, for instance "fold 2 of 3".
-        done: Pieces of that which are finished.
-        total: Pieces of that in all; 0 = not known.
-        memory_gib: Most memory it has held: the GPU's, without one the process's.
+        text: The part of the trial that it works on, for instance "fold 2 of 3".
+        done: Finished pieces of that part.
+        total: All pieces of that part; 0 = not known.
+        memory_gib: Peak memory, GiB: of the GPU; without a GPU, of the process.
         since: When the trial was taken up, `time.time()`.
         seen: When this was written, `time.time()`.
     """
@@ -44,8 +44,8 @@ class WorkerState:
 
 
 def lock_slot(locks: Path, slot: int) -> IO[str] | None:
-    """Be worker `slot` for as long as the file is open; None when somebody is."""
-    for _ in range(10):  # who only looks whether it is taken holds it for an instant
+    """Become worker `slot` for as long as the file is open; None when another process is that worker."""
+    for _ in range(10):  # is_locked() holds the lock for an instant
         if (lock := try_lock(locks / f"worker_{slot}")) is not None:
             return lock
         time.sleep(0.05)
@@ -53,7 +53,7 @@ def lock_slot(locks: Path, slot: int) -> IO[str] | None:
 
 
 def lock_free_slot(locks: Path) -> tuple[int, IO[str]]:
-    """Be the first worker that nobody is."""
+    """Become the first worker whose slot is free."""
     slot = 0
     while (lock := lock_slot(locks, slot)) is None:
         slot += 1
@@ -92,7 +92,7 @@ class StateWriter:
 
 
 def memory_gib() -> float:
-    """Most memory this process has held, GiB: on its GPU once it uses one, else its own."""
+    """Peak memory of this process, GiB: on its GPU once it uses one, else in main memory."""
     if (torch := sys.modules.get("torch")) is None:
         import resource
 
@@ -103,18 +103,18 @@ def memory_gib() -> float:
 
 
 def read_states(folder: Path) -> list[WorkerState]:
-    """The workers that are alive, by slot."""
+    """Read what the workers that are alive are doing, by slot."""
     paths = sorted((folder / "workers").glob("*.json"), key=lambda path: int(path.stem))
     alive = [path for path in paths if is_locked(folder / ".locks" / f"worker_{path.stem}")]
     return [WorkerState(**json.loads(path.read_text(encoding="utf-8"))) for path in alive]
 
 
 def seconds_left(seconds: list[float], trials_left: int, workers: int) -> float | None:
-    """When the study will be done, from the mean time of the trials that are; None without any.
+    """Estimate the seconds until the study is done from the mean time of a trial; None before the first.
 
     Args:
-        seconds: Of each trial that is done, pruned ones too.
-        trials_left: Trials to start or to finish.
+        seconds: Time of each trial that has ended, pruned ones too.
+        trials_left: Trials that have not ended.
         workers: Workers that share them.
     """
     if not seconds:

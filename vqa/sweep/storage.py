@@ -7,6 +7,7 @@ twice, and a trial created twice is a running trial that nobody holds, which the
 
 import functools
 import os
+import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -21,8 +22,10 @@ from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from vqa.errors import UserError
 from vqa.machine.files import wait_for_lock
-from vqa.machine.retry import Retry, chain_of
+from vqa.machine.retry import Answer, GoneError, Retry, chain_of, reason_of
 
+UNWRITABLE = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY}
+DISK_FULL = "53100"  # PostgreSQL's sqlstate
 SQLITE_WAIT_S = 60  # for another worker's write to end
 # Few connections per worker, since there may be many; each is tried before use, so that one from before a
 # restart is replaced; and a server that vanished without a word is noticed after a minute, not after hours.
@@ -73,7 +76,24 @@ class RetryingStorage(RDBStorage):
 
     def __init__(self, url: str, wait_s: float, engine: dict[str, Any], **more: Any) -> None:
         self.retry = retry_for(url, wait_s)
+        self.shown = shown_address(url)
         super().__init__(url, engine_kwargs=engine, **more)
+
+    def repeated(self, attempt: Callable[[], Answer]) -> Answer:
+        """Call the database, again and again while it is away.
+
+        Raises:
+            GoneError: It stayed away, or its disk is full or broken.
+        """
+        try:
+            return self.retry.call(attempt)
+        except (StorageInternalError, SQLAlchemyError) as error:
+            if not _cannot_write(error):
+                raise
+            raise GoneError(
+                f"hydra.sweeper.storage {self.shown} cannot be written: {reason_of(error)}. "
+                "Free some space or mend the disk; the same command goes on from here."
+            ) from error
 
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
@@ -91,7 +111,7 @@ class RetryingStorage(RDBStorage):
                     raise
                 return True
 
-        return self.retry.call(attempt)
+        return self.repeated(attempt)
 
 
 def _repeated(name: str) -> Callable[..., Any]:
@@ -99,7 +119,7 @@ def _repeated(name: str) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def call(storage: RetryingStorage, *arguments: Any, **named: Any) -> Any:
-        return storage.retry.call(lambda: method(storage, *arguments, **named))
+        return storage.repeated(lambda: method(storage, *arguments, **named))
 
     return call
 
@@ -115,7 +135,15 @@ def retry_for(url: str, wait_s: float) -> Retry:
 
 
 def _is_away(error: BaseException) -> bool:
-    return any(isinstance(cause, OperationalError | InterfaceError) for cause in chain_of(error))
+    away = any(isinstance(cause, OperationalError | InterfaceError) for cause in chain_of(error))
+    return away and not _cannot_write(error)
+
+
+def _cannot_write(error: BaseException) -> bool:
+    """Whether the disk is full, broken or read-only, which waiting does not mend."""
+    causes = chain_of(error)
+    codes = {getattr(cause, "sqlite_errorcode", 0) & 0xFF for cause in causes}  # the rest gives details
+    return bool(codes & UNWRITABLE) or any(getattr(c, "sqlstate", None) == DISK_FULL for c in causes)
 
 
 class JournalLock(BaseJournalFileLock):

@@ -1,17 +1,19 @@
 """The study that all workers share: which trial comes next, and who is at work on it.
 
-A study can be cut off at any instant and goes on as if nothing had happened. Three decisions make it so:
+A study can be killed at any instant and goes on as if nothing had happened. Three decisions make it so:
 
-- A trial that was cut off is neither failed nor queued again: the next worker adopts it, with its number,
+- A trial that was cut off is neither failed nor queued again. The next worker adopts it, with its number,
   folder, parameters and reports.
-- Who is alive shows in a file lock per running trial, which the kernel drops when its holder dies. Nothing
-  has to happen at the moment of death.
-- Each trial has a sampler of its own, seeded by (seed, trial number), so that a draw does not depend on how
-  many draws this process has made before.
+- A worker holds a file lock for the trial that it runs. The kernel drops the lock when the worker dies, so a
+  running trial without a lock was cut off.
+- Each trial has a sampler of its own, seeded by (seed, trial number). A draw does not depend on how many
+  draws this process has made before.
+
+All trials of a study must answer the same question. Its terms say which: search space, fixed overrides,
+sampler, pruner, direction and seed. The first run fixes them, and a run under other terms is refused.
 """
 
 import logging
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +30,7 @@ from vqa.errors import UserError
 from vqa.machine.files import is_locked, replace_text, try_lock, wait_for_lock
 from vqa.results.folder import MAY_DIFFER
 from vqa.results.trials import read_trials
-from vqa.sweep.sampling import SamplerFactory, build_pruner, draw, is_grid
+from vqa.sweep.sampling import SamplerFactory, build_pruner, draw, is_grid, quieten_optuna
 from vqa.sweep.settings import SweepSettings
 from vqa.sweep.space import SearchSpace
 from vqa.sweep.storage import open_storage
@@ -43,8 +45,8 @@ def trial_folder(study_folder: Path, number: int) -> Path:
     return study_folder / "trials" / f"{number:03d}"
 
 
-# Where and how, not what: the study compares the same whatever these are. An override of a node's part counts
-# with its node (env.threads), one of the node around (budget=smoke) does not.
+# These say where and how the study runs, not what it compares. A key below one of them counts as well
+# (env.threads); a group that holds one among others does not (budget=smoke).
 NOT_PART_OF_THE_TERMS = ("study", *MAY_DIFFER)
 
 
@@ -122,11 +124,11 @@ def terms_text(terms: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Claim:
-    """One trial in the hands of this worker.
+    """A trial that this worker has taken.
 
     Args:
         trial: The trial; RUNNING, all its parameters are drawn.
-        lock: Held until after the result is told.
+        lock: Held until after the result is in the storage.
         adopted: Whether it was begun before and cut off.
     """
 
@@ -159,14 +161,14 @@ class Tally:
 class SharedStudy:
     """A study in its storage, as this process sees it. Loaded, or created, here.
 
-    A study that exists is only read, unless it was cut off while its first trials were being queued.
+    An existing study is only read, unless it was killed while its first trials were being queued.
 
     Args:
         settings: The checked keys of `hydra.sweeper`.
         space: What is searched and what is fixed.
         folder: The study's folder, `hydra.sweep.dir`.
         enqueued: Parameters of the first trials.
-        begun: Whether another process has had the storage open, so that it is worth waiting for.
+        begun: Whether another process had the storage open before: then it is waited for while it is away.
 
     Raises:
         UserError: Sampler, pruner or storage cannot be had, or the study was begun under other terms.
@@ -180,8 +182,7 @@ class SharedStudy:
         enqueued: list[dict[str, Any]],
         begun: bool = False,
     ) -> None:
-        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        quieten_optuna()
         self.settings = settings
         self.space = space
         self.folder = folder
@@ -222,7 +223,7 @@ class SharedStudy:
         )
 
     def _settle(self, terms: dict[str, Any], enqueued: list[dict[str, Any]]) -> None:
-        """Write what a new study lacks; each step is skipped when it was done before."""
+        """Write what a new study needs; a step that was done before is skipped."""
         before = self.study.user_attrs.get("terms")
         if before is None:
             self.study.set_user_attr("terms", terms)
@@ -248,7 +249,7 @@ class SharedStudy:
         return Tally.of(self.trials())
 
     def too_many_failures(self) -> bool:
-        """Whether the sweep has to stop because of failed trials."""
+        """Whether more trials failed than max_failures allows."""
         return self.tally().failed > self.settings.max_failures
 
     def _wants_more(self, trials: list[FrozenTrial]) -> bool:
@@ -256,12 +257,12 @@ class SharedStudy:
         return tally.done < self.n_trials and tally.failed <= self.settings.max_failures
 
     def claim(self) -> Claim | None:
-        """Take the next trial: one that was cut off, else a new one. Call it `locked`.
+        """Take the next trial: one that was cut off, else a new one. Call it inside `locked()`.
 
-        A trial that was cut off more than `max_retries` times is told FAIL with that reason.
+        A trial that was cut off more than `max_retries` times ends as FAIL with that reason.
 
         Returns:
-            The trial with its lock; None when n_trials are done or in other hands, or too many failed.
+            The trial with its lock; None when all n_trials are done or run elsewhere, or too many failed.
         """
         trials = self.trials()
         if not self._wants_more(trials):
@@ -269,7 +270,7 @@ class SharedStudy:
         for frozen in [trial for trial in trials if trial.state == TrialState.RUNNING]:
             if (claim := self._adopt(frozen)) is not None:
                 return claim
-            trials = self.trials()  # it may have been told FAIL
+            trials = self.trials()  # it may have ended as FAIL
         if not self._wants_more(trials) or Tally.of(trials).started >= self.n_trials:
             return None
         waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
@@ -305,13 +306,13 @@ class SharedStudy:
         return Claim(trial, lock, adopted=True)
 
     def forgive(self, trial: Trial) -> None:
-        """Do not count the coming adoption as a death: the user stopped the trial."""
+        """Do not count the next adoption of the trial as a death: the user stopped it, it did not die."""
         trial.set_user_attr("deaths", trial.user_attrs.get("deaths", 0) - 1)
 
     def would_stop(self, number: int) -> bool:
         """Ask the pruner again about the last report of a trial that was cut off.
 
-        Successive halving notes a passed rung before it answers; a death in between would turn "stop" into
+        Successive halving marks a rung as passed before it answers. A death in between would turn "stop" into
         "go on". So the marks that the last report may have set are hidden from it.
         """
         frozen = self.study.get_trials()[number]  # a copy: it is changed below
@@ -326,7 +327,7 @@ class SharedStudy:
     def tell(
         self, trial: Trial, state: TrialState, value: float | None = None, error: str | None = None
     ) -> None:
-        """Close a trial; a FAIL comes with its reason."""
+        """End a trial in the storage; a FAIL comes with its reason."""
         if error is not None:
             trial.set_user_attr("error", error)
         # Grid and brute-force samplers call study.stop() after a trial, which only study.optimize allows;

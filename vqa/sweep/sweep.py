@@ -13,23 +13,24 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vqa.errors import UserError
 from vqa.machine import processes
-from vqa.machine.files import try_lock
+from vqa.machine.files import try_lock, wait_for_lock
 from vqa.machine.interrupt import Interrupt
 from vqa.sweep.board import Board, write_address
 from vqa.sweep.jobs import HydraJobs, refuse_unknown_keys
 from vqa.sweep.leaderboard import Standing, describe_scores, describe_ties, winner_of
 from vqa.sweep.pool import WorkerPool, note_refusal, own_deadline, own_slot
+from vqa.sweep.sampling import SamplerFactory, probe_sampler
 from vqa.sweep.settings import read_settings
 from vqa.sweep.space import overrides_of, read_enqueued, read_search_space
 from vqa.sweep.state import StateWriter, lock_free_slot, lock_slot
 from vqa.sweep.study import SharedStudy
-from vqa.sweep.time_budget import MEASURING, measure, planned, told_of, warn_of_few_trials
+from vqa.sweep.time_budget import MEASURING, measure, planned, sweeper_under, warn_of_few_trials
 from vqa.sweep.worker import Worker
 
 log = logging.getLogger(__name__)
 
-CLOSED = "closed"  # user attribute of the study: what was done when its results were written last
-POLL_S = 1.0  # between looks at what other workers have left to do
+CLOSED = "closed"  # user attribute of the study: how much was done when its results were last written
+POLL_S = 1.0  # how often to check whether other workers have left trials
 PARENT_RUN = "tracking_parent_run_id"
 
 
@@ -64,12 +65,13 @@ def run_sweep(
     jobs = HydraJobs(context, task_function, config)
     if not (folder / "study.yaml").exists():
         refuse_unknown_keys(jobs.configs, space, settings)
+        probe_sampler(SamplerFactory(settings.sampler, settings.seed, space), space)
     if MEASURING in os.environ:
         measure(jobs, space)
         return None
     if (plan := planned(jobs, settings, arguments, folder)) is not None:
         space = read_search_space(settings.params, [*arguments, *plan.overrides()], groups)
-        settings = read_settings(told_of(plan, config))
+        settings = read_settings(sweeper_under(plan, config))
     enqueued = read_enqueued(settings.enqueue, space)
     if own_slot() is None:
         warn_of_few_trials(settings)
@@ -85,7 +87,7 @@ def run_sweep(
 
 
 def _run_as_copy(shared: SharedStudy, jobs: HydraJobs, slot: int, interrupt: Interrupt) -> None:
-    """Be one of several workers: trials only, no results, no final run."""
+    """Be one of several workers: run trials; the first process writes the results and makes the final run."""
     lock = lock_slot(shared.locks, slot)
     if lock is None:
         log.info(f"worker {slot} is up already")
@@ -100,7 +102,7 @@ def _run_as_copy(shared: SharedStudy, jobs: HydraJobs, slot: int, interrupt: Int
 
 
 def _parent_run(shared: SharedStudy, config: DictConfig, anew: bool) -> str | None:
-    """Open the study's tracking run before any trial; without `anew`, only when nobody has done so."""
+    """Return the study's MLflow run, opened when it is missing or `anew`."""
     if not shared.settings.tracked:
         return None
     from vqa.sweep.study_record import open_study  # imports mlflow
@@ -152,7 +154,7 @@ class Sweep:
             if complete and self.settings.final:
                 self._run_final(worker.standings())
             elif complete:
-                self._write_report()  # with a final run it is that run's last act
+                self._write_page()  # with a final run it is that run's last act
         except KeyboardInterrupt:
             done = self.shared.tally().done
             log.warning(
@@ -163,12 +165,14 @@ class Sweep:
             raise
         self._close_tracking("COMPLETE" if complete else "KILLED")
         if complete:
+            if self._best_value() is None:
+                raise UserError(self._nothing_complete("there is no winner"))
             self.shared.study.set_user_attr(CLOSED, self._closing_mark())
         return self._best_value()
 
     def _run_trials(self, worker: Worker) -> None:
         if self.shared.tally().done >= self.shared.n_trials:
-            worker.write_results()  # it may have been cut off just before
+            worker.write_results()  # an earlier run may have been killed before it wrote them
         elif self.settings.n_workers == 1:
             slot, lock = lock_free_slot(self.shared.locks)
             worker.state = StateWriter(self.shared.folder, slot)
@@ -180,7 +184,7 @@ class Sweep:
                 worker.write_results()
 
     def _run_alone(self, worker: Worker) -> None:
-        """Work, then wait for workers that joined, and take over what they leave."""
+        """Run trials, then wait for workers that joined, and adopt the trials of those that die."""
         worker.run()
         while self._others_at_work() and time.time() < worker.deadline:
             worker.redraw()
@@ -192,7 +196,7 @@ class Sweep:
         return tally.running > 0 and tally.done < self.shared.n_trials and not self.shared.too_many_failures()
 
     def _check_complete(self, standings: list[Standing]) -> bool:
-        """Say where the study stands; whether all trials are done."""
+        """Log where the study stands; return whether all trials are done."""
         tally = self.shared.tally()
         if self.shared.too_many_failures():
             failed = [standing for standing in standings if standing.state == "FAIL"]
@@ -205,7 +209,7 @@ class Sweep:
         if tally.done < self.shared.n_trials:
             why = f"out of time (hydra.sweeper.timeout_s={self.settings.timeout_s})"
             if tally.running:
-                why = f"{tally.running} trials are in other hands"
+                why = f"{tally.running} trials are run by other processes"
             log.warning(
                 f"{self.name}: {tally.done} of {self.shared.n_trials} trials done, {why}; "
                 "the same command goes on from here."
@@ -228,17 +232,13 @@ class Sweep:
     def _run_final(self, standings: list[Standing]) -> None:
         best = winner_of(standings)
         if best is None:
-            raise UserError(
-                f"{self.name} has no complete trial, so there is nothing for the final run. Widen "
-                "hydra.sweeper.params, take a gentler hydra/sweeper/pruner, or raise hydra.sweeper.n_trials."
-            )
+            raise UserError(self._nothing_complete("there is nothing for the final run"))
         params = {name: best.params[name] for name in self.shared.space.keys}
         chosen = [*overrides_of(params), *overrides_of(self.settings.record), *self.settings.final_overrides]
         overrides = [*self.shared.space.fixed, *chosen]
-        lock = try_lock(self.shared.locks / "final")
-        if lock is None:
-            log.info("another process is at the final run")
-            return
+        if (lock := try_lock(self.shared.locks / "final")) is None:
+            log.info("another process is at the final run; waiting for its end")
+            lock = wait_for_lock(self.shared.locks / "final")
         with lock:
             if self._final_exists(overrides):
                 return
@@ -247,14 +247,21 @@ class Sweep:
         if isinstance(result, UserError):
             raise result
 
-    def _write_report(self) -> None:
+    def _nothing_complete(self, so: str) -> str:
+        return (
+            f"{self.name} has no complete trial, so {so}. How each trial ended is in "
+            f"{self.shared.folder}/leaderboard.csv, why in its run.log. Widen hydra.sweeper.params, take a "
+            "gentler hydra/sweeper/pruner, or raise hydra.sweeper.n_trials."
+        )
+
+    def _write_page(self) -> None:
         from vqa.report.report import write_report  # imports matplotlib
 
         language = OmegaConf.select(self.config, "lang", default="en")
         log.info(f"See {write_report(self.shared.folder / 'final', language)}.")
 
     def _final_exists(self, overrides: list[str]) -> bool:
-        """Whether the final run is done; refuses to go on with one that another winner began."""
+        """Whether the final run is done; refuses to go on with a final run of another winner."""
         folder = self.shared.folder / "final"
         began = folder / ".hydra" / "overrides.yaml"
         same = not began.exists() or OmegaConf.to_container(OmegaConf.load(began)) == overrides
@@ -276,7 +283,7 @@ class Sweep:
         return f"{self.shared.tally().done} trials{final}"
 
     def _is_closed(self) -> bool:
-        """Whether trials, results and final run are all as they should be."""
+        """Whether all trials, the results and the final run are complete."""
         done = self.shared.tally().done
         final = not self.settings.final or (self.shared.folder / "final" / "manifest.json").exists()
         marked = self.shared.study.user_attrs.get(CLOSED) == self._closing_mark()

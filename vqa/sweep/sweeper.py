@@ -14,10 +14,10 @@ class StudySweeper(Sweeper):
     """
 
     def __init__(self, **settings: Any) -> None:
-        """Take no notice of the keys: `setup` reads them, resolved, from the whole configuration."""
+        """Ignore the keys: `sweep` reads them, resolved, from the whole configuration."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Remember what the jobs of this sweep are made of."""
+        """Keep what the jobs of this sweep are composed from."""
         self.hydra_context: HydraContext = hydra_context
         self.task_function = task_function
         self.config: DictConfig = config
@@ -34,6 +34,6 @@ class StudySweeper(Sweeper):
         Raises:
             UserError: A key, the search space or the study's state does not allow to go on.
         """
-        from vqa.sweep.sweep import run_sweep  # here, for the sake of every start that is no sweep
+        from vqa.sweep.sweep import run_sweep  # here: a start that is no sweep needs no Optuna
 
         return run_sweep(self.hydra_context, self.task_function, self.config, arguments)

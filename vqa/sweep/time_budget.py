@@ -1,6 +1,7 @@
-"""What a study's time buys: `budget_minutes` becomes trials x folds x questions, from measured speed.
+"""What a study's time buys: `budget_minutes` becomes trials x folds x questions.
 
-And whether a pruner has trials enough to compare.
+One small trial is timed before the study begins. The study is then planned to fit the minutes. Also here: how
+many trials a pruner needs before it can stop any.
 """
 
 import copy
@@ -23,7 +24,7 @@ from vqa.errors import UserError
 from vqa.machine.files import replace_text, wait_for_lock
 from vqa.sweep.jobs import HydraJobs
 from vqa.sweep.pool import own_slot, visible_gpus, worker_environment
-from vqa.sweep.sampling import build_pruner
+from vqa.sweep.sampling import build_pruner, quieten_optuna
 from vqa.sweep.settings import SweepSettings
 from vqa.sweep.space import SearchSpace, overrides_of, read_search_space
 
@@ -94,11 +95,11 @@ class StudyPlan:
     trial_s: float
 
     def overrides(self) -> list[str]:
-        """What each trial is told."""
+        """The overrides that each trial gets."""
         return [f"budget.subsample={self.size.subsample}", f"budget.folds={self.size.folds}"]
 
     def describe(self, workers: int) -> str:
-        """Say what the plan is, in one line."""
+        """Describe the plan in one line."""
         minutes = self.size.n_trials * self.trial_s / workers / 60
         return (
             f"hydra.sweeper.budget_minutes={self.budget_minutes:g}: {self.size.n_trials} trials x "
@@ -149,7 +150,7 @@ def plan_study(minutes: float, workers: int, speed: Speed, wanted: StudySize, le
 
 
 def more_time(plan: StudyPlan, minutes: float, workers: int) -> StudyPlan:
-    """Plan anew for a study that has begun: its folds and questions stay, its trials change."""
+    """Plan again for a study that has begun: its folds and questions stay, the number of trials changes."""
     trials = max(1, math.floor(minutes * 60 * workers / plan.trial_s))
     return StudyPlan(minutes, replace(plan.size, n_trials=trials), plan.trial_s)
 
@@ -163,19 +164,19 @@ def read_plan(folder: Path) -> StudyPlan | None:
 
 
 def write_plan(folder: Path, plan: StudyPlan) -> None:
-    """Keep the plan, so that the same command goes on with it."""
+    """Write the plan, so that the same command goes on with it."""
     replace_text(folder / PLAN, json.dumps(asdict(plan)) + "\n")
 
 
 def trials_needed(pruner: Mapping[str, Any]) -> tuple[int, str]:
-    """How many trials a pruner wants before it can stop any, and why.
+    """Return how many trials a pruner needs before it can stop any, and why.
 
     Args:
         pruner: `hydra.sweeper.pruner`.
     """
     built = build_pruner(pruner)
     if isinstance(built, optuna.pruners.HyperbandPruner):
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        quieten_optuna()
         built._try_initialization(optuna.create_study(pruner=built))
         brackets = built._trial_allocation_budgets
         needed = math.ceil(built._reduction_factor * sum(brackets) / min(brackets))
@@ -191,7 +192,7 @@ def trials_needed(pruner: Mapping[str, Any]) -> tuple[int, str]:
 
 
 def warn_of_few_trials(settings: SweepSettings) -> None:
-    """Say so when the pruner could hardly stop any of so few trials."""
+    """Warn where the study has too few trials for its pruner to stop any."""
     needed, why = trials_needed(settings.pruner)
     if settings.n_trials < needed:
         log.warning(
@@ -209,7 +210,7 @@ QUESTIONS = 60  # of the small trial
 def planned(
     jobs: HydraJobs, settings: SweepSettings, arguments: Sequence[str], folder: Path
 ) -> StudyPlan | None:
-    """Give the plan of a study with `budget_minutes`, made now or by an earlier run; None without.
+    """Return the plan of a study with `budget_minutes`, made now or by an earlier run; None without it.
 
     Args:
         jobs: Runs the small trial.
@@ -252,7 +253,7 @@ def _size_of(config: DictConfig) -> tuple[int, int]:
 
 
 def _speed(jobs: HydraJobs, space: SearchSpace, workers: int, folder: Path) -> Speed:
-    """Time the small trial; with several workers in a process of its own, or this one would keep a model."""
+    """Time the small trial. With several workers a process of its own runs it: this one keeps no model."""
     if workers == 1:
         measure(jobs, space)
     else:
@@ -296,12 +297,12 @@ def _read_speed(config: DictConfig, folder: Path) -> Speed:
     )
 
 
-def told_of(plan: StudyPlan, config: DictConfig) -> dict[str, Any]:
-    """Give `hydra.sweeper` as it resolves under the plan, whose numbers others are computed from."""
-    told = copy.deepcopy(config)
-    OmegaConf.update(told, "budget.subsample", plan.size.subsample)
-    OmegaConf.update(told, "budget.folds", plan.size.folds)
-    node = OmegaConf.to_container(told.hydra.sweeper, resolve=True)
+def sweeper_under(plan: StudyPlan, config: DictConfig) -> dict[str, Any]:
+    """Resolve `hydra.sweeper` with the plan's folds and questions, from which some of its keys follow."""
+    planned_config = copy.deepcopy(config)
+    OmegaConf.update(planned_config, "budget.subsample", plan.size.subsample)
+    OmegaConf.update(planned_config, "budget.folds", plan.size.folds)
+    node = OmegaConf.to_container(planned_config.hydra.sweeper, resolve=True)
     if not isinstance(node, dict):
         raise TypeError(f"hydra.sweeper must be a mapping, got {node!r}")
     return {**{str(key): value for key, value in node.items()}, "n_trials": plan.size.n_trials}

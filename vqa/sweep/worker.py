@@ -39,34 +39,34 @@ class TrialReporter:
     Args:
         trial: The running trial.
         by: What one step is.
-        on_report: Called after each value that was stored.
+        on_report: Called after each value that went to the storage.
     """
 
     def __init__(self, trial: Trial, by: By, on_report: Callable[[], None]) -> None:
         self.by: By = by
         self.trial = trial
         self.on_report = on_report
-        self.on_record = set(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
+        self.stored = set(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
 
     def report(self, value: float, step: int) -> bool:
-        """Store one value; a step on record was answered before the job was cut off, or before it started."""
-        if self.by != "part" or step in self.on_record:
+        """Store one value. A step that is in the storage had its answer before the job was cut off."""
+        if self.by != "part" or step in self.stored:
             return False
         self._store(value, step)
         return self.trial.should_prune()
 
     def report_questions(self, values: Mapping[int, float]) -> bool:
-        """Store what is new, then ask: the earlier answer may have been lost."""
+        """Store what is new, then ask the pruner: its earlier answer may have been lost."""
         if self.by != "question":
             return False
         for step, value in values.items():
-            if step not in self.on_record:
+            if step not in self.stored:
                 self._store(value, step)
         return self.trial.should_prune()
 
     def _store(self, value: float, step: int) -> None:
         self.trial.report(value, step)
-        self.on_record.add(step)
+        self.stored.add(step)
         self.on_report()
 
 
@@ -76,7 +76,7 @@ class Worker:
     Args:
         shared: The study.
         jobs: Runs the trials.
-        board: Where events go.
+        board: Shows what happens.
         deadline: `time.time()` after which no trial starts.
         interrupt: Asked before each trial and at each report.
         slot: Which worker this is.
@@ -105,12 +105,12 @@ class Worker:
         """Run trials until none is left, time is up or too many failed.
 
         Raises:
-            UserError: A job refused its configuration or data; its trial goes on when that is mended.
+            UserError: A job refused configuration, data or machine; its trial goes on when that is mended.
             KeyboardInterrupt: The user stopped it; the trial at hand goes on next time.
         """
         while time.time() < self.deadline:
             self.interrupt.check()
-            with self.shared.locked():  # count, adopt and ask in one step: none too many, none taken for dead
+            with self.shared.locked():  # or two workers could start one trial too many, or adopt a new one
                 claim = self.shared.claim()
                 self.write_results()
             if claim is None:
@@ -157,12 +157,23 @@ class Worker:
         else:
             try:
                 self._run_job(trial, overrides)
-            except GoneError:  # nothing more can be said to the storage
+            except GoneError:  # the storage takes nothing any more
                 raise
             except (KeyboardInterrupt, UserError):
                 self.shared.forgive(trial)
                 raise
         self.board.event(describe_end(standing_of(self.shared.trials()[trial.number], self.shared.folder)))
+
+    def _is_of_this_trial(self, error: UserError) -> bool:
+        """Whether a refusal comes from the trial's own values, so that other trials can go on.
+
+        A storage that is gone, a full disk or missing rights stop every trial. What else a job refuses is
+        taken for the trial's own once another trial has ended well: configuration and data are fine then.
+        """
+        if isinstance(error, GoneError) or isinstance(error.__cause__, OSError):
+            return False
+        tally = self.shared.tally()
+        return isinstance(error, DoesNotFitError) or tally.done > tally.failed
 
     def _run_job(self, trial: Trial, overrides: Sequence[str]) -> None:
         reporter = TrialReporter(trial, self.by, self._on_report)
@@ -175,11 +186,11 @@ class Worker:
             self.shared.tell(trial, TrialState.FAIL, error=f"{type(error).__name__}: {error}")
             return
         value = job.return_value
-        if isinstance(value, DoesNotFitError):  # of this trial's values; others may fit
+        if isinstance(value, UserError):
+            if not self._is_of_this_trial(value):
+                raise value
             self.shared.tell(trial, TrialState.FAIL, error=str(value))
             return
-        if isinstance(value, UserError):
-            raise value
         if isinstance(value, Pruned):
             self.shared.tell(trial, TrialState.PRUNED)
         elif isinstance(value, Real) and math.isfinite(value):

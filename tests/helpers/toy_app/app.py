@@ -96,6 +96,8 @@ def run_stage(cfg: DictConfig) -> float:
     log.info(f"lr {cfg.lr}, r {cfg.lora.r}")
     if cfg.fails == "user":
         raise UserError("train.csv, row 7: unknown answer 'x'. Mend the row.")
+    if cfg.fails == "poison" and cfg.lora.r == 8:
+        raise UserError("lora.r=8 contradicts another setting. Take another r.")
     if cfg.fails == "always" or (cfg.fails == "once" and folder.name == "001"):
         raise RuntimeError("the job broke")
     if cfg.fails == "dies":
