@@ -14,7 +14,7 @@ from vqa.config.messages import message
 from vqa.config.settings import Settings
 from vqa.machine import processes
 from vqa.question import CHANCE
-from vqa.results.folder import MANIFEST, begin
+from vqa.results.folder import RunFolder, StudyFolder, begin
 from vqa.stages.preflight import prepare
 
 if TYPE_CHECKING:
@@ -108,14 +108,14 @@ def _doctor(settings: Settings, folder: Path) -> None:
 
 def _report(settings: Settings, folder: Path) -> None:
     """Rebuild the page of the study's final run, or of the run whose folder is given as hydra.run.dir."""
-    final = Path(settings.env.output_root) / settings.study / "final"
-    _look(settings, _record_report(settings, folder if (folder / MANIFEST).exists() else final))
+    own, final = RunFolder(folder), StudyFolder.of(settings).final
+    _look(settings, _record_report(settings, own if own.complete else final))
 
 
 def _status(settings: Settings, folder: Path) -> None:
     from vqa.sweep.board import show_status  # optuna
 
-    show_status(Path(settings.env.output_root) / settings.study)
+    show_status(StudyFolder.of(settings).path)
 
 
 def _serve(settings: Settings, folder: Path) -> None:
@@ -135,29 +135,27 @@ READERS: dict[str, Callable[[Settings, Path], None]] = {
 }
 
 
-def _record_report(settings: Settings, run: Path) -> Path:
+def _record_report(settings: Settings, run: RunFolder) -> Path:
     """Write a run's report and its adapter's card, and keep copies where the run is tracked."""
     from vqa.report.model_card import write_hand_over
     from vqa.report.report import write_report
     from vqa.tracking.mlflow_runs import open_tracker
 
-    whole = (run / MANIFEST).exists() and (run / "adapter").is_dir()  # it may have been moved: it is large
-    card = write_hand_over(run) if whole else None
-    page = write_report(run, settings.lang)
-    if (run / ".mlflow_run_id").exists():
-        with open_tracker(settings.tracking).run("final", "final", run) as record:
+    whole = run.complete and run.adapter.is_dir()  # it may have been moved: it is large
+    card = write_hand_over(run.path) if whole else None
+    page = write_report(run.path, settings.lang)
+    if run.tracking_id_file.exists():
+        with open_tracker(settings.tracking).run("final", "final", run.path) as record:
             record.artifact(page)
             if card:
-                record.artifact(card, "adapter")
+                record.artifact(card, run.adapter.name)
     return page
 
 
 def _add_missing_report(settings: Settings, folder: Path) -> None:
     """Write the report of a complete run that was killed before its last lines."""
-    from vqa.report.report import report_path
-
-    if settings.stage == "final" and not report_path(folder).exists():
-        _look(settings, _record_report(settings, folder))
+    if settings.stage == "final" and not RunFolder(folder).report.exists():
+        _look(settings, _record_report(settings, RunFolder(folder)))
 
 
 def _with_winner(cfg: DictConfig, settings: Settings) -> tuple[DictConfig, Settings]:
@@ -167,7 +165,7 @@ def _with_winner(cfg: DictConfig, settings: Settings) -> tuple[DictConfig, Setti
 
     from vqa.sweep.leaderboard import read_winner
 
-    best = Path(settings.env.output_root) / settings.study / "best.yaml"
+    best = StudyFolder.of(settings).winner
     if not best.exists():
         return cfg, settings
     given = list(HydraConfig.get().overrides.task)
@@ -208,9 +206,9 @@ def _say(settings: Settings, folder: Path, metrics: dict[str, Any]) -> None:
     for alarm in metrics.get("alarms", []):
         console.print(f"[bold red]{message(lang, 'alarm')}[/]: {alarm}")
     if settings.stage == "final":
-        _look(settings, _record_report(settings, folder))
-    submission = folder / "submission.csv"
-    following = submission if submission.exists() else folder / "metrics.json"
+        _look(settings, _record_report(settings, RunFolder(folder)))
+    run = RunFolder(folder)
+    following = run.submission if run.submission.exists() else run.metrics_file
     if settings.stage == "merge":
         following = metrics["model"]
     console.print(message(lang, "next", what=following))

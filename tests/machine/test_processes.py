@@ -32,7 +32,7 @@ from vqa.model.adapter import adapter_state, attached
 from vqa.model.base import load_base
 from vqa.model.encode import Encoder
 from vqa.report import plots
-from vqa.results.folder import MANIFEST
+from vqa.results.folder import CHECKPOINT, MANIFEST
 from vqa.stages import final
 from vqa.train import fit
 from vqa.train.plan import plan_fit
@@ -132,7 +132,7 @@ def test_two_processes_give_what_one_gives_and_either_goes_on_for_the_other(
     assert [ended.said.count("next: ") for ended in both] == [1, 0]
     assert "refused 4" in both[1].said
     left = two_one / "default/final"
-    assert [(left / name).exists() for name in (MANIFEST, final.CHECKPOINT)] == [False, True]
+    assert [(left / name).exists() for name in (MANIFEST, CHECKPOINT)] == [False, True]
     with undrawn():
         assert in_one(two_one) == 0
     compare(one, two_one)

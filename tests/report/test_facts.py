@@ -8,9 +8,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from tests.helpers.written_study import write_leaderboard, write_study
-from vqa.errors import UserError
 from vqa.question import Question
 from vqa.report import facts
+from vqa.results.folder import StudyFolder
 from vqa.results.predictions import Prediction
 from vqa.results.trials import read_trials
 
@@ -21,7 +21,7 @@ def said(name: str, letter: str, gold: str, kind: str = "") -> Prediction:
 
 def test_the_ranking_has_95_percent_intervals(tmp_path: Path) -> None:
     write_leaderboard(tmp_path, 4)
-    names, rows = facts.leaderboard(tmp_path / "leaderboard.csv")
+    names, rows = facts.leaderboard(StudyFolder(tmp_path))
     assert names == ["optimizer.lr", "lora.r"]
     assert rows[0]["nll"] == (0.4, pytest.approx(0.0588, abs=1e-4))  # 1.96 x 0.03
     assert rows[0]["tied"] is True
@@ -78,19 +78,3 @@ def test_a_final_run_is_matched_with_the_trial_it_came_from(tmp_path: Path) -> N
         (other / "metrics.json").write_text(json.dumps({"nll": 0.6 + number, "accuracy": 0.7}))
         (other / "manifest.json").write_text("{}")
     assert facts.rank_correlation(facts.long_runs(tmp_path, trials)) == pytest.approx(1.0)
-
-
-def test_the_command_is_what_was_typed(tmp_path: Path) -> None:
-    final = write_study(tmp_path)
-    assert facts.command(final) == "python -m vqa.run +sweep=lora optimizer.lr=0.001"
-    assert facts.command(tmp_path / "nowhere") == ""
-
-
-def test_a_broken_json_file_is_named(tmp_path: Path) -> None:
-    assert facts.read_json(tmp_path / "no.json") == {}
-    (tmp_path / "metrics.json").write_text("{")
-    with pytest.raises(UserError, match=r"metrics.json: is no JSON .*run the stage that writes it again"):
-        facts.read_json(tmp_path / "metrics.json")
-    (tmp_path / "metrics.json").write_text("[]")
-    with pytest.raises(UserError, match=r"metrics.json: must be a JSON object"):
-        facts.read_json(tmp_path / "metrics.json")

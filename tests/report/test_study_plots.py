@@ -9,7 +9,7 @@ from vqa.results.trials import TrialRow
 
 def trial(number: int, nll: float, state: str = "COMPLETE", **parameters: float | str) -> TrialRow:
     searched = {name.replace("_", "."): value for name, value in parameters.items()}
-    return TrialRow(number, state, nll, 0.02, 0.9, 10.0, searched, False)
+    return TrialRow(number, state, 3, nll, 0.02, 0.9, 0.01, 10.0, searched, False)
 
 
 def assert_is_picture(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A run's folder belongs to one configuration; nothing in it is overwritten by another."""
+"""Where files lie; a run's folder belongs to one configuration, nothing in it is overwritten by another."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +9,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from tests.conftest import Compose
+from tests.helpers.written_study import write_study
 from vqa.errors import UserError
-from vqa.results.folder import MANIFEST, begin
+from vqa.results.folder import MANIFEST, RunFolder, StudyFolder, begin, read_json
 
 
 @pytest.fixture
@@ -87,3 +88,59 @@ def test_a_folder_that_cannot_be_made_is_named(cfg: DictConfig, tmp_path: Path) 
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"file/final cannot be written .*set VQA_OUTPUT=/a/writable/folder"):
         begin(tmp_path / "file" / "final", cfg)
+
+
+def test_trials_folders_come_from_the_number(tmp_path: Path) -> None:
+    study = StudyFolder(tmp_path)
+    assert study.trial(7).path == tmp_path / "trials/007"
+    assert study.trial(1234).path == tmp_path / "trials/1234"
+
+
+def test_a_studys_files_are_found_and_read(tmp_path: Path) -> None:
+    final = RunFolder(write_study(tmp_path))
+    study = final.study
+    assert (study.path, study.final.path) == (tmp_path, final.path)
+    assert final.complete
+    assert final.metrics()["accuracy"] == 0.75
+    assert final.manifest()["device"] == "cpu"
+    assert final.config()["lora"]["r"] == 8
+    assert [run.path.name for run in study.scored_runs()] == ["final"]
+    assert [trial.number for trial in study.trials()] == [0, 1, 2, 3, 4, 5]
+    assert [result.fold for result in study.trial(0).folds()] == [0, 1, 2]
+    assert study.has_results()
+    assert [file.name for file in study.tables()] == ["study.yaml", "leaderboard.csv", "metrics.json"]
+    assert [file.name for file in final.results()] == [
+        *("metrics.json", "valid_predictions.csv", "test_predictions.csv")
+    ]
+
+
+def test_an_empty_folder_reads_as_nothing(tmp_path: Path) -> None:
+    run, study = RunFolder(tmp_path / "final"), StudyFolder(tmp_path)
+    assert not run.complete
+    assert (run.metrics(), run.manifest(), run.config(), run.folds()) == ({}, {}, {}, [])
+    assert (run.overrides(), run.command()) == (None, "")
+    assert (study.trials(), study.ranking(), study.scored_runs(), study.tables()) == ([], [], [], [])
+    assert not study.has_results()
+
+
+def test_a_report_lies_in_the_study_or_beside_a_run_without_one(tmp_path: Path) -> None:
+    assert RunFolder(tmp_path / "final").report == tmp_path / "report.html"
+    other = RunFolder(tmp_path / "seed2")
+    assert other.report == tmp_path / "seed2/report.html"
+    (tmp_path / "leaderboard.csv").touch()
+    assert other.report == tmp_path / "report.html"
+
+
+def test_the_command_is_what_was_typed(tmp_path: Path) -> None:
+    final = RunFolder(write_study(tmp_path))
+    assert final.command() == "python -m vqa.run +sweep=lora optimizer.lr=0.001"
+
+
+def test_a_broken_json_file_is_named(tmp_path: Path) -> None:
+    assert read_json(tmp_path / "no.json") == {}
+    (tmp_path / "metrics.json").write_text("{")
+    with pytest.raises(UserError, match=r"metrics.json: is no JSON .*run the stage that writes it again"):
+        read_json(tmp_path / "metrics.json")
+    (tmp_path / "metrics.json").write_text("[]")
+    with pytest.raises(UserError, match=r"metrics.json: must be a JSON object"):
+        read_json(tmp_path / "metrics.json")

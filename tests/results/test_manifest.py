@@ -6,14 +6,13 @@ from typing import Any
 import pytest
 
 from vqa.data.source import data_sha256
-from vqa.errors import UserError
 from vqa.question import Question
+from vqa.results.folder import RunFolder
 from vqa.results.manifest import (
     device_name,
     git_state,
     mask_secrets,
     package_versions,
-    read_manifest,
     write_manifest,
 )
 
@@ -34,7 +33,7 @@ def write(path: Path, **extra: Any) -> None:
 
 def test_manifest_says_what_made_the_run(tmp_path: Path) -> None:
     write(tmp_path / "final" / "manifest.json", best_epoch=2)
-    content = read_manifest(tmp_path / "final" / "manifest.json")
+    content = RunFolder(tmp_path / "final").manifest()
     assert content["seed"] == 0
     assert (content["data_sha256"], content["split_sha256"], content["best_epoch"]) == ("d", "s", 2)
     assert content["config"] == {"lora": {"r": 8}, "env": {"hf_token": "***"}}
@@ -47,24 +46,6 @@ def test_manifest_says_what_made_the_run(tmp_path: Path) -> None:
 def test_extra_facts_may_not_hide_the_manifests_own(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must not use the manifest's own names, got seed"):
         write(tmp_path / "manifest.json", seed=3)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "no manifest, so this run is not complete"),
-        ("{", "cannot be read as a manifest"),
-        ("[]", "a manifest must be a JSON object"),
-    ],
-)
-def test_a_missing_or_broken_manifest_is_the_users_to_mend(
-    tmp_path: Path, content: str | None, message: str
-) -> None:
-    path = tmp_path / "manifest.json"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(UserError, match=message):
-        read_manifest(path)
 
 
 @pytest.mark.parametrize(

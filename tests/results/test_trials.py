@@ -3,18 +3,21 @@ from pathlib import Path
 import pytest
 
 from vqa.errors import UserError
-from vqa.results.trials import TrialRow, read_trials, study_scores, varied_parameters
+from vqa.results.trials import TrialRow, read_leaderboard, read_trials, study_scores, varied_parameters
 
 HEAD = "trial,state,folds,nll,nll_se,accuracy,accuracy_se,seconds,lora.r,lora.names,tied_with_best"
 
 
 def test_leaderboard_is_read_with_its_gaps(tmp_path: Path) -> None:
     path = tmp_path / "leaderboard.csv"
-    path.write_text(f"{HEAD}\n1,COMPLETE,3,0.3,0.01,0.9,0.01,12.5,8,qkv,true\n0,FAIL,0,,,,,1.0,16,qv,\n")
+    path.write_text(f"{HEAD}\n1,COMPLETE,3,0.3,0.01,0.9,0.02,12.5,8,qkv,true\n0,FAIL,0,,,,,1.0,16,qv,\n")
     failed, best = read_trials(path)
     assert (failed.number, failed.state, failed.tied) == (0, "FAIL", False)
     assert failed.nll != failed.nll  # NaN: no score
-    assert best == TrialRow(1, "COMPLETE", 0.3, 0.01, 0.9, 12.5, {"lora.r": 8.0, "lora.names": "qkv"}, True)
+    assert best == TrialRow(
+        1, "COMPLETE", 3, 0.3, 0.01, 0.9, 0.02, 12.5, {"lora.r": 8.0, "lora.names": "qkv"}, True
+    )
+    assert [trial.number for trial in read_leaderboard(path)] == [1, 0]  # as they rank
     assert study_scores([failed, best]) == {
         "trials": 2,
         "trials_complete": 1,
@@ -50,7 +53,7 @@ def test_a_broken_leaderboard_is_refused(tmp_path: Path, content: str | None, me
 
 def test_only_parameters_that_vary_are_drawn() -> None:
     trials = [
-        TrialRow(number, "COMPLETE", 0.3, 0.02, 0.9, 10.0, {"lora.r": rank, "model": "tiny"}, False)
+        TrialRow(number, "COMPLETE", 3, 0.3, 0.02, 0.9, 0.01, 10.0, {"lora.r": rank, "model": "tiny"}, False)
         for number, rank in enumerate((8.0, 16.0))
     ]
     assert varied_parameters(trials) == ["lora.r"]

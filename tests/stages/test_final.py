@@ -15,11 +15,11 @@ from vqa.model.base import load_base
 from vqa.model.encode import Encoder
 from vqa.question import Question
 from vqa.report import plots
-from vqa.results.folder import MANIFEST
+from vqa.results.folder import CHECKPOINT, MANIFEST
 from vqa.results.metrics import nll
 from vqa.results.predictions import Prediction, read_predictions
 from vqa.stages import final
-from vqa.stages.final import CHECKPOINT, alarms, compare_with_base, run_final
+from vqa.stages.final import alarms, compare_with_base, run_final
 from vqa.train.fit import FitRecord, Moment, fit
 
 

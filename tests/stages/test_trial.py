@@ -11,9 +11,10 @@ from tests.conftest import Make
 from vqa.config.settings import Settings
 from vqa.errors import UserError
 from vqa.progress import By, Pruned, reporting_to
+from vqa.results.folder import FOLDS, OUT_OF_FOLD
 from vqa.results.metrics import nll
 from vqa.results.predictions import read_predictions
-from vqa.stages.trial import FOLDS, OUT_OF_FOLD, run_trial, sample_questions
+from vqa.stages.trial import run_trial, sample_questions
 
 
 class CutError(Exception):

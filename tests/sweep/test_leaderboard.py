@@ -10,6 +10,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from scipy.stats import ttest_rel
 
+from vqa.results.folder import StudyFolder
 from vqa.sweep.leaderboard import (
     describe_scores,
     describe_ties,
@@ -18,7 +19,6 @@ from vqa.sweep.leaderboard import (
     ranking,
     read_scores,
 )
-from vqa.sweep.study import trial_folder
 
 
 def frozen(number: int, state: str, value: float | None = None, last_step: int | None = None) -> FrozenTrial:
@@ -98,7 +98,7 @@ def test_a_trial_without_files_shows_optunas_values(tmp_path: Path) -> None:
 
 
 def test_standard_errors_are_over_questions(tmp_path: Path) -> None:
-    write_folds(trial_folder(tmp_path, 0), {0: [0.5, 0.2, 0.5]}, finished=1)
+    write_folds(StudyFolder(tmp_path).trial(0).path, {0: [0.5, 0.2, 0.5]}, finished=1)
     [standing] = ranking([frozen(0, "COMPLETE", 0.9)], tmp_path, "minimize")
     a, b = math.log(2), math.log(5)
     assert standing.nll == pytest.approx((2 * a + b) / 3)
@@ -138,7 +138,7 @@ def test_ties_at_the_edges(nll: dict[str, float], best: dict[str, float], tied: 
 def test_ties_are_named(tmp_path: Path) -> None:
     for number, p in enumerate([0.6, 0.6, 0.2]):
         values = [p, p + 0.02, p - 0.01 * number]
-        write_folds(trial_folder(tmp_path, number), {0: values}, finished=1)
+        write_folds(StudyFolder(tmp_path).trial(number).path, {0: values}, finished=1)
     trials: list[Any] = [frozen(n, "COMPLETE", v) for n, v in enumerate([0.5, 0.51, 1.6])]
     standings = ranking(trials, tmp_path, "minimize")
     assert [standing.tied for standing in standings] == [True, True, False]
@@ -148,7 +148,7 @@ def test_ties_are_named(tmp_path: Path) -> None:
 
 def test_no_tie_is_ruled_out_where_nothing_was_compared(tmp_path: Path) -> None:
     for number in (1, 2):
-        write_folds(trial_folder(tmp_path, number), {0: [0.5, 0.4 / number, 0.3]}, finished=1)
+        write_folds(tmp_path / StudyFolder.trial_name(number), {0: [0.5, 0.4 / number, 0.3]}, finished=1)
     trials = [frozen(number, "COMPLETE", 0.5 + number) for number in range(3)]
     trials.append(frozen(3, "PRUNED", 0.4, 1))
     said = describe_ties(ranking(trials, tmp_path, "minimize"))  # the folder of trial 0 was deleted

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from tests.helpers.studies import settings
 from vqa.sweep.space import SearchSpace
-from vqa.sweep.study import SharedStudy, Tally, trial_folder
+from vqa.sweep.study import SharedStudy, Tally
 
 SPACE = SearchSpace({"lr": FloatDistribution(0.0, 1.0)}, ())
 SERVER = "postgresql+psycopg://postgres@127.0.0.1:5432/"
@@ -20,11 +20,6 @@ SERVER = "postgresql+psycopg://postgres@127.0.0.1:5432/"
 def open_study(folder: Path, enqueued: list[dict[str, Any]] | None = None, **changed: Any) -> SharedStudy:
     storage = {"storage": f"sqlite:///{folder}/study.db"}
     return SharedStudy(settings(**{**storage, **changed}), SPACE, folder, enqueued or [])
-
-
-def test_folders_come_from_the_number(tmp_path: Path) -> None:
-    assert trial_folder(tmp_path, 7) == tmp_path / "trials/007"
-    assert trial_folder(tmp_path, 1234) == tmp_path / "trials/1234"
 
 
 def test_two_workers_never_hold_the_same_trial_and_never_exceed_n_trials(tmp_path: Path) -> None:

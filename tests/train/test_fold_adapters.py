@@ -10,7 +10,8 @@ from tests.conftest import Make
 from vqa.config.settings import Settings
 from vqa.machine.files import try_lock
 from vqa.progress import reporting_to
-from vqa.stages.trial import OUT_OF_FOLD, run_trial
+from vqa.results.folder import OUT_OF_FOLD
+from vqa.stages.trial import run_trial
 from vqa.train.fold_adapters import fold_digest
 
 SMALL = ("stage=trial", "budget.subsample=32", "budget.batch_size=8")

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from vqa.config.library import build
-from vqa.config.settings import Settings
 from vqa.errors import UserError
 from vqa.machine.device import release_memory
 from vqa.model.base import Base
@@ -70,11 +69,6 @@ def loaded(base: Base, folder: Path) -> Iterator[Any]:
         yield model
     finally:
         detach(model)
-
-
-def adapter_folder(settings: Settings) -> Path:
-    """The adapter a run works with: the one it was given, else that of its study's final run."""
-    return Path(settings.adapter or Path(settings.env.output_root) / settings.study / "final" / "adapter")
 
 
 def plain_adapter(model: Any, folder: Path, base_path: str) -> Any:

@@ -1,21 +1,16 @@
 """What the report says in numbers: read from a study's files alone, so that it can be rebuilt at any time."""
 
-import csv
-import json
-import shlex
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from vqa.errors import UserError
 from vqa.question import LETTERS, Question
+from vqa.results.folder import StudyFolder
 from vqa.results.metrics import accuracy_interval
 from vqa.results.predictions import Prediction
-from vqa.results.trials import RESULT_COLUMNS, TrialRow, complete_trials
+from vqa.results.trials import TrialRow, Value, complete_trials
 
 Z95 = 1.959964  # two-sided 95 % of the normal distribution
 SIZE_GROUPS = 4
@@ -40,48 +35,30 @@ class Share:
     high: float
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; {} when there is no such file.
-
-    Raises:
-        UserError: The file is no JSON object.
-    """
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: is no JSON ({error}); run the stage that writes it again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: must be a JSON object; run the stage that writes it again")
-    return content
-
-
-def leaderboard(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
+def leaderboard(study: StudyFolder) -> tuple[list[str], list[dict[str, Any]]]:
     """The ranking as the page shows it.
 
     Args:
-        path: leaderboard.csv.
+        study: The study; without a leaderboard nothing is shown.
 
     Returns:
         Names of the searched parameters, and one row per trial in file order with 95 % intervals.
     """
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    names = [n for n in (rows[0] if rows else {}) if n not in RESULT_COLUMNS and n != "tied_with_best"]
+    trials = study.ranking()
+    names = list(trials[0].parameters) if trials else []
     shown = []
-    for row in rows:
+    for trial in trials:
         interval = {
-            name: (_number(row[name]), Z95 * (_number(row[f"{name}_se"]) or 0.0))
-            for name in ("nll", "accuracy")
+            name: (_known(score), Z95 * (_known(error) or 0.0))
+            for name, score, error in (
+                ("nll", trial.nll, trial.nll_se),
+                ("accuracy", trial.accuracy, trial.accuracy_se),
+            )
         }
-        parameters = [_short(row[name]) for name in names]
-        tied = row["tied_with_best"] == "true"
-        shown.append(
-            {key: row[key] for key in ("trial", "state", "folds", "seconds")}
-            | interval
-            | {"parameters": parameters, "tied": tied}
-        )
+        parameters = [_short(trial.parameters[name]) for name in names]
+        seconds = "" if math.isnan(trial.seconds) else str(trial.seconds)
+        row = {"trial": str(trial.number), "state": trial.state, "folds": trial.folds, "seconds": seconds}
+        shown.append(row | interval | {"parameters": parameters, "tied": trial.tied})
     return names, shown
 
 
@@ -165,7 +142,8 @@ def fold_agreement(study: Path, trials: Sequence[TrialRow]) -> dict[str, Any] | 
         `tau`, the mean Kendall rank correlation over pairs of folds (1: same order, 0: no relation), the
         number of `folds` and of `trials`.
     """
-    scores = [_fold_nll(study / "trials" / f"{t.number:03d}" / "folds.csv") for t in complete_trials(trials)]
+    folder = StudyFolder(study)
+    scores = [[fold.nll for fold in folder.trial(t.number).folds()] for t in complete_trials(trials)]
     scores = [row for row in scores if row]
     folds = min(map(len, scores), default=0)
     if len(scores) < 3 or folds < 2:
@@ -180,17 +158,14 @@ def fold_agreement(study: Path, trials: Sequence[TrialRow]) -> dict[str, Any] | 
 def long_runs(study: Path, trials: Sequence[TrialRow]) -> list[dict[str, Any]]:
     """What short trials promised and full-length runs kept, for every complete final run of the study."""
     found = []
-    for metrics_file in sorted(study.glob("*/metrics.json")):
-        config = stored_config(metrics_file.parent)
-        if (
-            config.get("stage") not in ("final", "trial")
-            or not (metrics_file.parent / "manifest.json").exists()
-        ):
+    for run in StudyFolder(study).scored_runs():
+        config = run.config()
+        if config.get("stage") not in ("final", "trial") or not run.complete:
             continue
-        metrics = read_json(metrics_file)
+        metrics = run.metrics()
         for trial in complete_trials(trials):
             if all(_same(_lookup(config, name), value) for name, value in trial.parameters.items()):
-                found.append({"name": metrics_file.parent.name, "trial": trial, "metrics": metrics})
+                found.append({"name": run.path.name, "trial": trial, "metrics": metrics})
                 break
     return found
 
@@ -204,34 +179,6 @@ def rank_correlation(runs: Sequence[Mapping[str, Any]]) -> float | None:
     return float(
         kendalltau([run["trial"].nll for run in runs], [run["metrics"]["nll"] for run in runs]).statistic
     )
-
-
-def stored_config(folder: Path) -> dict[str, Any]:
-    """The configuration a run was made with; {} where none is stored or a variable it needs is not set."""
-    path = folder / ".hydra" / "config.yaml"
-    if not path.exists():
-        return {}
-    try:
-        plain = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except OmegaConfBaseException:
-        return {}
-    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
-
-
-def command(folder: Path) -> str:
-    """The command line that makes the run in `folder` again; "" where none is stored."""
-    path = folder / ".hydra" / "overrides.yaml"
-    if not path.exists():
-        return ""
-    given = [str(override) for override in OmegaConf.to_container(OmegaConf.load(path)) or []]
-    return shlex.join(["python", "-m", "vqa.run", *given])
-
-
-def _fold_nll(path: Path) -> list[float]:
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [float(row["nll"]) for row in csv.DictReader(file)]
 
 
 def _lookup(config: Mapping[str, Any], name: str) -> Any:
@@ -249,12 +196,9 @@ def _same(configured: Any, searched: float | str) -> bool:
     return str(configured) == str(searched)
 
 
-def _number(text: str) -> float | None:
-    return float(text) if text else None
+def _known(number: float) -> float | None:
+    return None if math.isnan(number) else number
 
 
-def _short(text: str) -> str:
-    try:
-        return f"{float(text):.4g}"
-    except ValueError:
-        return text
+def _short(value: Value) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else value

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vqa.machine.files import replace_text
-from vqa.report.facts import read_json, stored_config
+from vqa.results.folder import RunFolder, read_json
 
 PROMPT = "prompt.json"
 PIXELS = "preprocessor_config.json"
@@ -24,9 +24,8 @@ def write_hand_over(run: Path) -> Path:
     Returns:
         The model card.
     """
-    adapter = run / "adapter"
-    config, metrics = stored_config(run), read_json(run / "metrics.json")
-    manifest = read_json(run / "manifest.json")
+    folder = RunFolder(run)
+    adapter, config, metrics, manifest = folder.adapter, folder.config(), folder.metrics(), folder.manifest()
     prompt = {name: config["prompt"][name] for name in ("system", "user")}
     replace_text(adapter / PROMPT, json.dumps(prompt, indent=2, ensure_ascii=False) + "\n")
     _write_pixels(adapter / PIXELS, config["image"])

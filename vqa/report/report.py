@@ -18,10 +18,9 @@ from vqa.machine.files import replace_text
 from vqa.question import CHANCE, Question
 from vqa.report import facts, plots, study_plots
 from vqa.report.page import drawn_for_page, gallery, inline_svg, render
+from vqa.results.folder import RunFolder, StudyFolder
 from vqa.results.predictions import Prediction, read_predictions
-from vqa.results.trials import TrialRow, complete_trials, read_trials, varied_parameters
-
-REPORT = "report.html"
+from vqa.results.trials import TrialRow, complete_trials, varied_parameters
 
 
 def write_report(run: Path, language: str) -> Path:
@@ -38,31 +37,31 @@ def write_report(run: Path, language: str) -> Path:
     Raises:
         UserError: There is nothing to report, or a file of the run cannot be read.
     """
-    study = run.parent
-    has_study = (study / "leaderboard.csv").exists()
-    if not has_study and not (run / "metrics.json").exists():
+    folder, study_folder = RunFolder(run), RunFolder(run).study
+    study, has_study = study_folder.path, study_folder.leaderboard.exists()
+    if not has_study and not folder.metrics_file.exists():
         raise UserError(
-            f"nothing to report: neither {study / 'leaderboard.csv'} nor {run / 'metrics.json'} is there; "
+            f"nothing to report: neither {study_folder.leaderboard} nor {folder.metrics_file} is there; "
             "run stage=final or a sweep first, or name another study (study=...)"
         )
-    trials = read_trials(study / "leaderboard.csv") if has_study else []
+    trials = study_folder.trials()
     best = min(complete_trials(trials), key=lambda trial: trial.nll, default=None)
-    source = run
-    if not (run / "metrics.json").exists() and best is not None:
-        source = study / "trials" / f"{best.number:03d}"
+    source = folder
+    if not folder.metrics_file.exists() and best is not None:
+        source = study_folder.trial(best.number)
     parts = _predictions(source)
-    config = facts.stored_config(source)
+    config = source.config()
     questions, trouble = _questions(config)
     labelled = next((rows for name, rows in parts.items() if name != "test"), [])
-    metrics = facts.read_json(run / "metrics.json")
-    manifest = facts.read_json(run / "manifest.json")
-    names, ranking = facts.leaderboard(study / "leaderboard.csv") if has_study else ([], [])
+    metrics = folder.metrics()
+    manifest = folder.manifest()
+    names, ranking = facts.leaderboard(study_folder)
     runs = facts.long_runs(study, trials)
     texts = {id: question for part in ("train", "test") for id, question in questions.get(part, {}).items()}
     page = render(
         "report.html",
         language=language,
-        title=study.name if has_study or run.name == "final" else run.name,
+        title=study.name if folder.report == study_folder.report else run.name,
         config=config,
         metrics=metrics,
         manifest=manifest,
@@ -83,27 +82,16 @@ def write_report(run: Path, language: str) -> Path:
         out_of_fold="oof" in parts,
         gallery=gallery(parts, _by_part(parts, questions)),
         trouble=trouble,
-        command=facts.command(run) if not has_study else _study_command(study),
-        final_command=facts.command(run),
+        command=folder.command() if not has_study else _study_command(study_folder),
+        final_command=folder.command(),
     )
-    path = report_path(run)
-    replace_text(path, page)
-    return path
+    replace_text(folder.report, page)
+    return folder.report
 
 
-def report_path(run: Path) -> Path:
-    """Where the report of a final run lies: in its study's folder, or beside its own files."""
-    of_study = (run.parent / "leaderboard.csv").exists() or run.name == "final"
-    return (run.parent if of_study else run) / REPORT
-
-
-def _predictions(folder: Path) -> dict[str, list[Prediction]]:
-    files = {
-        "valid": "valid_predictions.csv",
-        "oof": "oof_predictions.csv",
-        "test": "test_predictions.csv",
-    }
-    return {part: read_predictions(folder / name) for part, name in files.items() if (folder / name).exists()}
+def _predictions(folder: RunFolder) -> dict[str, list[Prediction]]:
+    files = {"valid": folder.valid_predictions, "oof": folder.out_of_fold, "test": folder.test_predictions}
+    return {part: read_predictions(file) for part, file in files.items() if file.exists()}
 
 
 def _questions(config: Mapping[str, Any]) -> tuple[dict[str, dict[str, Question]], str]:
@@ -124,15 +112,15 @@ def _by_part(
     return {part: questions.get("test" if part == "test" else "train", {}) for part in parts}
 
 
-def _study_command(study: Path) -> str:
+def _study_command(study: StudyFolder) -> str:
     """The sweep's own command: what all its trials were given, without what was searched."""
     import shlex
 
     from omegaconf import OmegaConf
 
-    path = study / "study.yaml"
+    path = study.terms
     fixed = OmegaConf.to_container(OmegaConf.load(path)).get("fixed", []) if path.exists() else []  # type: ignore[union-attr]
-    return shlex.join(["python", "-m", "vqa.run", "-m", *map(str, fixed), f"study={study.name}"])
+    return shlex.join(["python", "-m", "vqa.run", "-m", *map(str, fixed), f"study={study.path.name}"])
 
 
 # English labels of the plots -> Korean; \1 and \2 are numbers in them.

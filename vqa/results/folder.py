@@ -1,17 +1,29 @@
-"""A run's own folder: its configuration is written once, and nothing in it is ever overwritten by another."""
+"""The folders that runs and studies leave: every file's name and reader, and who may write into a folder.
+
+All other modules ask `RunFolder` and `StudyFolder` where a file lies. A run's configuration is written once,
+and no run overwrites another's files.
+"""
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from vqa.config.settings import Settings
 from vqa.errors import UserError
+from vqa.results.folds import FoldResult, read_folds
+from vqa.results.trials import TrialRow, read_leaderboard, read_trials
 
-BOOKKEEPING = (".hydra", "run.log", ".mlflow_run_id", "split.csv")  # not worth protecting on their own
 MANIFEST = "manifest.json"  # written last: its presence means "complete"
+CHECKPOINT = "checkpoint.pt"  # there while the training is not over
+FINAL, SPEED = "final", "speed"  # folders in a study's: the final run, the trial that measures the speed
+FOLDS, OUT_OF_FOLD = "folds.csv", "oof_predictions.csv"
+BOOKKEEPING = (".hydra", "run.log", ".mlflow_run_id", "split.csv")  # not worth protecting on their own
 # Where and how, not what: a run may go on with other values of these.
 MAY_DIFFER = (
     "tracking",
@@ -29,6 +41,204 @@ MAY_DIFFER = (
 )
 
 
+class RunFolder:
+    """The files of one run: the final run, a trial, or any other stage that writes results.
+
+    Args:
+        path: The folder; it need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / ".hydra" / "config.yaml"
+        self.overrides_file = path / ".hydra" / "overrides.yaml"
+        self.tracking_id_file = path / ".mlflow_run_id"
+        self.split_file = path / "split.csv"
+        self.checkpoint = path / CHECKPOINT
+        self.adapter = path / "adapter"
+        self.merged_model = path / "model"
+        self.plots = path / "plots"
+        self.metrics_file = path / "metrics.json"
+        self.valid_predictions = path / "valid_predictions.csv"
+        self.base_valid_predictions = path / "base_valid_predictions.csv"
+        self.test_predictions = path / "test_predictions.csv"
+        self.base_predictions = path / "base_predictions.csv"
+        self.submission = path / "submission.csv"
+        self.manifest_file = path / MANIFEST
+        self.folds_file = path / FOLDS  # of a trial, as is the next
+        self.out_of_fold = path / OUT_OF_FOLD
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run has come to its end: the manifest is its last file."""
+        return self.manifest_file.exists()
+
+    @property
+    def study(self) -> "StudyFolder":
+        """The folder above, as a study's."""
+        return StudyFolder(self.path.parent)
+
+    @property
+    def report(self) -> Path:
+        """The run's page: in its study's folder, or beside its own files where there is no study."""
+        of_study = self.study.leaderboard.exists() or self.path == self.study.final.path
+        return self.study.report if of_study else self.path / "report.html"
+
+    def results(self) -> list[Path]:
+        """The files worth a copy where the run is tracked, those that exist."""
+        files = (
+            *(self.adapter, self.plots, self.metrics_file),
+            *(self.valid_predictions, self.test_predictions, self.submission, self.base_predictions),
+        )
+        return [file for file in files if file.exists()]
+
+    def metrics(self) -> dict[str, Any]:
+        """Read metrics.json; {} where there is none.
+
+        Raises:
+            UserError: The file is no JSON object.
+        """
+        return read_json(self.metrics_file)
+
+    def manifest(self) -> dict[str, Any]:
+        """Read manifest.json; {} while the run is not complete.
+
+        Raises:
+            UserError: The file is no JSON object.
+        """
+        return read_json(self.manifest_file)
+
+    def folds(self) -> list[FoldResult]:
+        """Read a trial's finished folds; [] where there are none."""
+        return read_folds(self.folds_file)
+
+    def config(self) -> dict[str, Any]:
+        """Read the run's configuration; {} where none is stored or a variable it needs is not set."""
+        if not self.config_file.exists():
+            return {}
+        try:
+            plain = OmegaConf.to_container(OmegaConf.load(self.config_file), resolve=True)
+        except OmegaConfBaseException:
+            return {}
+        return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
+
+    def overrides(self) -> list[str] | None:
+        """Read what the command line gave; None where nothing is stored."""
+        if not self.overrides_file.exists():
+            return None
+        return [str(given) for given in OmegaConf.to_container(OmegaConf.load(self.overrides_file)) or []]
+
+    def command(self) -> str:
+        """The command line that makes the run again; "" where none is stored."""
+        given = self.overrides()
+        return "" if given is None else shlex.join(["python", "-m", "vqa.run", *given])
+
+
+class StudyFolder:
+    """The files of one study: its trials, their ranking, the winner and the final run.
+
+    Args:
+        path: The folder; it need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.terms = path / "study.yaml"
+        self.leaderboard = path / "leaderboard.csv"
+        self.winner = path / "best.yaml"
+        self.winner_experiment = path / "experiment" / "best.yaml"  # for --config-dir FOLDER experiment=best
+        self.report = path / "report.html"
+        self.locks = path / ".locks"
+        self.workers = path / "workers"
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """The folder of a run's study."""
+        return cls(Path(settings.env.output_root) / settings.study)
+
+    @property
+    def final(self) -> RunFolder:
+        """The final run."""
+        return RunFolder(self.path / FINAL)
+
+    @property
+    def speed(self) -> RunFolder:
+        """The small trial that measures how fast a trial is."""
+        return RunFolder(self.path / SPEED)
+
+    @staticmethod
+    def trial_name(number: int) -> str:
+        """Where trial `number` lies within its study, for instance `trials/007`."""
+        return f"trials/{number:03d}"
+
+    def trial(self, number: int) -> RunFolder:
+        """Trial `number`."""
+        return RunFolder(self.path / self.trial_name(number))
+
+    def fold_adapter(self, digest: str, number: int) -> Path:
+        """The folder of a fold's kept adapter.
+
+        Args:
+            digest: Of the settings that training reads.
+            number: The fold's number, from 0.
+        """
+        return self.path / "folds" / digest / str(number)
+
+    def scored_runs(self) -> list[RunFolder]:
+        """The runs in this folder that have metrics, by name: the final one and others beside it."""
+        return [RunFolder(file.parent) for file in sorted(self.path.glob("*/metrics.json"))]
+
+    def tables(self) -> list[Path]:
+        """The files worth a copy where the study is tracked, those that exist."""
+        files = (self.terms, self.leaderboard, self.winner, self.report, self.final.metrics_file)
+        return [file for file in files if file.exists()]
+
+    def has_results(self) -> bool:
+        """Whether a trial of the study has ended, as far as the leaderboard can be read."""
+        try:
+            return bool(self.trials())
+        except UserError:  # the sweep writes it anew
+            return False
+
+    def trials(self) -> list[TrialRow]:
+        """Read the leaderboard, by trial number; [] where there is none.
+
+        Raises:
+            UserError: The file lacks a column or holds a bad number.
+        """
+        return read_trials(self.leaderboard) if self.leaderboard.exists() else []
+
+    def ranking(self) -> list[TrialRow]:
+        """Read the leaderboard, best trial first; [] where there is none.
+
+        Raises:
+            UserError: The file lacks a column or holds a bad number.
+        """
+        return read_leaderboard(self.leaderboard) if self.leaderboard.exists() else []
+
+
+def adapter_folder(settings: Settings) -> Path:
+    """The adapter a run works with: the one it was given, else that of its study's final run."""
+    return Path(settings.adapter) if settings.adapter else StudyFolder.of(settings).final.adapter
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; {} when there is no such file.
+
+    Raises:
+        UserError: The file is no JSON object.
+    """
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: is no JSON ({error}); run the stage that writes it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must be a JSON object; run the stage that writes it again")
+    return content
+
+
 def begin(folder: Path, cfg: DictConfig) -> bool:
     """Claim a folder for a configuration.
 
@@ -42,14 +252,15 @@ def begin(folder: Path, cfg: DictConfig) -> bool:
     Raises:
         UserError: It holds a run of another configuration, or cannot be written.
     """
-    stored = folder / ".hydra" / "config.yaml"
+    run = RunFolder(folder)
+    stored = run.config_file
     if stored.exists() and any(path.name not in BOOKKEEPING for path in folder.iterdir()):
         _refuse_other(folder, OmegaConf.load(stored), cfg)
-        return not (folder / MANIFEST).exists()
+        return not run.complete
     try:
         stored.parent.mkdir(parents=True, exist_ok=True)
         hydra_cfg = HydraConfig.get()
-        OmegaConf.save(list(hydra_cfg.overrides.task), stored.parent / "overrides.yaml")
+        OmegaConf.save(list(hydra_cfg.overrides.task), run.overrides_file)
         OmegaConf.save(OmegaConf.create({"hydra": hydra_cfg}), stored.parent / "hydra.yaml")
         OmegaConf.save(cfg, stored)
     except OSError as error:

@@ -13,7 +13,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from vqa.errors import UserError
 from vqa.machine.files import replace_text
 
 PACKAGES = (
@@ -70,25 +69,6 @@ def write_manifest(
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(mask_secrets(content | dict(extra)), indent=2, ensure_ascii=False, default=str)
     replace_text(path, text + "\n")
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Read a manifest.
-
-    Raises:
-        UserError: the file is missing (the run is not complete) or is not a manifest.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path}: no manifest, so this run is not complete; run it again to finish"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as a manifest: {error}; delete it and run again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: a manifest must be a JSON object; delete it and run again")
-    return content
 
 
 def mask_secrets(value: Any, key: str = "") -> Any:

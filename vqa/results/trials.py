@@ -1,4 +1,4 @@
-"""The rows of a study's leaderboard.csv, typed, and what they say in sum."""
+"""`leaderboard.csv`: one row per trial that is done, typed, and what the rows say in sum."""
 
 import csv
 import math
@@ -9,6 +9,7 @@ from pathlib import Path
 from vqa.errors import UserError
 
 RESULT_COLUMNS = ("trial", "state", "folds", "nll", "nll_se", "accuracy", "accuracy_se", "seconds")
+TIED = "tied_with_best"  # the last column, after the searched parameters
 Value = float | str
 
 
@@ -19,10 +20,12 @@ class TrialRow:
     Args:
         number: The trial's number.
         state: COMPLETE, PRUNED or FAIL.
+        folds: Finished folds.
         nll: Out-of-fold NLL in nats, of a pruned trial over what it had scored. NaN where unknown, like all
             numbers here.
         nll_se: Its standard error.
         accuracy: Out-of-fold accuracy, 0..1.
+        accuracy_se: Its standard error.
         seconds: Wall time.
         parameters: Searched parameters by config path; numbers as floats.
         tied: Whether the paired test cannot tell it from the best trial.
@@ -30,9 +33,11 @@ class TrialRow:
 
     number: int
     state: str
+    folds: int
     nll: float
     nll_se: float
     accuracy: float
+    accuracy_se: float
     seconds: float
     parameters: dict[str, Value]
     tied: bool
@@ -42,6 +47,15 @@ def read_trials(leaderboard: Path) -> list[TrialRow]:
     """Read a leaderboard, sorted by trial number.
 
     Raises:
+        UserError: as `read_leaderboard`.
+    """
+    return sorted(read_leaderboard(leaderboard), key=lambda trial: trial.number)
+
+
+def read_leaderboard(leaderboard: Path) -> list[TrialRow]:
+    """Read a leaderboard in its own order, the best trial first.
+
+    Raises:
         UserError: the file is missing, lacks a column or holds a bad number.
     """
     try:
@@ -49,7 +63,7 @@ def read_trials(leaderboard: Path) -> list[TrialRow]:
             rows = list(csv.DictReader(file, restval=""))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{leaderboard}: cannot be read: {error}; run the sweep again to write it") from error
-    if rows and (missing := [name for name in (*RESULT_COLUMNS, "tied_with_best") if name not in rows[0]]):
+    if rows and (missing := [name for name in (*RESULT_COLUMNS, TIED) if name not in rows[0]]):
         raise UserError(f"{leaderboard}: lacks the column(s) {', '.join(missing)}; run the sweep again")
     trials = []
     for number, row in enumerate(rows, start=2):
@@ -59,7 +73,7 @@ def read_trials(leaderboard: Path) -> list[TrialRow]:
             raise UserError(
                 f"{leaderboard}, row {number}: {error}; run the sweep again to write it"
             ) from error
-    return sorted(trials, key=lambda trial: trial.number)
+    return trials
 
 
 def study_scores(trials: Sequence[TrialRow]) -> dict[str, float]:
@@ -94,13 +108,23 @@ def varied_parameters(trials: Sequence[TrialRow]) -> list[str]:
 
 
 def _parse_trial(row: Mapping[str, str]) -> TrialRow:
-    searched = [name for name in row if name not in RESULT_COLUMNS and name != "tied_with_best"]
-    nll, nll_se, accuracy, seconds = (
-        float(row[name] or "nan") for name in ("nll", "nll_se", "accuracy", "seconds")
+    searched = [name for name in row if name not in (*RESULT_COLUMNS, TIED)]
+    return TrialRow(
+        number=int(row["trial"]),
+        state=row["state"],
+        folds=int(row["folds"]),
+        nll=_number(row["nll"]),
+        nll_se=_number(row["nll_se"]),
+        accuracy=_number(row["accuracy"]),
+        accuracy_se=_number(row["accuracy_se"]),
+        seconds=_number(row["seconds"]),
+        parameters={name: _value(row[name]) for name in searched},
+        tied=row[TIED].strip().lower() in ("true", "yes", "1"),
     )
-    parameters = {name: _value(row[name]) for name in searched}
-    tied = row["tied_with_best"].strip().lower() in ("true", "yes", "1")
-    return TrialRow(int(row["trial"]), row["state"], nll, nll_se, accuracy, seconds, parameters, tied)
+
+
+def _number(text: str) -> float:
+    return float(text or "nan")
 
 
 def _value(text: str) -> Value:

@@ -21,7 +21,7 @@ from vqa.model.base import load_base
 from vqa.model.encode import Encoder
 from vqa.question import Question
 from vqa.report import plots
-from vqa.results.folder import MANIFEST
+from vqa.results.folder import CHECKPOINT, MANIFEST
 from vqa.results.manifest import write_manifest
 from vqa.results.metrics import collapse_alarm, letter_shares, mcnemar_p_value, summary
 from vqa.results.predictions import Prediction, write_predictions, write_submission
@@ -31,7 +31,6 @@ from vqa.train.fit import Moment, fit
 from vqa.train.plan import Plan, plan_fit
 
 log = logging.getLogger(__name__)
-CHECKPOINT = "checkpoint.pt"
 TRACKED = ("nll", "nll_se", "accuracy", "base_nll", "base_accuracy", "train_samples_per_s", "peak_memory_gib")
 
 

@@ -11,7 +11,7 @@ from vqa.machine.files import replace_text
 from vqa.model.base import model_folder, read_model_config
 from vqa.model.families.processor import copy_processor, load_image_processor
 from vqa.model.families.table import family_of
-from vqa.results.folder import MANIFEST
+from vqa.results.folder import MANIFEST, adapter_folder
 from vqa.results.manifest import write_manifest
 
 MERGED = "model"
@@ -36,7 +36,7 @@ def run_merge(settings: Settings, folder: Path) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-    from vqa.model.adapter import adapter_folder, plain_adapter
+    from vqa.model.adapter import plain_adapter
 
     started = time.time()
     _refuse_quantised(settings)

@@ -13,11 +13,11 @@ from vqa.data.source import data_sha256, source_questions, test_questions
 from vqa.errors import UserError
 from vqa.machine.device import peak_memory_gib
 from vqa.machine.files import replace_text
-from vqa.model.adapter import adapter_folder, loaded
+from vqa.model.adapter import loaded
 from vqa.model.base import load_base
 from vqa.model.encode import Encoder
 from vqa.question import Question
-from vqa.results.folder import MANIFEST
+from vqa.results.folder import MANIFEST, adapter_folder
 from vqa.results.manifest import write_manifest
 from vqa.results.metrics import collapse_alarm, no_answer_rate, summary
 from vqa.results.predictions import Prediction, write_predictions, write_submission

@@ -14,6 +14,7 @@ from vqa.config.settings import Settings
 from vqa.errors import UserError
 from vqa.question import LETTERS, Question
 from vqa.report.page import render
+from vqa.results.folder import adapter_folder
 from vqa.results.predictions import Prediction
 
 HOST = "127.0.0.1"  # never another: whoever reaches the page may use the machine
@@ -47,7 +48,7 @@ def run_serve(settings: Settings, folder: Path) -> None:
             f"stage=serve needs {error.name}: pip install -c constraints.txt '.[serve]'"
         ) from error
     from vqa.answer.score import score
-    from vqa.model.adapter import adapter_folder, loaded
+    from vqa.model.adapter import loaded
     from vqa.model.base import load_base
     from vqa.model.encode import Encoder
 

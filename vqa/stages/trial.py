@@ -1,11 +1,9 @@
 """One trial of a sweep: short K-fold training on the study's subsample; the score is the out-of-fold NLL."""
 
-import csv
 import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,11 @@ from vqa.config.settings import Settings
 from vqa.data.source import split_questions
 from vqa.data.split import Fold, make_folds, subsample
 from vqa.machine.device import peak_memory_gib
-from vqa.machine.files import replace_text
 from vqa.model.base import load_base
 from vqa.model.encode import Encoder
 from vqa.question import Question
+from vqa.results.folder import FOLDS, OUT_OF_FOLD
+from vqa.results.folds import FoldResult, read_folds, write_folds
 from vqa.results.metrics import accuracy, accuracy_interval, nll, per_question_nll
 from vqa.results.predictions import Prediction, append_predictions, read_predictions
 from vqa.tracking.mlflow_runs import open_tracker
@@ -31,20 +30,6 @@ from vqa.train.fold_adapters import TrainedFold, fold_adapter
 from vqa.train.plan import plan_fit
 
 log = logging.getLogger(__name__)
-FOLDS = "folds.csv"
-OUT_OF_FOLD = "oof_predictions.csv"
-
-
-@dataclass(frozen=True)
-class FoldResult:
-    """A finished fold, as it stands in folds.csv. `seconds` is wall time, evaluation included."""
-
-    fold: int
-    n_train: int
-    n_valid: int
-    nll: float
-    accuracy: float
-    seconds: float
 
 
 def sample_questions(settings: Settings) -> tuple[list[Question], list[Fold]]:
@@ -78,7 +63,9 @@ def run_trial(settings: Settings, folder: Path) -> float:
     sample, folds = sample_questions(settings)
     index = {question.id: i for i, question in enumerate(sample)}
     encoder = Encoder(load_base(settings), settings.prompt, settings.image)
-    finished = _finished_folds(folder, len(folds))
+    finished = read_folds(folder / FOLDS)
+    if finished:
+        log.info("continuing after fold %d of %d", len(finished), len(folds))
     with open_tracker(settings.tracking).run(f"trial {folder.name}", "trial", folder) as run:
         run.params(settings.plain)
         run.tags({"vqa.trial": folder.name})
@@ -146,7 +133,7 @@ def _run_fold(
     seconds = time.perf_counter() - started
     result = FoldResult(number, len(fold.train), len(fold.valid), mean, accuracy(predictions), seconds)
     append_predictions(folder / OUT_OF_FOLD, predictions, number)
-    _write_folds(folder, [*finished, result])
+    write_folds(folder / FOLDS, [*finished, result])
     with open_tracker(settings.tracking).run(
         f"{folder.name} fold {number}", "fold", None, run.run_id
     ) as fold_run:
@@ -160,24 +147,6 @@ def _run_fold(
 def _running_mean(results: Sequence[FoldResult]) -> float:
     """NLL over the questions scored so far: the estimate a pruner compares at the same step of each trial."""
     return float(np.average([r.nll for r in results], weights=[r.n_valid for r in results]))
-
-
-def _finished_folds(folder: Path, folds: int) -> list[FoldResult]:
-    path = folder / FOLDS
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [[float(row[f.name]) for f in fields(FoldResult)] for row in csv.DictReader(file)]
-    results = [FoldResult(int(r[0]), int(r[1]), int(r[2]), *r[3:]) for r in rows]
-    if results:
-        log.info("continuing after fold %d of %d", len(results), folds)
-    return results
-
-
-def _write_folds(folder: Path, results: Sequence[FoldResult]) -> None:
-    lines = [",".join(f.name for f in fields(FoldResult))]
-    lines += [",".join(repr(value) for value in asdict(result).values()) for result in results]
-    replace_text(folder / FOLDS, "\n".join(lines) + "\n")
 
 
 def _fold_predictions(folder: Path, fold: Fold) -> list[Prediction]:

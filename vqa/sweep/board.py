@@ -21,6 +21,7 @@ from rich.text import Text
 
 from vqa.errors import UserError
 from vqa.machine.files import replace_text
+from vqa.results.folder import StudyFolder
 from vqa.sweep.leaderboard import Standing, describe_scores, describe_ties, ranking, winner_of
 from vqa.sweep.settings import SweepSettings
 from vqa.sweep.space import override_value, overrides_of
@@ -259,9 +260,9 @@ def _remarks(folder: Path, standings: list[Standing], workers: int) -> list[str]
         lines.append(f"best: trial {best.trial}, {describe_scores(best)}: {chosen}")
         lines.append(describe_ties(standings))
     lines += [f"trial {s.trial} failed: {s.error}" for s in standings if s.state == "FAIL"]
-    final = folder / "final"
-    if (final / "manifest.json").exists():
-        lines.append(f"final run: done, see {final}")
-    elif final.exists():
+    final = StudyFolder(folder).final
+    if final.complete:
+        lines.append(f"final run: done, see {final.path}")
+    elif final.path.exists():
         lines.append("final run: begun")
     return lines

@@ -20,11 +20,11 @@ from yaml import YAMLError
 
 from vqa.errors import UserError
 from vqa.machine.files import replace_text
+from vqa.results.folder import RunFolder, StudyFolder
 from vqa.results.metrics import paired_p_value, per_question_nll
 from vqa.results.predictions import read_fold_predictions
-from vqa.results.trials import RESULT_COLUMNS
+from vqa.results.trials import RESULT_COLUMNS, TIED
 from vqa.sweep.space import override_value, overrides_of, plain_value, plain_values
-from vqa.sweep.study import trial_folder
 
 TIE_LEVEL = 0.05  # trials whose difference has a p-value of at least this are a tie
 
@@ -100,32 +100,25 @@ def _standard_error(values: list[float]) -> float | None:
 
 def read_scores(folder: Path) -> Scores:
     """Read `folds.csv` and `oof_predictions.csv` of a trial; files that are not there count as empty."""
-    files = [folder / "folds.csv", folder / "oof_predictions.csv"]
+    files = [RunFolder(folder).folds_file, RunFolder(folder).out_of_fold]
     stamps = [(file.stat().st_mtime_ns, file.stat().st_size) if file.exists() else (0, 0) for file in files]
     return _read_scores(folder, tuple(stamps))
 
 
 @lru_cache(maxsize=4096)  # finished trials do not change, and the ranking reads all of them after each trial
 def _read_scores(folder: Path, stamps: tuple[tuple[int, int], ...]) -> Scores:
-    folds = _rows(folder / "folds.csv")
-    finished = {int(row["fold"]) for row in folds}
-    out_of_fold = folder / "oof_predictions.csv"
+    folds = RunFolder(folder).folds()
+    finished = {result.fold for result in folds}
+    out_of_fold = RunFolder(folder).out_of_fold
     rows = read_fold_predictions(out_of_fold) if out_of_fold.exists() else []
     labelled = [p for p, fold in rows if fold in finished and p.gold is not None]
-    seconds = sum(float(row["seconds"]) for row in folds) if folds else None
+    seconds = sum(result.seconds for result in folds) if folds else None
     return Scores(
         folds=len(finished),
         seconds=seconds,
         nll=per_question_nll(labelled) if labelled else {},
         correct={p.id: p.answer == p.gold for p in labelled},
     )
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def ranking(trials: Sequence[FrozenTrial], study_folder: Path, direction: str) -> list[Standing]:
@@ -165,7 +158,7 @@ def _sort_key(standing: Standing, sign: float) -> tuple[int, int, int, float, in
 
 def standing_of(trial: FrozenTrial, study_folder: Path) -> Standing:
     """One trial by itself: not compared with any other."""
-    scores = read_scores(trial_folder(study_folder, trial.number))
+    scores = read_scores(StudyFolder(study_folder).trial(trial.number).path)
     seconds = scores.seconds
     if seconds is None and trial.state.is_finished() and trial.duration is not None:
         seconds = trial.duration.total_seconds()
@@ -205,7 +198,7 @@ def leaderboard_text(standings: Sequence[Standing], names: Sequence[str]) -> str
     """
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
-    table.writerow([*RESULT_COLUMNS, *names, "tied_with_best"])
+    table.writerow([*RESULT_COLUMNS, *names, TIED])
     for standing in standings:
         if standing.state in ("RUNNING", "WAITING"):
             continue
@@ -298,9 +291,10 @@ def _set_nested(tree: dict[str, Any], keys: list[str], value: Any) -> None:
 
 def write_winner(text: str, study_folder: Path) -> None:
     """Write `best.yaml`, and again as `experiment/best.yaml` for `--config-dir <study> experiment=best`."""
-    (study_folder / "experiment").mkdir(exist_ok=True)
-    replace_text(study_folder / "best.yaml", text)
-    replace_text(study_folder / "experiment" / "best.yaml", text)
+    folder = StudyFolder(study_folder)
+    folder.winner_experiment.parent.mkdir(exist_ok=True)
+    replace_text(folder.winner, text)
+    replace_text(folder.winner_experiment, text)
 
 
 def read_winner(path: Path) -> list[str]:

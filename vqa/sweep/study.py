@@ -28,8 +28,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from vqa.errors import UserError
 from vqa.machine.files import is_locked, replace_text, try_lock, wait_for_lock
-from vqa.results.folder import MAY_DIFFER
-from vqa.results.trials import read_trials
+from vqa.results.folder import MAY_DIFFER, StudyFolder
 from vqa.sweep.sampling import SamplerFactory, build_pruner, draw, is_grid, quieten_optuna
 from vqa.sweep.settings import SweepSettings
 from vqa.sweep.space import SearchSpace
@@ -38,11 +37,6 @@ from vqa.sweep.storage import open_storage
 log = logging.getLogger(__name__)
 
 RUNG_MARK = "completed_rung_"  # optuna.pruners._successive_halving notes a passed rung under this name
-
-
-def trial_folder(study_folder: Path, number: int) -> Path:
-    """Folder of trial `number`, for instance `trials/007`."""
-    return study_folder / "trials" / f"{number:03d}"
 
 
 # These say where and how the study runs, not what it compares. A key below one of them counts as well
@@ -94,17 +88,6 @@ def refuse_other_terms(study: str, before: Mapping[str, Any], now: Mapping[str, 
             + "\n".join(lines)
             + "\nRepeat the earlier command to go on with it, or start another one with study=other."
         )
-
-
-def has_results(study_folder: Path) -> bool:
-    """Whether a trial of the study has ended; before that its terms may still be mended.
-
-    An unreadable leaderboard counts as none: the storage knows the terms too, and is asked next.
-    """
-    try:
-        return bool(read_trials(study_folder / "leaderboard.csv"))
-    except UserError:
-        return False
 
 
 def read_terms(path: Path) -> dict[str, Any] | None:
@@ -187,14 +170,14 @@ class SharedStudy:
         self.space = space
         self.folder = folder
         self.begun = begun
-        self.locks = folder / ".locks"
+        self.locks = StudyFolder(folder).locks
         grid = is_grid(settings.sampler)  # the grid sampler would go on with points it had before
         self.n_trials = min(settings.n_trials, space.size()) if grid else settings.n_trials
         self._samplers = SamplerFactory(settings.sampler, settings.seed, space)
         pruner = build_pruner(settings.pruner)
         terms = study_terms(settings, space)
-        before = read_terms(folder / "study.yaml")
-        if before is not None and has_results(folder):
+        before = read_terms(StudyFolder(folder).terms)
+        if before is not None and StudyFolder(folder).has_results():
             refuse_other_terms(settings.study_name, before, terms)
         self.locks.mkdir(parents=True, exist_ok=True)
         with self.locked():
@@ -229,7 +212,7 @@ class SharedStudy:
             self.study.set_user_attr("terms", terms)
         else:
             refuse_other_terms(self.settings.study_name, before, terms)
-        replace_text(self.folder / "study.yaml", terms_text(terms))
+        replace_text(StudyFolder(self.folder).terms, terms_text(terms))
         if self.tally().done < self.n_trials:
             for params in enqueued:
                 self.study.enqueue_trial(params, skip_if_exists=True)

@@ -7,11 +7,10 @@ from omegaconf import DictConfig
 
 from vqa.config.settings import TrackingSettings
 from vqa.report.study_plots import study_plots
-from vqa.results.trials import read_trials, study_scores
+from vqa.results.folder import StudyFolder
+from vqa.results.trials import study_scores
 from vqa.tracking.mlflow_runs import MlflowTracker, open_tracker
 from vqa.tracking.record import Run
-
-STUDY_FILES = ("study.yaml", "split.csv", "leaderboard.csv", "best.yaml", "report.html", "final/metrics.json")
 
 
 def record_study(run: Run, study_folder: Path) -> None:
@@ -24,12 +23,12 @@ def record_study(run: Run, study_folder: Path) -> None:
     Raises:
         UserError: the leaderboard cannot be read.
     """
-    for name in STUDY_FILES:
-        if (study_folder / name).exists():
-            run.artifact(study_folder / name)
-    if not (study_folder / "leaderboard.csv").exists():
+    study = StudyFolder(study_folder)
+    for file in study.tables():
+        run.artifact(file)
+    if not study.leaderboard.exists():
         return
-    trials = read_trials(study_folder / "leaderboard.csv")
+    trials = study.trials()
     run.metrics(study_scores(trials))
     with tempfile.TemporaryDirectory() as drawn:
         for picture in study_plots(trials, Path(drawn)):

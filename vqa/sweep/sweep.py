@@ -15,6 +15,7 @@ from vqa.errors import UserError
 from vqa.machine import processes
 from vqa.machine.files import try_lock, wait_for_lock
 from vqa.machine.interrupt import Interrupt
+from vqa.results.folder import FINAL, StudyFolder
 from vqa.sweep.board import Board, write_address
 from vqa.sweep.jobs import HydraJobs, refuse_unknown_keys
 from vqa.sweep.leaderboard import Standing, describe_scores, describe_ties, winner_of
@@ -63,7 +64,7 @@ def run_sweep(
     space = read_search_space(settings.params, arguments, groups)
     folder = Path(config.hydra.sweep.dir).absolute()
     jobs = HydraJobs(context, task_function, config)
-    if not (folder / "study.yaml").exists():
+    if not StudyFolder(folder).terms.exists():
         refuse_unknown_keys(jobs.configs, space, settings)
         probe_sampler(SamplerFactory(settings.sampler, settings.seed, space), space)
     if MEASURING in os.environ:
@@ -203,8 +204,8 @@ class Sweep:
             raise UserError(
                 f"{self.name}: {tally.failed} trials failed, more than hydra.sweeper.max_failures="
                 f"{self.settings.max_failures}. The last: {failed[-1].error}\n"
-                f"See {self.shared.folder}/trials/{failed[-1].trial:03d}/run.log. To go on, mend the cause "
-                "and repeat the command with a higher hydra.sweeper.max_failures."
+                f"See {self.shared.folder}/{StudyFolder.trial_name(failed[-1].trial)}/run.log. "
+                "To go on, mend the cause and repeat the command with a higher hydra.sweeper.max_failures."
             )
         if tally.done < self.shared.n_trials:
             why = f"out of time (hydra.sweeper.timeout_s={self.settings.timeout_s})"
@@ -236,14 +237,14 @@ class Sweep:
         params = {name: best.params[name] for name in self.shared.space.keys}
         chosen = [*overrides_of(params), *overrides_of(self.settings.record), *self.settings.final_overrides]
         overrides = [*self.shared.space.fixed, *chosen]
-        if (lock := try_lock(self.shared.locks / "final")) is None:
+        if (lock := try_lock(self.shared.locks / FINAL)) is None:
             log.info("another process is at the final run; waiting for its end")
-            lock = wait_for_lock(self.shared.locks / "final")
+            lock = wait_for_lock(self.shared.locks / FINAL)
         with lock:
             if self._final_exists(overrides):
                 return
             log.info(f"final run with trial {best.trial}: {' '.join(chosen)}")
-            result = self.jobs.run("final", best.trial, overrides, []).return_value
+            result = self.jobs.run(FINAL, best.trial, overrides, []).return_value
         if isinstance(result, UserError):
             raise result
 
@@ -258,34 +259,34 @@ class Sweep:
         from vqa.report.report import write_report  # imports matplotlib
 
         language = OmegaConf.select(self.config, "lang", default="en")
-        log.info(f"See {write_report(self.shared.folder / 'final', language)}.")
+        log.info(f"See {write_report(StudyFolder(self.shared.folder).final.path, language)}.")
 
     def _final_exists(self, overrides: list[str]) -> bool:
-        """Whether the final run is done; refuses to go on with a final run of another winner."""
-        folder = self.shared.folder / "final"
-        began = folder / ".hydra" / "overrides.yaml"
-        same = not began.exists() or OmegaConf.to_container(OmegaConf.load(began)) == overrides
-        if (folder / "manifest.json").exists():
+        """Whether the final run is done; refuses to go on with one that another winner began."""
+        final = StudyFolder(self.shared.folder).final
+        same = final.overrides() in (None, overrides)
+        if final.complete:
             if not same:
                 log.warning(
-                    f"{folder} was made with other settings; move it away to have it made with the winner"
+                    f"{final.path} was made with other settings; move it away to have it made with the winner"
                 )
             return True
         if not same:
             raise UserError(
-                f"{folder} was begun with other settings than the winner's now (see {began}). "
+                f"{final.path} was begun with other settings than the winner's now "
+                f"(see {final.overrides_file}). "
                 "Move it away and repeat the command."
             )
         return False
 
     def _closing_mark(self) -> str:
-        final = " and the final run" if (self.shared.folder / "final" / "manifest.json").exists() else ""
+        final = " and the final run" if StudyFolder(self.shared.folder).final.complete else ""
         return f"{self.shared.tally().done} trials{final}"
 
     def _is_closed(self) -> bool:
         """Whether all trials, the results and the final run are complete."""
         done = self.shared.tally().done
-        final = not self.settings.final or (self.shared.folder / "final" / "manifest.json").exists()
+        final = not self.settings.final or StudyFolder(self.shared.folder).final.complete
         marked = self.shared.study.user_attrs.get(CLOSED) == self._closing_mark()
         return done >= self.shared.n_trials and final and marked and not self.shared.too_many_failures()
 

@@ -5,7 +5,6 @@ many trials a pruner needs before it can stop any.
 """
 
 import copy
-import csv
 import json
 import logging
 import math
@@ -22,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vqa.errors import UserError
 from vqa.machine.files import replace_text, wait_for_lock
+from vqa.results.folder import SPEED, StudyFolder
 from vqa.sweep.jobs import HydraJobs
 from vqa.sweep.pool import own_slot, visible_gpus, worker_environment
 from vqa.sweep.sampling import build_pruner, quieten_optuna
@@ -224,8 +224,9 @@ def planned(
     minutes, workers = settings.budget_minutes, settings.n_workers
     if minutes is None:
         return None
-    (folder / ".locks").mkdir(parents=True, exist_ok=True)
-    with wait_for_lock(folder / ".locks" / "plan"):  # of workers that start together one plans
+    locks = StudyFolder(folder).locks
+    locks.mkdir(parents=True, exist_ok=True)
+    with wait_for_lock(locks / "plan"):  # of workers that start together one plans
         plan = read_plan(folder)
         if plan is not None and (plan.budget_minutes == minutes or own_slot() is not None):
             return plan
@@ -258,8 +259,9 @@ def _speed(jobs: HydraJobs, space: SearchSpace, workers: int, folder: Path) -> S
         measure(jobs, space)
     else:
         environment = os.environ | worker_environment(0, visible_gpus(), float("inf"), elsewhere=False)
-        (folder / "speed").mkdir(exist_ok=True)
-        with (folder / "speed" / "process.log").open("wb") as out:
+        place = StudyFolder(folder).speed.path
+        place.mkdir(exist_ok=True)
+        with (place / "process.log").open("wb") as out:
             command = [sys.executable, *sys.orig_argv[1:]]
             subprocess.run(
                 command, env=environment | {MEASURING: "1"}, stdout=out, stderr=subprocess.STDOUT, check=False
@@ -275,7 +277,7 @@ def measure(jobs: HydraJobs, space: SearchSpace) -> None:
     """
     chosen = [*overrides_of(space.samples()[0]), f"budget.subsample={QUESTIONS}"]
     alone = replace(jobs, parent_run_id=None)
-    value = alone.run("speed", 0, [*space.fixed, *chosen, *_untracked(jobs.config)], []).return_value
+    value = alone.run(SPEED, 0, [*space.fixed, *chosen, *_untracked(jobs.config)], []).return_value
     if isinstance(value, UserError):
         raise value
 
@@ -285,16 +287,13 @@ def _untracked(config: DictConfig) -> list[str]:
 
 
 def _read_speed(config: DictConfig, folder: Path) -> Speed:
-    path = folder / "speed" / "folds.csv"
-    if not path.exists():
-        raise UserError(f"the small trial that measures the speed did not end; see {folder / 'speed'}.")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    measured = StudyFolder(folder).speed
+    rows = measured.folds()
+    if not rows:
+        raise UserError(f"the small trial that measures the speed did not end; see {measured.path}.")
     last = rows[-1]  # the first one loads the model and sees each picture for the first time
-    questions = int(last["n_train"]) + int(last["n_valid"])
-    return Speed(
-        float(last["seconds"]), len(rows), questions, config.budget.epochs, config.budget.evaluations_per_fit
-    )
+    questions = last.n_train + last.n_valid
+    return Speed(last.seconds, len(rows), questions, config.budget.epochs, config.budget.evaluations_per_fit)
 
 
 def sweeper_under(plan: StudyPlan, config: DictConfig) -> dict[str, Any]:

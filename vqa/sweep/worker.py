@@ -15,6 +15,7 @@ from vqa.errors import DoesNotFitError, UserError
 from vqa.machine.interrupt import Interrupt
 from vqa.machine.retry import GoneError
 from vqa.progress import By, Pruned, progress_to, reporting_to
+from vqa.results.folder import StudyFolder
 from vqa.sweep.board import Board, describe_end, describe_start
 from vqa.sweep.jobs import HydraJobs
 from vqa.sweep.leaderboard import (
@@ -128,7 +129,7 @@ class Worker:
     def write_results(self) -> None:
         """Bring leaderboard.csv, best.yaml and the table up to date."""
         standings = self.standings()
-        write_leaderboard(standings, self.shared.space.keys, self.shared.folder / "leaderboard.csv")
+        write_leaderboard(standings, self.shared.space.keys, StudyFolder(self.shared.folder).leaderboard)
         if winner_of(standings) is not None:
             record = self.shared.settings.record
             text = winner_text(standings, record, self._groups)
@@ -178,7 +179,7 @@ class Worker:
     def _run_job(self, trial: Trial, overrides: Sequence[str]) -> None:
         reporter = TrialReporter(trial, self.by, self._on_report)
         with reporting_to(reporter), progress_to(self._on_progress):
-            subdir = f"trials/{trial.number:03d}"
+            subdir = StudyFolder.trial_name(trial.number)
             job = self.jobs.run(subdir, trial.number, self.shared.space.fixed, overrides)
         if job.status is JobStatus.FAILED:
             error = job._return_value  # the property `return_value` would raise it

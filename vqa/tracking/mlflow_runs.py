@@ -18,7 +18,7 @@ from vqa.config.settings import TrackingSettings
 from vqa.errors import UserError
 from vqa.machine import processes
 from vqa.progress import Pruned
-from vqa.results.folder import flatten
+from vqa.results.folder import RunFolder, flatten
 from vqa.results.manifest import git_state, mask_secrets, package_versions
 from vqa.tracking.record import NullTracker, Tracker
 from vqa.tracking.store import (
@@ -31,7 +31,6 @@ from vqa.tracking.store import (
     store_trouble,
 )
 
-RUN_ID_FILE = ".mlflow_run_id"  # in the run's folder: an interrupted run goes on under its own id
 PARAM_LIMIT = 6000  # MLflow's own limit on a parameter's length, in characters
 PARAMS_PER_CALL = 100  # likewise
 TAG_LIMIT = 5000
@@ -196,14 +195,14 @@ class MlflowTracker:
                 run_id = str(created.info.run_id)
                 if folder:
                     folder.mkdir(parents=True, exist_ok=True)
-                    (folder / RUN_ID_FILE).write_text(run_id + "\n", encoding="utf-8")
+                    RunFolder(folder).tracking_id_file.write_text(run_id + "\n", encoding="utf-8")
         return run_id
 
     @staticmethod
     def _continue_run(client: Any, folder: Path) -> str | None:
         from mlflow.exceptions import MlflowException
 
-        remembered = folder / RUN_ID_FILE
+        remembered = RunFolder(folder).tracking_id_file
         run_id = remembered.read_text(encoding="utf-8").strip() if remembered.exists() else ""
         if not run_id:
             return None

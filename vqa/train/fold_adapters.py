@@ -17,7 +17,7 @@ from vqa.machine.files import try_lock
 from vqa.model.adapter import attached, loaded, save_adapter
 from vqa.model.base import Base
 from vqa.progress import progress
-from vqa.results.folder import MAY_DIFFER, flatten
+from vqa.results.folder import MAY_DIFFER, StudyFolder, flatten
 from vqa.train.fit import Moment
 
 log = logging.getLogger(__name__)
@@ -90,8 +90,7 @@ def fold_adapter(
         with attached(base, settings.lora, settings.seed) as model:
             yield model, train(model), False
         return
-    study = Path(settings.env.output_root) / settings.study
-    folder = study / "folds" / fold_digest(settings) / str(number)
+    folder = StudyFolder.of(settings).fold_adapter(fold_digest(settings), number)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _turn(folder.with_suffix(".lock")):
         found = folder.exists()
