@@ -18,7 +18,7 @@ def test_the_plain_configuration_is_accepted(composed: Compose) -> None:
     [
         ("+lora.rnak=8", r"lora.rnak: peft.LoraConfig has no such argument; it has: .*lora_alpha"),
         ("+optimizer.learning_rate=1", r"optimizer.learning_rate: torch.optim.AdamW has no such argument"),
-        ("+image.sise=3", r"image.sise: Key 'sise' not in 'ImageSettings'"),
+        ("+image.sise=3", r"unknown key 'image.sise'; known keys of image: mode, size, "),
         ("+foo=1", r"unknown key 'foo'; known keys at the top: .*budget"),
         ("+scheduler.schedule.nmae=x", r"scheduler.schedule.nmae: transformers.get_scheduler has no such"),
         ("+data.trian_size=3", r"data.trian_size: vqa.data.easy_vqa.EasyVqa has no such argument"),
@@ -29,7 +29,13 @@ def test_the_plain_configuration_is_accepted(composed: Compose) -> None:
         ("loss=mse", r"loss must be one of answer_only, choice_ce, full, got 'mse'"),
         ("precision=fp8", r"precision must be one of auto, float32"),
         ("budget.epochs=0", r"budget.epochs must be >= 1, got 0"),
-        ("budget.epochs=many", r"budget.epochs: Value 'many' .* could not be converted to Integer"),
+        ("budget.epochs=many", r"budget.epochs must be a whole number >= 1, got 'many'"),
+        ("budget.epochs=true", r"budget.epochs must be a whole number >= 1, got True"),
+        ("budget.epochs=2.5", r"budget.epochs must be a whole number >= 1, got 2.5"),
+        ("tracking.enabled=maybe", r"tracking.enabled must be true or false, got 'maybe'"),
+        ("ensemble.members=[{a: b}]", r"ensemble.members must be a list, got \{'a': 'b'\}"),
+        ("~image.size", r"image.size is missing; give it on the command line as image.size=value"),
+        ("+plain={}", r"unknown key 'plain'"),
         ("budget.batch_size=0", r"budget.batch_size must be >= 1, got 0"),
         ("budget.subsample=0", r"budget.subsample must be >= 1 or null, got 0"),
         ("budget.holdout_share=0.8", r"budget.holdout_share must be in \(0, 0.5\], got 0.8"),
@@ -76,13 +82,17 @@ def test_the_plain_configuration_is_accepted(composed: Compose) -> None:
         ("env.device=tpu", r"env.device must be one of auto, cpu, cuda, got 'tpu'"),
         ("env.threads=0", r"env.threads must be >= 1 or null, got 0"),
         ("study=a/b", r"study must be a folder name, got 'a/b'"),
-        ("seed=-1", r"seed must be in \[0, 2\*\*31\), got -1"),
+        ("seed=-1", r"seed must be in \[0, 2147483648\), got -1"),
         ("winner=yes_please", r"winner must be one of auto, none"),
     ],
 )
 def test_a_mistake_is_named_with_its_rule(composed: Compose, override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_settings(composed(override))
+
+
+def test_a_name_may_be_a_number(composed: Compose) -> None:
+    assert read_settings(composed("study=2024")).study == "2024"
 
 
 def test_a_trial_needs_two_folds(composed: Compose) -> None:

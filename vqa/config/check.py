@@ -1,32 +1,33 @@
 """What a run may be told: checked before anything is loaded.
 
 The composed Hydra configuration enters here and leaves as one `Settings`. Everything that can be refused
-without loading a model is refused here: unknown keys, wrong types, missing values, contradictions, `adapt`
-beside other groups that it does not go with.
+without loading a model is refused here. Pydantic refuses unknown and missing keys, wrong types and values out
+of range, by the types in `vqa.config.settings`; the functions below refuse what several keys say together.
 """
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vqa.config.library import TRUSTED, check_target
-from vqa.config.messages import LANGUAGES
 from vqa.config.place import detected
-from vqa.config.settings import AdaptSettings, ImageSettings, InferenceSettings, PromptSettings, Settings
+from vqa.config.reference import help_text, rule, type_of
+from vqa.config.settings import ImageSettings, InferenceSettings, PromptSettings, Settings
 from vqa.errors import UserError, require
 
-STAGES = ("final", "trial", "predict", "evaluate", "doctor", "status", "report", "merge", "serve", "ensemble")
 LORA_STARTS = (True, False, "gaussian", "orthogonal")  # lora.init_lora_weights that leave the base alone
-LOSSES = ("answer_only", "choice_ce", "full")
+OUT_OF_RANGE = ("greater_than_equal", "greater_than", "less_than_equal", "less_than")  # pydantic's names
 
 
 def register_resolvers() -> None:
-    """Make `${times:x,y}` and `${detected_env:key}` known: what can be derived is never configured twice."""
+    """Make `${times:x,y}`, `${detected_env:key}` and `${key_meanings:}` known to the files in conf/."""
     OmegaConf.register_resolver("times", lambda *factors: math.prod(factors), replace=True)
     OmegaConf.register_resolver("detected_env", detected, replace=True)
+    OmegaConf.register_resolver("key_meanings", help_text, replace=True)
 
 
 def read_settings(cfg: DictConfig) -> Settings:
@@ -41,28 +42,27 @@ def read_settings(cfg: DictConfig) -> Settings:
     Raises:
         UserError: A key is unknown, missing, of the wrong type, out of range, or contradicts another one.
     """
-    known = {f.name for f in fields(Settings)} - {"plain"}
-    if extra := sorted(set(map(str, cfg)) - known):
-        raise UserError(f"unknown key {extra[0]!r}; known keys at the top: {', '.join(sorted(known))}")
+    from pydantic import TypeAdapter, ValidationError  # a tenth of a second that `--help` does not need
+
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-        # A second merge into a fresh schema: `+image.sise=3` slips through the composed one.
-        checked = OmegaConf.merge(OmegaConf.structured(_Schema), OmegaConf.create(plain))
-        settings = OmegaConf.to_object(checked)
     except OmegaConfBaseException as error:
         raise UserError(_explain(error)) from error
-    if not isinstance(settings, _Schema) or not isinstance(plain, dict):
+    if not isinstance(plain, dict):
         raise TypeError(f"configuration must be a mapping, got {type(plain).__name__}")
-    settings.plain = {str(key): value for key, value in plain.items()}
+    values = {str(key): value for key, value in plain.items()}
+    if "plain" in values:  # a field of ours, not a key
+        raise UserError("unknown key 'plain'")
+    try:
+        settings = TypeAdapter(Settings).validate_python(values)
+    except ValidationError as error:
+        raise UserError(_refusal(error.errors())) from error
+    _refuse_switches(settings, values)
+    settings.plain = values
     _check_values(settings)
     for name in TRUSTED:
         check_target(name, _node(settings, name))
     return settings
-
-
-@dataclass
-class _Schema(Settings):
-    """`Settings` as OmegaConf sees it."""
 
 
 def _explain(error: OmegaConfBaseException) -> str:
@@ -72,10 +72,30 @@ def _explain(error: OmegaConfBaseException) -> str:
         text += "; set it (export NAME=value) or give the key a value on the command line"
     elif "Mandatory value" in text or "Missing mandatory" in text:
         text += "; give it on the command line as key=value"
-    elif error.full_key and "not in" in text and error.parent_node is not None:
-        known = getattr(error, "ref_type", None) or error.object_type
-        text += f"; known keys: {', '.join(f.name for f in fields(known))}" if known else ""
     return key + text
+
+
+def _refusal(errors: Sequence[Any]) -> str:
+    """One message for what pydantic refused; an unknown key comes first: it often explains a missing one."""
+    first = min(errors, key=lambda error: error["type"] != "unexpected_keyword_argument")
+    path = [part for part in first["loc"] if isinstance(part, str)]  # without the place in a list
+    key, above = ".".join(path), ".".join(path[:-1])
+    if first["type"] == "unexpected_keyword_argument":
+        known = ", ".join(f.name for f in fields(type_of(path[:-1])) if f.name != "plain")
+        return f"unknown key {key!r}; known keys {f'of {above}' if above else 'at the top'}: {known}"
+    if first["type"] == "missing":
+        return f"{key} is missing; give it on the command line as {key}=value"
+    return f"{key} must be {rule(type_of(path), first['type'] not in OUT_OF_RANGE)}, got {first['input']!r}"
+
+
+def _refuse_switches(settings: Any, values: Mapping[str, Any], prefix: str = "") -> None:
+    """Refuse true and false where a number belongs: pydantic takes them for 1 and 0."""
+    for name in values:
+        read, key = getattr(settings, name), f"{prefix}{name}"
+        if is_dataclass(read):
+            _refuse_switches(read, values[name], f"{key}.")
+        elif isinstance(values[name], bool) and not isinstance(read, bool):
+            require(False, key, rule(type_of(key.split(".")), with_kind=True), values[name])
 
 
 def _number(value: object) -> float:
@@ -84,68 +104,20 @@ def _number(value: object) -> float:
 
 
 def _check_values(s: Settings) -> None:
-    for key, value, options in (
-        ("stage", s.stage, STAGES),
-        ("loss", s.loss, LOSSES),
-        ("precision", s.precision, ("auto", "float32", "bfloat16", "float16")),
-        ("winner", s.winner, ("auto", "none")),
-        ("lang", s.lang, LANGUAGES),
-        ("image.mode", s.image.mode, ("native", "resize", "pad")),
-        ("inference.readout", s.inference.readout, ("letters", "generate", "reasoning")),
-        ("inference.orders", s.inference.orders, ("written", "cyclic")),
-        ("inference.debias", s.inference.debias, ("none", "pride")),
-        ("inference.calibration", s.inference.calibration, ("none", "batch", "contextual")),
-        ("ensemble.selection", s.ensemble.selection, ("all", "greedy")),
-        ("inference.on_no_answer", s.inference.on_no_answer, ("letters", "error")),
-        ("env.device", s.env.device, ("auto", "cpu", "cuda")),
-    ):
-        require(value in options, key, f"one of {', '.join(options)}", value)
-    b = s.budget
-    for name in (
-        "epochs",
-        "batch_size",
-        "eval_batch_size",
-        "folds",
-        "evaluations_per_fit",
-    ):
-        require(getattr(b, name) >= 1, f"budget.{name}", ">= 1", getattr(b, name))
-    for name in ("subsample", "test_limit", "micro_batch_size"):
-        require(
-            getattr(b, name) is None or getattr(b, name) >= 1,
-            f"budget.{name}",
-            ">= 1 or null",
-            getattr(b, name),
-        )
-    require(
-        b.max_memory_gib is None or b.max_memory_gib > 0,
-        "budget.max_memory_gib",
-        "> 0 or null",
-        b.max_memory_gib,
-    )
-    require(b.checkpoint_steps >= 1, "budget.checkpoint_steps", ">= 1", b.checkpoint_steps)
-    require(0 < b.holdout_share <= 0.5, "budget.holdout_share", "in (0, 0.5]", b.holdout_share)
-    require(b.max_grad_norm > 0, "budget.max_grad_norm", "> 0", b.max_grad_norm)
-    require(0 <= b.lr_horizon_exponent <= 1, "budget.lr_horizon_exponent", "in [0, 1]", b.lr_horizon_exponent)
+    """Refuse what the type of a single key cannot tell."""
     if s.stage == "ensemble":
         members = s.ensemble.members
         require(len(members) >= 2, "ensemble.members", "two or more test_predictions.csv files", members)
     if s.stage == "trial":
-        require(b.folds >= 2, "budget.folds", ">= 2 for a K-fold trial", b.folds)
-    require(
-        bool(s.study) and s.study.strip(".") != "" and "/" not in s.study, "study", "a folder name", s.study
-    )
-    require(0 <= s.seed < 2**31, "seed", "in [0, 2**31)", s.seed)
-    require(
-        0 <= s.scheduler.warmup_ratio < 1, "scheduler.warmup_ratio", "in [0, 1)", s.scheduler.warmup_ratio
-    )
+        require(s.budget.folds >= 2, "budget.folds", ">= 2 for a K-fold trial", s.budget.folds)
+    named = s.study.strip(".") != "" and "/" not in s.study
+    require(named, "study", "a folder name", s.study)
     require(_number(s.optimizer.get("lr")) > 0, "optimizer.lr", "a number > 0", s.optimizer.get("lr"))
     _check_lora(s.lora)
     _check_image(s.image)
     _check_prompt(s.prompt)
     _check_inference(s.inference)
     check_adapt(s)
-    require(1024 <= s.env.port < 2**16, "env.port", "in [1024, 65536)", s.env.port)
-    require(s.env.threads is None or s.env.threads >= 1, "env.threads", ">= 1 or null", s.env.threads)
 
 
 def _check_lora(lora: dict[str, Any]) -> None:
@@ -184,15 +156,9 @@ def _check_prompt(prompt: PromptSettings) -> None:
     for key, text in (("prompt.user", prompt.user), ("prompt.reasoning", prompt.reasoning)):
         for name in ("question", "a", "b", "c", "d"):
             require(f"{{{name}}}" in text, key, f"a text that contains {{{name}}}", text)
-    limit = prompt.entropy_threshold
-    require(limit is None or limit >= 0, "prompt.entropy_threshold", ">= 0 nats or null", limit)
 
 
 def _check_inference(inference: InferenceSettings) -> None:
-    for name in ("max_new_tokens", "reasoning_tokens"):
-        require(getattr(inference, name) >= 1, f"inference.{name}", ">= 1", getattr(inference, name))
-    share = inference.pride_share
-    require(0 < share <= 1, "inference.pride_share", "in (0, 1]", share)
     if inference.debias == "pride":
         require(
             inference.orders == "written", "inference.orders", "written with debias=pride", inference.orders
@@ -208,14 +174,10 @@ def _check_image(image: ImageSettings) -> None:
         "null with image.mode=native and a number of pixels otherwise",
         image.size,
     )
-    require(image.size is None or image.size >= 28, "image.size", ">= 28 pixels", image.size)
-    require(image.min_visual_tokens >= 1, "image.min_visual_tokens", ">= 1", image.min_visual_tokens)
     top = image.max_visual_tokens
     require(
         top is None or top >= image.min_visual_tokens, "image.max_visual_tokens", ">= min_visual_tokens", top
     )
-    require(image.cache_gib is None or image.cache_gib >= 0, "image.cache_gib", ">= 0", image.cache_gib)
-    require(image.cache_disk_gib > 0, "image.cache_disk_gib", "> 0", image.cache_disk_gib)
 
 
 def _node(settings: Settings, name: str) -> dict[str, Any] | None:
@@ -225,21 +187,18 @@ def _node(settings: Settings, name: str) -> dict[str, Any] | None:
     return value  # type: ignore[no-any-return]  # TRUSTED names only dictionaries
 
 
-VIEW_METHODS = ("views", "zero", "tpt", "prompt_tuning_online", "prompt_align")
-METHODS = ("none", "tent", "sar", "consistency", "lora_align", "repair", *VIEW_METHODS)
 EPISODIC = {"tpt": True, "prompt_align": True, "prompt_tuning_online": False}  # what tells them apart
-NEED_VIEWS = ("consistency", *VIEW_METHODS)
+NEED_VIEWS = ("consistency", "views", "zero", "tpt", "prompt_tuning_online", "prompt_align")
 NEED_OWN_DECODER = ("lora_align", "tpt", "prompt_tuning_online", "prompt_align")  # more than letter logits
 NEED_SOURCE = ("lora_align", "prompt_align", "repair")  # these compare with training questions
 
 
 def check_adapt(s: Settings) -> None:
-    """Refuse values out of range, and read-outs that test-time adaptation does not go with.
+    """Refuse read-outs, stages and values that a test-time method does not go with.
 
     Raises:
         UserError: Key, rule and value, and what to do.
     """
-    _check_adapt_values(s.adapt)
     method = s.adapt.method
     if method == "none":
         return
@@ -259,20 +218,3 @@ def check_adapt(s: Settings) -> None:
     )
     if method in NEED_VIEWS:
         require(s.adapt.views >= 2, "adapt.views", f">= 2 {way_out}", s.adapt.views)
-
-
-def _check_adapt_values(a: AdaptSettings) -> None:
-    for key, value, options in (
-        ("method", a.method, METHODS),
-        ("parameters", a.parameters, ("lora", "norm")),
-        ("optimizer", a.optimizer, ("adam", "sgd")),
-    ):
-        require(value in options, f"adapt.{key}", f"one of {', '.join(options)}", value)
-    for name in ("steps", "batch_size", "views", "source_size"):
-        require(getattr(a, name) >= 1, f"adapt.{name}", ">= 1", getattr(a, name))
-    for name in ("lr", "rho", "weight"):
-        require(getattr(a, name) >= 0, f"adapt.{name}", ">= 0", getattr(a, name))
-    for name in ("keep_share", "entropy_limit", "guard_label_share"):
-        require(0 < getattr(a, name) <= 1, f"adapt.{name}", "in (0, 1]", getattr(a, name))
-    require(a.guard_kl > 0, "adapt.guard_kl", "> 0 nats", a.guard_kl)
-    require(a.reset_below is None or a.reset_below > 0, "adapt.reset_below", "> 0 or null", a.reset_below)

@@ -1,9 +1,36 @@
-"""What a run may be told: our own keys as dataclasses. Their values stand in conf/, no defaults here."""
+"""What a run may be told: our own keys, each with its type, its range and its meaning.
+
+The values stand in conf/; there are no defaults here. `vqa.config.check` refuses what does not fit, and
+`vqa.config.reference` prints the page docs/settings.md from the strings below the fields.
+"""
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
+
+from annotated_types import Ge, Gt, Le, Lt
 
 from vqa.question import Question
+
+Count = Annotated[int, Ge(1)]
+NotNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Gt(0), Le(1)]
+
+Stage = Literal[
+    "final", "trial", "predict", "evaluate", "doctor", "status", "report", "merge", "serve", "ensemble"
+]
+Method = Literal[
+    "none",
+    "tent",
+    "sar",
+    "consistency",
+    "lora_align",
+    "repair",
+    "views",
+    "zero",
+    "tpt",
+    "prompt_tuning_online",
+    "prompt_align",
+]
 
 
 class Data(Protocol):
@@ -19,61 +46,102 @@ class Data(Protocol):
         """Every problem of the files, for stage=doctor."""
 
 
+class Group:
+    """A node of the configuration: pydantic checks it by the types of its fields.
+
+    A text among the limits of a type is the value's unit.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {
+        "extra": "forbid",
+        "coerce_numbers_to_str": True,  # study=2024 is a name
+    }
+
+
 @dataclass
-class ModelSettings:
+class ModelSettings(Group):
     name: str
+    """Name of the option, shown on pages."""
     path: str
+    """The base model: hub id or folder; `asset:tiny` is the embedded model."""
     revision: str | None
+    """Revision on the hub; null: the newest."""
     license: str
+    """Licence of the base model; the adapter's model card repeats it."""
     min_visual_tokens: int
+    """Fewest visual tokens of a picture."""
     max_visual_tokens: int | None
+    """Most visual tokens of a picture; null: no limit."""
     lr: float
+    """Learning rate that suits the model; the default of `optimizer.lr`."""
     lr_low: float
+    """Lower end of the learning rates that `+sweep=lora` searches."""
     lr_high: float
+    """Upper end of the learning rates that `+sweep=lora` searches."""
     known_good: list[Any]
+    """Configurations that a sweep tries first: key and value."""
 
 
 @dataclass
-class QuantizationSettings:
+class QuantizationSettings(Group):
     name: str
+    """Name of the option, shown on pages."""
     weights: dict[str, Any] | None
+    """Arguments of `transformers.BitsAndBytesConfig`; null: the weights as stored."""
 
 
 @dataclass
-class SchedulerSettings:
-    warmup_ratio: float
+class SchedulerSettings(Group):
+    warmup_ratio: Annotated[float, Ge(0), Lt(1)]
+    """Share of the optimizer steps in which the learning rate rises."""
     schedule: dict[str, Any]
+    """Arguments of `transformers.get_scheduler`; `name` is any schedule it knows."""
 
 
 @dataclass
-class ImageSettings:
-    mode: str
-    size: int | None
-    min_visual_tokens: int
+class ImageSettings(Group):
+    mode: Literal["native", "resize", "pad"]
+    """How pictures are scaled. native: own size and shape; resize: to a square; pad: into a padded square."""
+    size: Annotated[int, Ge(28), "pixels"] | None
+    """Side of the square, for resize and pad; null for native."""
+    min_visual_tokens: Count
+    """Fewest visual tokens of a picture; smaller pictures are scaled up."""
     max_visual_tokens: int | None
-    cache_gib: float | None
+    """Most visual tokens of a picture; larger pictures are scaled down; null: no limit."""
+    cache_gib: Annotated[float, Ge(0), "GiB"] | None
+    """Host memory for vision features; 0: no cache; null: a quarter of the memory stays free."""
     cache_dir: str | None
-    cache_disk_gib: float
+    """Folder that keeps vision features for other workers and later runs; null: none."""
+    cache_disk_gib: Annotated[float, Gt(0), "GiB"]
+    """Most that this folder holds; the files not used for longest are deleted first."""
 
 
 @dataclass
-class PromptSettings:
+class PromptSettings(Group):
     system: str
+    """System prompt, the same for every question."""
     user: str
+    """Template of the user's turn, with the fields {question}, {a}, {b}, {c} and {d}."""
     reasoning: str
-    entropy_threshold: float | None
+    """Template of the reasoning prompt, with the same fields."""
+    entropy_threshold: Annotated[float, Ge(0), "nats"] | None
+    """Entropy (at most ln 4 = 1.39 nats) above which a question is asked again with `prompt.reasoning`;
+    null: never."""
 
 
 @dataclass
-class LrTunedSettings:
+class LrTunedSettings(Group):
     """The K-fold trials that chose the learning rate; `folds` is None when none did."""
 
     subsample: int | None
+    """Training questions of the trials that chose the learning rate; null: all. `best.yaml` fills it in."""
     folds: int | None
+    """Folds of these trials; null: no trials chose the learning rate."""
     epochs: int | None
+    """Epochs of these trials."""
 
     def passes(self, pool: int) -> int | None:
-        """Questions such a trial's fit saw, counted with repetition, out of a pool of that many."""
+        """Questions that one fit of such a trial saw, counted with repetition, from a pool of that size."""
         if self.folds is None or self.epochs is None:
             return None
         sample = min(self.subsample or pool, pool)
@@ -81,103 +149,169 @@ class LrTunedSettings:
 
 
 @dataclass
-class BudgetSettings:
-    subsample: int | None
-    holdout_share: float
-    folds: int
-    epochs: int
-    batch_size: int
-    micro_batch_size: int | None
-    max_memory_gib: float | None
-    eval_batch_size: int
-    evaluations_per_fit: int
-    max_grad_norm: float
-    checkpoint_steps: int
-    test_limit: int | None
+class BudgetSettings(Group):
+    subsample: Count | None
+    """Training questions to use; null: all."""
+    holdout_share: Annotated[float, Gt(0), Le(0.5)]
+    """Share of the labelled questions that is held out: never trained on, and never seen by a sweep."""
+    folds: Count
+    """Folds of the cross-validation; 1: none. A trial needs 2."""
+    epochs: Count
+    """Passes over the training questions."""
+    batch_size: Count
+    """Questions per optimizer step."""
+    micro_batch_size: Count | None
+    """Most questions on the device at once; null: as many as fit. The result is the same."""
+    max_memory_gib: Annotated[float, Gt(0), "GiB"] | None
+    """GPU memory to use; less than there is simulates a smaller GPU; null: all of it."""
+    eval_batch_size: Count
+    """Questions per forward pass when scoring."""
+    evaluations_per_fit: Count
+    """How often one fit scores the held-out part; in a trial, each score goes to the pruner."""
+    max_grad_norm: Annotated[float, Gt(0)]
+    """Norm to which gradients are clipped."""
+    checkpoint_steps: Count
+    """Optimizer steps between two checkpoints; an interrupted final run loses at most these."""
+    test_limit: Count | None
+    """Rows of the test file to answer, from the top; null: all."""
     lr_tuned: LrTunedSettings
-    lr_horizon_exponent: float
+    lr_horizon_exponent: Annotated[float, Ge(0), Le(1)]
+    """The learning rate is multiplied by (passes of a trial / passes of this run) to this power."""
     keep_fold_adapters: bool
+    """true: trials that train alike share the adapters of their folds."""
 
 
 @dataclass
-class InferenceSettings:
-    readout: str
-    orders: str
-    debias: str
-    pride_share: float
-    calibration: str
-    max_new_tokens: int
-    reasoning_tokens: int
-    on_no_answer: str
+class InferenceSettings(Group):
+    readout: Literal["letters", "generate", "reasoning"]
+    """How the answer is read. letters: their probabilities; generate: a text; reasoning: a longer text."""
+    orders: Literal["written", "cyclic"]
+    """Orders of the options that are asked. cyclic: the average over the four cyclic orders."""
+    debias: Literal["none", "pride"]
+    """pride: estimate the option-position bias on some questions and divide it out."""
+    pride_share: Share
+    """Share of the questions that pride asks in all orders."""
+    calibration: Literal["none", "batch", "contextual"]
+    """Divide the mean answer out: batch, of all questions; contextual, of questions without content."""
+    max_new_tokens: Count
+    """Most tokens of a generated answer."""
+    reasoning_tokens: Count
+    """Most tokens of a reasoning; a text that is cut off before its answer counts as no answer."""
+    on_no_answer: Literal["letters", "error"]
+    """When a text holds no answer. letters: take the letter probabilities and flag the row; error: stop."""
     min_option_mass: float
+    """Warn when the four letters together have less probability than this on average."""
 
 
 @dataclass
-class AdaptSettings:
-    method: str
-    parameters: str
-    optimizer: str
-    lr: float
-    steps: int
-    batch_size: int
+class AdaptSettings(Group):
+    method: Method
+    """Test-time method; docs/answers_and_adaptation.md tells what each does."""
+    parameters: Literal["lora", "norm"]
+    """What a method trains. lora: the adapter; norm: the RMSNorm weights of the language model."""
+    optimizer: Literal["adam", "sgd"]
+    """Optimizer; sgd has momentum 0.9."""
+    lr: NotNegative
+    """Learning rate; 0: the trained model."""
+    steps: Count
+    """Steps per batch."""
+    batch_size: Count
+    """Questions that are adapted on together."""
     episodic: bool
-    views: int
-    keep_share: float
-    entropy_limit: float
-    reset_below: float | None
-    rho: float
-    weight: float
-    source_size: int
-    guard_label_share: float
-    guard_kl: float
+    """true: every batch starts from the trained weights."""
+    views: Count
+    """Views of each picture, the picture itself included."""
+    keep_share: Share
+    """Share of the views that count, the surest first."""
+    entropy_limit: Share
+    """Times ln 4: entropy above which a question teaches nothing."""
+    reset_below: Annotated[float, Gt(0)] | None
+    """Moving average of the entropy, in nats, below which the weights are reset; null: never."""
+    rho: NotNegative
+    """Radius of the sharpness-aware step."""
+    weight: NotNegative
+    """Weight of a method's second loss."""
+    source_size: Count
+    """Training questions that source statistics are taken from."""
+    guard_label_share: Share
+    """Share of one letter among the last 64 answers above which the weights are reset."""
+    guard_kl: Annotated[float, Gt(0), "nats"]
+    """Distance (KL divergence) from the trained model's answers above which the weights are reset."""
     seed: int
+    """Seed of views and random starts."""
 
 
 @dataclass
-class EnsembleSettings:
+class EnsembleSettings(Group):
     members: list[str]
-    selection: str
+    """Files `test_predictions.csv` to average."""
+    selection: Literal["all", "greedy"]
+    """all: equal weights; greedy: weights chosen on the `valid_predictions.csv` beside each member."""
 
 
 @dataclass
-class TrackingSettings:
+class TrackingSettings(Group):
     enabled: bool
+    """Whether MLflow records the run."""
     uri: str
+    """Address of the MLflow store."""
     experiment: str
+    """Name of the MLflow experiment."""
     parent_run_id: str | None
+    """Run that this one stands under in MLflow; a sweep fills it in."""
 
 
 @dataclass
-class EnvSettings:
+class EnvSettings(Group):
     data_path: str | None
+    """Default of `data.image_root`."""
     hf_home: str | None
+    """Cache of the Hugging Face hub; null: the library's own default."""
     output_root: str
+    """Folder of all studies."""
     copy_images_to: str | None
+    """Fast disk to which pictures are copied once; null: none."""
     offline: bool
-    device: str
+    """true: never ask the hub."""
+    device: Literal["auto", "cpu", "cuda"]
+    """Device; auto: a GPU where there is one."""
     compile: bool
-    threads: int | None
-    port: int
+    """torch.compile; false: slower, and starts 20 s sooner."""
+    threads: Count | None
+    """CPU threads of torch; null: its default."""
+    port: Annotated[int, Ge(1024), Lt(2**16)]
+    """Port of `stage=serve`."""
 
 
 @dataclass
-class Settings:
+class Settings(Group):
     """One run, checked. Library nodes (lora, optimizer, data, ...) stay dictionaries with `_target_`."""
 
     study: str
-    stage: str
-    seed: int
-    loss: str
-    precision: str
+    """Name of the folder `multirun/<study>` and of the MLflow experiment."""
+    stage: Stage
+    """What to do; a sweep sets trial."""
+    seed: Annotated[int, Ge(0), Lt(2**31)]
+    """Seed of the split, folds, order of questions and options, and the adapter's first weights."""
+    loss: Literal["answer_only", "choice_ce", "full"]
+    """Loss. answer_only: on the answer's tokens; choice_ce: on the four letters; full: on every token."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"]
+    """Computing type; auto: bfloat16 on GPUs that have it, float16 on older ones, float32 on CPUs."""
     adapter: str | None
-    winner: str
-    lang: str
+    """Folder of the adapter for predict, evaluate, merge and serve; null: that of the study's final run."""
+    winner: Literal["auto", "none"]
+    """Whether stage=final takes the study's `best.yaml`. auto: when there is one; none: never."""
+    lang: Literal["en", "ko"]
+    """Language of messages, and in which pages open."""
     model: ModelSettings
     quantization: QuantizationSettings
     lora: dict[str, Any]
+    """Arguments of `peft.LoraConfig`."""
     optimizer: dict[str, Any]
+    """Arguments of the optimizer's class."""
     scheduler: SchedulerSettings
     data: dict[str, Any]
+    """Arguments of the class that reads the questions."""
     image: ImageSettings
     prompt: PromptSettings
     budget: BudgetSettings
