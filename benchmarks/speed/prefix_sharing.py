@@ -1,6 +1,6 @@
 """Shared prefix against the padded batch: the same LoRA training step on the embedded model, on the CPU.
 
-python -m benchmarks.prefix_sharing --out FILE
+python -m benchmarks.speed.prefix_sharing --out FILE
 """
 
 import argparse
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
-from benchmarks.record import add_output_arguments, write_rows
+from benchmarks.harness.record import add_output_arguments, write_rows
 from vqa.config.check import read_settings, register_resolvers
 from vqa.data.source import split_questions
 from vqa.model.adapter import attached
@@ -23,7 +23,7 @@ from vqa.model.encode import Encoder
 from vqa.model.forward import letter_logits
 from vqa.train.losses import answer_loss
 
-CONF = Path(__file__).parents[1] / "conf"
+CONF = Path(__file__).parents[2] / "conf"
 BATCH, REPEATS = 16, 7
 
 

@@ -25,6 +25,7 @@ def commit() -> str:
 
 def command() -> str:
     """The command line that runs, without what only says where the result goes."""
+    module = Path(sys.argv[0]).with_suffix("").parts
     given = iter(sys.argv[1:])
     kept = []
     for word in given:
@@ -32,7 +33,10 @@ def command() -> str:
             next(given, None)
         elif not word.startswith(("--out=", "--machine=")):
             kept.append(word)
-    return shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *kept])
+    rooms = len(module) - module[::-1].index(
+        "benchmarks"
+    )  # the folder nearest to the file: a checkout's name may be it
+    return shlex.join(["python", "-m", ".".join(("benchmarks", *module[rooms:])), *kept])
 
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,8 +3,9 @@
 Random weights at full size. The final run's speeds are those of a warm process: a few steps come first. Of
 the study, each worker's first trial, in which it loads, compiles and looks at the pictures, is left out.
 
-    python -m benchmarks.full_size --work FOLDER --tokenizer FOLDER --models qwen3_vl_8b:none --only-files
-    python -m benchmarks.two_gpus --work FOLDER --model qwen3_vl_8b --out FILE
+    python -m benchmarks.harness.full_size --work FOLDER --tokenizer FOLDER --only-files \\
+        --models qwen3_vl_8b:none
+    python -m benchmarks.speed.two_gpus --work FOLDER --model qwen3_vl_8b --out FILE
 """
 
 import argparse
@@ -18,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import write_rows
+from benchmarks.harness.record import write_rows
 
 
 def overrides(given: argparse.Namespace) -> list[str]:
@@ -41,7 +42,7 @@ def train_once(given: argparse.Namespace) -> None:
 
     from hydra import compose, initialize_config_dir
 
-    from benchmarks.throughput import CONF, nothing
+    from benchmarks.speed.throughput import CONF, nothing
     from vqa.config.check import read_settings, register_resolvers
     from vqa.data.source import split_questions
     from vqa.machine import processes
@@ -82,7 +83,13 @@ def measure_final(given: argparse.Namespace, processes: int) -> dict[str, Any]:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     again = ["--part", "train", "--work", str(given.work), "--model", given.model, "--prompt", given.prompt]
     again += ["--batch", str(given.batch), "--epochs", str(given.epochs), "--seed", str(given.seed)]
-    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "benchmarks.two_gpus", *again]
+    command = [
+        sys.executable,
+        *(launcher if processes > 1 else []),
+        "-m",
+        "benchmarks.speed.two_gpus",
+        *again,
+    ]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     [line] = [line for line in done.stdout.splitlines() if line.startswith("FINAL ")] or [""]
     if done.returncode or not line:
@@ -146,7 +153,7 @@ def by_worker(trials: list[Any], folder: Path) -> dict[int, list[tuple[int, floa
 def main() -> None:
     """Parse the command line, measure, write the rows."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, required=True, help="folder that benchmarks.full_size filled")
+    parser.add_argument("--work", type=Path, required=True, help="folder that harness.full_size filled")
     parser.add_argument("--model", default="qwen3_vl_8b")
     parser.add_argument("--prompt", default="fewshot_ko")
     parser.add_argument("--part", choices=("both", "final", "study", "train"), default="both")

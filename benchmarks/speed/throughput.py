@@ -4,8 +4,8 @@ From image files: reading, vision tower, tokens, batches, optimiser. Speeds are 
 (kernels compiled, features known); what the first look at a picture costs stands in a row of its own. A case
 is batch:GiB, the GPU memory the process may use.
 
-    python -m benchmarks.full_size --work FOLDER --tokenizer FOLDER --only-files
-    python -m benchmarks.throughput --work FOLDER --model qwen3_vl_8b --cases 16:76 32:76 16:24 --out FILE
+    python -m benchmarks.harness.full_size --work FOLDER --tokenizer FOLDER --only-files
+    python -m benchmarks.speed.throughput --work FOLDER --cases 16:76 32:76 16:24 --out FILE
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
-from benchmarks.record import write_rows
+from benchmarks.harness.record import write_rows
 from vqa.answer.score import score
 from vqa.config.check import read_settings, register_resolvers
 from vqa.config.settings import Settings
@@ -33,7 +33,7 @@ from vqa.question import Question
 from vqa.train.fit import Moment, fit
 from vqa.train.plan import Plan, plan_fit
 
-CONF = Path(__file__).parents[1] / "conf"
+CONF = Path(__file__).parents[2] / "conf"
 
 
 def settings_for(model: str, quantization: str, work: Path, *more: str) -> Settings:
@@ -165,7 +165,7 @@ def profile_row(encoder: Encoder, settings: Settings, plan: Plan, rows: list[Que
 def main() -> None:
     """Parse the command line, measure, write one row per case."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, required=True, help="folder that benchmarks.full_size filled")
+    parser.add_argument("--work", type=Path, required=True, help="folder that harness.full_size filled")
     parser.add_argument("--model", default="qwen3_vl_8b")
     parser.add_argument("--quantization", default="none")
     parser.add_argument("--cases", nargs="*", default=["16:76"], help="batch:GiB of training runs")

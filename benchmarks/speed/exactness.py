@@ -7,8 +7,8 @@ trained adapter, plain and ours. `--clear` writes the answer into the question, 
 can learn in fifty steps: answers get the margins that those of a real model have. `--model tiny` takes the
 embedded model and easy-VQA instead, also on a CPU.
 
-    python -m benchmarks.exactness --work FOLDER --model qwen3_vl_8b --clear --float32 25 --out FILE
-    python -m benchmarks.exactness --model tiny --batch 8 --out FILE
+    python -m benchmarks.speed.exactness --work FOLDER --model qwen3_vl_8b --clear --float32 25 --out FILE
+    python -m benchmarks.speed.exactness --model tiny --batch 8 --out FILE
 """
 
 import argparse
@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.record import write_rows
-from benchmarks.throughput import embedded_settings, settings_for
+from benchmarks.harness.record import write_rows
+from benchmarks.speed.throughput import embedded_settings, settings_for
 from vqa.answer.score import score
 from vqa.config.settings import Settings
 from vqa.data.source import data_source
@@ -185,7 +185,7 @@ def curve_rows(losses: dict[str, list[float]], exact: list[float]) -> list[dict[
 def main() -> None:
     """Parse the command line, train in several ways, score twice, write the rows."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, default=Path(), help="folder that benchmarks.full_size filled")
+    parser.add_argument("--work", type=Path, default=Path(), help="folder that harness.full_size filled")
     parser.add_argument("--model", default="qwen3_vl_8b")
     parser.add_argument("--clear", action="store_true", help="questions whose text tells the answer")
     parser.add_argument("--steps", type=int, default=50)

@@ -5,7 +5,7 @@ of the same shapes to warm up. Four separate forwards stand beside the cyclic or
 picture. A way is what one would type on the command line; SAR learns from every question here, as random
 weights are never sure.
 
-    python -m benchmarks.answer_rates --work FOLDER --model qwen3_vl_8b --memory-gib 40 --out FILE
+    python -m benchmarks.speed.answer_rates --work FOLDER --model qwen3_vl_8b --memory-gib 40 --out FILE
 """
 
 import argparse
@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.record import write_rows
-from benchmarks.throughput import peak_gib, settings_for
+from benchmarks.harness.record import write_rows
+from benchmarks.speed.throughput import peak_gib, settings_for
 from vqa.answer.debias import CYCLIC
 from vqa.answer.readout import answer
 from vqa.answer.score import option_scores
@@ -94,7 +94,7 @@ def measured(way: str, arguments: argparse.Namespace, rows: list[Question]) -> d
 def main() -> None:
     """Parse the command line, time every way, write one row each."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, required=True, help="folder that benchmarks.full_size filled")
+    parser.add_argument("--work", type=Path, required=True, help="folder that harness.full_size filled")
     parser.add_argument("--model", default="qwen3_vl_8b")
     parser.add_argument("--memory-gib", type=float, default=40)
     parser.add_argument("--rows", type=int, default=128, help="rows of the ways that only read")

@@ -6,8 +6,8 @@ hydra-optuna-sweeper's own sweeper really runs the same trials, through its basi
 worker, and through hydra-joblib-launcher, which has to be installed for it and is no dependency. Trials of no
 time at all show what the sweeper spends on one. One row is a real sweep.
 
-    python -m benchmarks.sweeper --out FILE
-    python -m benchmarks.sweeper idle --stock joblib basic --scale 0.1 --out FILE
+    python -m benchmarks.search.sweeper --out FILE
+    python -m benchmarks.search.sweeper idle --stock joblib basic --scale 0.1 --out FILE
 """
 
 import argparse
@@ -25,9 +25,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.record import add_output_arguments, write_rows
+from benchmarks.harness.record import add_output_arguments, write_rows
 
-TOY = Path(__file__).parents[1] / "tests" / "helpers" / "toy_app" / "app.py"
+TOY = Path(__file__).parents[2] / "tests" / "helpers" / "toy_app" / "app.py"
 PARTS = 9  # a toy trial sleeps `pause_s` so often
 COMMON = ["hydra.sweeper.final=false", "hydra/sweeper/pruner=none", "hydra/sweeper/sampler=random"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -4,7 +4,7 @@ The study runs with several workers; at random instants one of them gets a kill 
 and started in between. Then every trial is looked at, and the winner's final run is compared with a direct
 run of the same configuration. On the embedded model, or with `--app toy` on trials without training.
 
-    python -m benchmarks.chaos --storages postgresql sqlite --out FILE
+    python -m benchmarks.endurance.chaos --storages postgresql sqlite --out FILE
 """
 
 import argparse
@@ -24,12 +24,12 @@ from typing import Any
 import optuna
 from omegaconf import OmegaConf
 
-from benchmarks.own_postgresql import OwnPostgresql
-from benchmarks.record import add_output_arguments, write_rows
-from benchmarks.study_damage import damage
+from benchmarks.endurance.own_postgresql import OwnPostgresql
+from benchmarks.endurance.study_damage import damage
+from benchmarks.harness.record import add_output_arguments, write_rows
 from vqa.sweep.storage import open_storage
 
-TOY = Path(__file__).parents[1] / "tests" / "helpers" / "toy_app" / "app.py"
+TOY = Path(__file__).parents[2] / "tests" / "helpers" / "toy_app" / "app.py"
 APPS = {
     "toy": [str(TOY), "pause_s=0.25", "hydra/sweeper/pruner=none"],
     "vqa": ["-m", "vqa.run", "tracking=none", "budget=smoke", "budget.folds=3", "budget.subsample=150",

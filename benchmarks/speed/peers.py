@@ -1,10 +1,10 @@
 """The same training work by other tools: TRL, TRL + Liger, Unsloth and plain transformers + PEFT.
 
-Same checkpoint, rows, prompt, pictures and LoRA as benchmarks.throughput; each tool reads and prepares its
+Same checkpoint, rows, prompt, pictures and LoRA as `speed.throughput`; each tool reads and prepares its
 batches in worker processes. A configuration is batch:checkpointing; the best that fits counts. Needs the
 tools' own packages (trl, datasets, liger-kernel, unsloth), which vqa does not.
 
-    python -m benchmarks.peers unsloth --work FOLDER --model qwen3_vl_8b --prompt FILE --configs 4:no 8:yes
+    python -m benchmarks.speed.peers unsloth --work FOLDER --prompt FILE --configs 4:no 8:yes
 """
 
 import argparse
@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import write_rows
+from benchmarks.harness.record import write_rows
 
 os.environ.update(HF_HUB_OFFLINE="1", UNSLOTH_DISABLE_STATISTICS="1", TOKENIZERS_PARALLELISM="false")
 WARM_UP = 3
@@ -258,7 +258,7 @@ def main() -> None:
     """Parse the command line, run one tool's configurations one after the other, print and write rows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("who", choices=TOOLS)
-    parser.add_argument("--work", type=Path, required=True, help="folder that benchmarks.full_size filled")
+    parser.add_argument("--work", type=Path, required=True, help="folder that harness.full_size filled")
     parser.add_argument("--model", default="qwen3_vl_8b")
     parser.add_argument("--prompt", type=Path, required=True, help="file with the system prompt")
     parser.add_argument("--configs", nargs="+", default=["8:yes"], help="batch:checkpointing (no, yes)")

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cells import Result
-from benchmarks.paired import Table, holm, interval, sign_flip_p_value
-from benchmarks.shift_rows import CLEAN
+from benchmarks.harness.cells import Result
+from benchmarks.harness.paired import Table, holm, interval, sign_flip_p_value
+from benchmarks.shifts.rows import CLEAN
 
 FROZEN = "frozen"
 SHIFTED = "mean of shifts"  # the row over all of a dataset's shifts, clean pictures left out

@@ -3,7 +3,7 @@
 Pictures of 512 x 512 as JPEG files, from the file to the bytes that the vision tower gets. transformers' own
 image processor does the same work beside it. On a CPU.
 
-    python -m benchmarks.pictures --out FILE
+    python -m benchmarks.speed.pictures --out FILE
 """
 
 import argparse
@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.full_size import make_contest
-from benchmarks.record import add_output_arguments, write_rows
+from benchmarks.harness.full_size import make_contest
+from benchmarks.harness.record import add_output_arguments, write_rows
 from vqa.data.image import UNLIMITED_TOKENS, fit_image, load_image
 from vqa.model.vision.tower import resized
 

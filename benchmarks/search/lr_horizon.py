@@ -4,7 +4,7 @@ For every seed: out-of-fold NLL of short K-fold trials over a grid of learning r
 full-length final run over the same grid. Then the short trials' favourite as it is, the same lowered for the
 longer run with each exponent, and the best of the full-length grid are compared.
 
-    python -m benchmarks.lr_horizon --first-seed 3 --seeds 5 --processes 8 --out FILE
+    python -m benchmarks.search.lr_horizon --first-seed 3 --seeds 5 --processes 8 --out FILE
 """
 
 import argparse
@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import add_output_arguments, write_rows
+from benchmarks.harness.record import add_output_arguments, write_rows
 
 RATES = (5e-4, 7e-4, 1e-3, 1.4e-3, 2e-3, 2.8e-3, 4e-3, 5.6e-3)
 RANK = ("lora.r=16", "lora.lora_alpha=32")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from benchmarks.corruptions import CORRUPTIONS, corrupted
+from benchmarks.shifts.corruptions import CORRUPTIONS, corrupted
 from vqa.data.easy_vqa import EasyVqa
 from vqa.data.emoji_quiz import EmojiQuiz
 from vqa.data.split import Split, hold_out

@@ -2,12 +2,13 @@
 
 Runs `-m +sweep=lora` with the final run and inference, and reads what each part took. With 24 trials, 5
 epochs and a contest of 3,875 and 3,900 rows that is the whole job. From a smaller run, and the speeds of
-benchmarks/throughput.py, the time of 24 trials x 3 folds on 400 rows, the final run (3,100 rows x 5 epochs)
-and 3,900 test rows is added up. The stock way (no pruning, a model load per trial, padded batches) is
-computed from the speeds of benchmarks/peers.py given as --padded-train and --padded-score.
+`speed.throughput`, the time of 24 trials x 3 folds on 400 rows, the final run (3,100 rows x 5 epochs) and
+3,900 test rows is added up. The stock way (no pruning, a model load per trial, padded batches) is computed
+from the speeds of `speed.peers` given as --padded-train and --padded-score.
 
-    python -m benchmarks.full_size --work FOLDER --tokenizer FOLDER --rows 3875 --test-rows 3900 --only-files
-    python -m benchmarks.sweep --work FOLDER --model qwen3_vl_8b --trials 24 --epochs 5 --out FILE
+    python -m benchmarks.harness.full_size --work FOLDER --tokenizer FOLDER --only-files \\
+        --rows 3875 --test-rows 3900
+    python -m benchmarks.search.sweep --work FOLDER --model qwen3_vl_8b --trials 24 --epochs 5 --out FILE
 """
 
 import argparse
@@ -19,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import write_rows
+from benchmarks.harness.record import write_rows
 
 TRIALS, FOLDS, SUBSAMPLE, EVALUATIONS = 24, 3, 400, 3
 FINAL = ("stage=final", "budget=final", "budget.subsample=null")
@@ -90,7 +91,7 @@ def added_up(a: argparse.Namespace, trials: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Parse the command line, run, add up, write the rows."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, required=True, help="folder that benchmarks.full_size filled")
+    parser.add_argument("--work", type=Path, required=True, help="folder that harness.full_size filled")
     parser.add_argument("--model", default="qwen3_vl_8b")
     parser.add_argument("--quantization", default="none")
     parser.add_argument("--trials", type=int, default=8)

@@ -4,9 +4,9 @@
 (dataset x shift x method x seed) in parallel processes, keeps each in WORK/cells.jsonl, and goes on from
 there when it is called again. `table` prints what is on file.
 
-    python -m benchmarks.shifts train --work WORK --seeds 3 --processes 6
-    python -m benchmarks.shifts run --work WORK --seeds 3 --processes 16 --out FILE
-    python -m benchmarks.shifts table FILE
+    python -m benchmarks.shifts.adaptation train --work WORK --seeds 3 --processes 6
+    python -m benchmarks.shifts.adaptation run --work WORK --seeds 3 --processes 16 --out FILE
+    python -m benchmarks.shifts.adaptation table FILE
 """
 
 import argparse
@@ -22,11 +22,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import Cell, Result, finished, run_cells
-from benchmarks.process import composed, measured, one_thread
-from benchmarks.record import write_rows
-from benchmarks.shift_rows import SHIFTS, TUNING, rows, shifted, write_training_csv
-from benchmarks.shift_table import compared, markdown
+from benchmarks.harness.cells import Cell, Result, finished, run_cells
+from benchmarks.harness.process import composed, measured, one_thread
+from benchmarks.harness.record import write_rows
+from benchmarks.shifts.rows import SHIFTS, TUNING, rows, shifted, write_training_csv
+from benchmarks.shifts.table import compared, markdown
 
 # Learning rates were chosen on tuning rows (`--datasets tuning`, brightness, seed 0): the product's own are
 # more careful and change next to nothing.

@@ -5,8 +5,8 @@ embedded model, as one study without pruning. `replay` then lets each search cho
 seeds: it pays for every report it asks for, and is measured by the share of the whole grid's cost after which
 it has completed a configuration within one standard error of the best.
 
-    python -m benchmarks.search grid --processes 16 --work FOLDER --out GRID
-    python -m benchmarks.search replay --grid GRID --seeds 20 --out FILE
+    python -m benchmarks.search.samplers grid --processes 16 --work FOLDER --out GRID
+    python -m benchmarks.search.samplers replay --grid GRID --seeds 20 --out FILE
 """
 
 import argparse
@@ -27,7 +27,7 @@ from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from benchmarks.record import add_output_arguments, write_rows
+from benchmarks.harness.record import add_output_arguments, write_rows
 from vqa.results.metrics import P_FLOOR
 from vqa.sweep.sampling import SamplerFactory, build_pruner, draw
 from vqa.sweep.space import SearchSpace
@@ -35,7 +35,7 @@ from vqa.sweep.space import SearchSpace
 RATES = (3e-4, 5e-4, 8e-4, 1.3e-3, 2.2e-3, 3.6e-3, 6e-3, 1e-2)
 RANKS, ALPHAS = (8, 16, 32), (16, 32, 64)
 FOLDS, REPORTS_PER_FOLD = 5, 3
-CONF = Path(__file__).parents[1] / "conf" / "hydra" / "sweeper"
+CONF = Path(__file__).parents[2] / "conf" / "hydra" / "sweeper"
 SEARCHES = (  # sampler, pruner
     ("random", "none"),
     ("tpe", "none"),

@@ -1,6 +1,6 @@
 """Does it pay to store vision features on disk? Files of full size, read from page cache and disk.
 
-python -m benchmarks.feature_store --work FOLDER --out FILE
+python -m benchmarks.speed.feature_store --work FOLDER --out FILE
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.record import add_output_arguments, write_rows
+from benchmarks.harness.record import add_output_arguments, write_rows
 from vqa.model.vision.disk import FeatureStore
 
 SHAPE, TAPS = (256, 4096), 3  # Qwen3-VL-8B, a picture of 512 x 512

@@ -1,6 +1,6 @@
 """Draws docs/speed.png, the README's chart, from results of throughput, peers and answering.
 
-python -m benchmarks.chart
+python -m benchmarks.speed.chart
 """
 
 import json
@@ -10,8 +10,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-RESULTS = Path(__file__).parent / "results"
-CHART = Path(__file__).parents[1] / "docs" / "speed.png"
+RESULTS = Path(__file__).parents[1] / "results"
+CHART = Path(__file__).parents[2] / "docs" / "speed.png"
 RUN = "2026-11-25-h100"  # the newest in which every tool ran, on cards of one host
 ANSWERING = "2026-11-28-h100"  # vqa and generate(), on one card
 MODEL = "qwen3_vl_8b"

@@ -1,11 +1,11 @@
 """What better read-outs gain and cost: cyclic orders, PriDe, batch and contextual calibration.
 
-The adapters are those of `benchmarks.shifts train`, the rows clean and shifted ones that no adapter saw. All
-read-outs of a cell are timed in one process by turns, and beside the cyclic one four separate passes with one
-order each, which is what averaging over the orders costs without sharing prefix and picture.
+The adapters are those of `shifts.adaptation train`, the rows clean and shifted ones that no adapter saw. All
+read-outs of a cell are timed in one process by turns. Beside the cyclic one stand four separate passes with
+one order each, which is what averaging over the orders costs without sharing prefix and picture.
 
-    python -m benchmarks.shifts train --work WORK --seeds 3 --processes 6
-    python -m benchmarks.readouts --work WORK --seeds 3 --processes 8 --out FILE
+    python -m benchmarks.shifts.adaptation train --work WORK --seeds 3 --processes 6
+    python -m benchmarks.shifts.readouts --work WORK --seeds 3 --processes 8 --out FILE
 """
 
 import argparse
@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cells import Cell, Result, finished, run_cells
-from benchmarks.paired import holm, interval, sign_flip_p_value
-from benchmarks.process import composed
-from benchmarks.record import add_output_arguments, write_rows
-from benchmarks.shift_rows import CLEAN, NEW_STYLE, rows
-from benchmarks.shifts import adapter_folder, training
+from benchmarks.harness.cells import Cell, Result, finished, run_cells
+from benchmarks.harness.paired import holm, interval, sign_flip_p_value
+from benchmarks.harness.process import composed
+from benchmarks.harness.record import add_output_arguments, write_rows
+from benchmarks.shifts.adaptation import adapter_folder, training
+from benchmarks.shifts.rows import CLEAN, NEW_STYLE, rows
 
 LETTERS = "letters"
 READOUTS = (LETTERS, "cyclic", "pride", "batch_calibration", "contextual")

@@ -4,7 +4,7 @@ Equal questions and passes through the product's final run, several seeds, the e
 Each loss may have its own learning rate: the one with the best held-out NLL, the mean over the seeds. Losses
 are then compared on the test rows, which chose nothing, question by question.
 
-    python -m benchmarks.losses --work WORK --seeds 3 --processes 16 --out FILE
+    python -m benchmarks.search.losses --work WORK --seeds 3 --processes 16 --out FILE
 """
 
 import argparse
@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cells import Cell, Result, finished, run_cells
-from benchmarks.paired import holm, sign_flip_p_value
-from benchmarks.process import one_thread
-from benchmarks.record import add_output_arguments, write_rows
+from benchmarks.harness.cells import Cell, Result, finished, run_cells
+from benchmarks.harness.paired import holm, sign_flip_p_value
+from benchmarks.harness.process import one_thread
+from benchmarks.harness.record import add_output_arguments, write_rows
 
 LOSSES = ("full", "answer_only", "choice_ce")  # the dear one first
 RATES = (7.5e-4, 1.5e-3, 3e-3)  # around the embedded model's own

@@ -1,6 +1,6 @@
 """What pruning saves and costs: the same study with different pruners, on the embedded model, on the CPU.
 
-python -m benchmarks.pruning --out FILE
+python -m benchmarks.search.pruning --out FILE
 """
 
 import argparse
@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import add_output_arguments, write_rows
+from benchmarks.harness.record import add_output_arguments, write_rows
 
 PRUNERS = ("none", "hyperband", "successive_halving", "median", "wilcoxon")
 FOLDS = 3

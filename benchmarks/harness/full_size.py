@@ -2,7 +2,7 @@
 
 Speed and memory do not depend on what the weights are. Needs a GPU and a folder with a Qwen tokenizer:
 
-    python -m benchmarks.full_size --tokenizer FOLDER --work FOLDER --models qwen3_vl_8b:none
+    python -m benchmarks.harness.full_size --tokenizer FOLDER --work FOLDER --models qwen3_vl_8b:none
 """
 
 import argparse

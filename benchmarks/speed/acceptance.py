@@ -5,9 +5,9 @@ model, kernels, memory or adapters. Weights are random: speed and memory do not 
 of one base share the loaded model. A row fails when it raises, leaves a number that is not finite, or takes
 more memory than its card has; one failed row makes the exit code 1.
 
-    python -m benchmarks.full_size --work FOLDER --tokenizer FOLDER --only-files
-    python -m benchmarks.acceptance --work FOLDER --out FILE
-    python -m benchmarks.acceptance --work FOLDER --out FILE --only "qwen3_vl_8b nf4"
+    python -m benchmarks.harness.full_size --work FOLDER --tokenizer FOLDER --only-files
+    python -m benchmarks.speed.acceptance --work FOLDER --out FILE
+    python -m benchmarks.speed.acceptance --work FOLDER --out FILE --only "qwen3_vl_8b nf4"
 """
 
 import argparse
@@ -30,7 +30,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 import vqa.data.source
-from benchmarks.record import write_rows
+from benchmarks.harness.record import write_rows
 from vqa.config.check import read_settings, register_resolvers
 from vqa.config.settings import Settings
 from vqa.data.source import data_source
@@ -48,7 +48,7 @@ from vqa.stages.predict import run_evaluate, run_predict
 from vqa.train.fit import Moment, fit
 from vqa.train.plan import plan_fit
 
-CONF = Path(__file__).parents[1] / "conf"
+CONF = Path(__file__).parents[2] / "conf"
 FAMILIES = ("qwen3_vl_8b", "qwen2_5_vl_7b")
 HELD_OUT = 24
 LARGE_CARD = 76  # GiB of an 80 GB card
@@ -130,7 +130,7 @@ class Bench:
     """Runs cases on one folder of checkpoints.
 
     Args:
-        work: Where benchmarks.full_size wrote checkpoints and the contest.
+        work: Where benchmarks.harness.full_size wrote checkpoints and the contest.
         rows: Questions of a warm training.
         quick: Questions of the final run before it.
     """
