@@ -1,6 +1,6 @@
 """Questions per second of models on the generic path at true size, random weights, beside plain transformers.
 
-The workload is that of benchmarks/throughput.py. "plain" is a loop as model cards show it: transformers'
+The workload is that of benchmarks.speed.throughput. "plain" is a loop as model cards show it: transformers'
 forward on whole padded prompts with pixels, PEFT, gradient checkpointing, AdamW; its pictures are processed
 before the clock starts. Needs a GPU and a folder with a Qwen tokenizer:
 
@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.full_size import make_contest
-from benchmarks.record import write_rows
-from benchmarks.throughput import peak_gib, score_row, settings_for, train_row
+from benchmarks.harness.full_size import make_contest
+from benchmarks.harness.record import write_rows
+from benchmarks.speed.throughput import peak_gib, score_row, settings_for, train_row
 from benchmarks.true_sizes import true_config
 from vqa.config.settings import Settings
 from vqa.data.image import fit_image, load_image
@@ -230,7 +230,9 @@ def main() -> None:
     settings = settings_for(arguments.model, arguments.quantization, arguments.work)
     base = load_base(settings)
     if not isinstance(base.text, GenericText):
-        parser.error(f"{arguments.model} is not on the generic path; measure it with benchmarks.throughput")
+        parser.error(
+            f"{arguments.model} is not on the generic path; measure it with benchmarks.speed.throughput"
+        )
     encoder, rows = Encoder(base, settings.prompt, settings.image), data_source(settings).train()
     began = time.perf_counter()
     encoder.look(rows)

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from vqa.answer.adapt.method import Adapting
+from vqa.config import place
 from vqa.config.check import read_settings, register_resolvers
 from vqa.config.settings import Settings
 from vqa.model.adapter import attached
@@ -47,10 +49,24 @@ def composed() -> Iterator[Compose]:
         yield lambda *overrides: compose("config", overrides=list(overrides))
 
 
+_read: dict[tuple[object, ...], Settings] = {}
+
+
 @pytest.fixture
 def settings(composed: Compose) -> Make:
-    """settings("a=b", ...) is the small configuration with these overrides, checked."""
-    return lambda *overrides: read_settings(composed(*SMALL, *overrides))
+    """settings("a=b", ...) is the small configuration with these overrides, checked.
+
+    Composing takes longer than most tests: each process does it once for the same overrides and environment.
+    """
+
+    def read(*overrides: str) -> Settings:
+        environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+        key = (overrides, place.ROOT, tuple(sorted(environment.items())))
+        if key not in _read:
+            _read[key] = read_settings(composed(*SMALL, *overrides))
+        return deepcopy(_read[key])
+
+    return read
 
 
 @pytest.fixture

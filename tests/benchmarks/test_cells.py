@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from benchmarks.cells import Cell, Result, finished, missing, run_cells
+from benchmarks.harness.cells import Cell, Result, finished, missing, run_cells
 
 
 def double(cell: Cell) -> Result:

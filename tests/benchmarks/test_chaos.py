@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.chaos import Attack, measure
+from benchmarks.endurance.chaos import Attack, measure
 
 
 @pytest.mark.service

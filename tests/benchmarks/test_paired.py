@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from benchmarks.paired import holm, interval, sign_flip_p_value
+from benchmarks.harness.paired import holm, interval, sign_flip_p_value
 
 
 def test_holm_is_the_step_down_of_its_paper() -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks.losses import best_rate, summarised
-from benchmarks.readouts import READOUTS, SEPARATE, compared, printed
+from benchmarks.search.losses import best_rate, summarised
+from benchmarks.shifts.readouts import READOUTS, SEPARATE, compared, printed
 
 
 def test_a_read_out_is_compared_with_letters_and_cyclic_orders_with_separate_passes() -> None:

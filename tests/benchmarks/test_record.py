@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.record import write_rows
+from benchmarks.harness.record import write_rows
 
 
 def test_rows_are_added_or_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "results" / "sweeper.json"
-    call = ["/x/benchmarks/sweeper.py", "--out", str(path), "--trials", "4", "--machine=two cores"]
+    call = ["/x/benchmarks/search/sweeper.py", "--out", str(path), "--trials", "4", "--machine=two cores"]
     monkeypatch.setattr("sys.argv", call)
     write_rows(path, "sweeper", [{"n": 1}])
     write_rows(path, "sweeper", [{"n": 2}], "two cores")
     found = json.loads(path.read_text())
-    once = "python -m benchmarks.sweeper --trials 4"
+    once = "python -m benchmarks.search.sweeper --trials 4"
     assert (found["machine"], found["rows"]) == ("two cores", [{"n": 1}, {"n": 2}])
     assert found["command"] == f"{once}; {once}"
     write_rows(path, "sweeper", [{"n": 3}], append=False)

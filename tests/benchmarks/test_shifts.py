@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from benchmarks.corruptions import CORRUPTIONS, corrupted
-from benchmarks.shift_rows import SHIFTS, TUNING, emoji_split, write_training_csv
-from benchmarks.shift_table import SHIFTED, compared, markdown
-from benchmarks.shifts import METHODS, cells_of
+from benchmarks.shifts.adaptation import METHODS, cells_of
+from benchmarks.shifts.corruptions import CORRUPTIONS, corrupted
+from benchmarks.shifts.rows import SHIFTS, TUNING, emoji_split, write_training_csv
+from benchmarks.shifts.table import SHIFTED, compared, markdown
 from vqa.data.image import file_sha256
 from vqa.question import Question
 

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 import pytest
 
-from benchmarks.own_postgresql import OwnPostgresql
+from benchmarks.endurance.own_postgresql import OwnPostgresql
 from tests.conftest import Make, environment
 from tests.helpers.browser_pages import DESKTOP, opened
 from vqa.config.settings import TrackingSettings

@@ -13,7 +13,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
-from benchmarks.own_postgresql import OwnPostgresql
+from benchmarks.endurance.own_postgresql import OwnPostgresql
 from vqa.errors import UserError
 from vqa.machine.retry import GoneError
 from vqa.sweep.storage import RetryingStorage, open_storage, open_storage_to_read, shown_address

@@ -31,9 +31,9 @@ def parse_letter(text: str) -> str | None:
         return re.sub(r"\W", "", text).lower()
     # "a" is also an English article: inside a sentence it must be marked as an option
     marked = re.findall(r"\(([a-dA-D])\)|(?:[:：]|답은?|answer is)\s*\(?([a-dA-D])(?![A-Za-z])", text)
-    found = [first or second for first, second in marked]
-    found += [m.group(1) for m in ALONE.finditer(text) if m.group(1) not in "aA"] if not found else []
-    return found[-1].lower() if found else None
+    letters = [first or second for first, second in marked]
+    letters += [m.group(1) for m in ALONE.finditer(text) if m.group(1) not in "aA"] if not letters else []
+    return letters[-1].lower() if letters else None
 
 
 def final_letter(text: str) -> str | None:
@@ -44,8 +44,8 @@ def final_letter(text: str) -> str | None:
     """
     if re.fullmatch(r"\W*([a-dA-D])\W*", text.strip()):
         return parse_letter(text)
-    found = FINAL.findall(text)
-    return found[-1].lower() if found else None
+    stated = FINAL.findall(text)
+    return stated[-1].lower() if stated else None
 
 
 def generate_answers(
@@ -69,13 +69,13 @@ def generate_answers(
     """
     base = encoder.base
     base.vision.unpark()
-    found: list[str | None] = []
+    letters: list[str | None] = []
     for start in range(0, len(questions), GENERATE_BATCH):
         part = questions[start : start + GENERATE_BATCH]
         inputs = encoder.padded(part)
         with torch.no_grad():
             ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         texts = base.tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        found += [read(text) for text in texts]
-        progress("generating", len(found), len(questions))
-    return found
+        letters += [read(text) for text in texts]
+        progress("generating", len(letters), len(questions))
+    return letters

@@ -113,15 +113,15 @@ def _adapted(
     from vqa.answer.adapt.loop import adapted_scores  # here: plain scoring does not load the methods
 
     log_p, log_mass = adapted_scores(encoder, model, questions, settings.adapt, facts, source)
-    found = predictions_of(questions, log_p.double(), log_mass[:, None])
+    adapted = predictions_of(questions, log_p.double(), log_mass[:, None])
     if facts is not None and all(q.answer for q in questions):
         frozen = score(encoder, questions, settings.budget.eval_batch_size, "without adaptation")
         facts["adapt"] |= {
             "frozen_accuracy": accuracy(frozen),
             "frozen_nll": nll(frozen)[0],
-            "p_value_vs_frozen": mcnemar_p_value(frozen, found),
+            "p_value_vs_frozen": mcnemar_p_value(frozen, adapted),
         }
-    return found
+    return adapted
 
 
 def _unsure_by_reasoning(
@@ -147,8 +147,8 @@ def _unsure_by_reasoning(
         }
         if unsure and all(p.gold for p in before):  # on these questions: what reasoning gained
             facts["reasoning"] |= {"accuracy": accuracy(after), "accuracy_direct": accuracy(before)}
-    found = dict(zip(unsure, after, strict=True))
-    return [found.get(i, p) for i, p in enumerate(direct)]
+    reasoned = dict(zip(unsure, after, strict=True))
+    return [reasoned.get(i, p) for i, p in enumerate(direct)]
 
 
 def _by_text(

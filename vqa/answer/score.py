@@ -84,13 +84,13 @@ class _Scoring:
         """Score these questions, the longest first."""
         if self.encoder.base.device.type == "cpu":  # nothing to gain from the tower between the batches
             self.encoder.look(self._asked(sorted(mine)))
-        found: list[Row] = []
+        rows: list[Row] = []
         for chosen, sent in one_ahead(self._launched(mine)):
             log_p, log_mass = (arrived().view(len(chosen), len(self.orders), -1) for arrived in sent)
-            found += zip(chosen, log_p.double(), log_mass[..., 0], strict=True)
-            progress(self.what, len(found), len(mine))
+            rows += zip(chosen, log_p.double(), log_mass[..., 0], strict=True)
+            progress(self.what, len(rows), len(mine))
         self.encoder.base.vision.settle()
-        return found
+        return rows
 
     def _launched(self, mine: Sequence[int]) -> Iterator[tuple[list[int], list[Callable[[], torch.Tensor]]]]:
         """Launch batch after batch; what it gives is on its way to the host, a call waits for it."""

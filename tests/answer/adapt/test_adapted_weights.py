@@ -30,6 +30,11 @@ class Toy(Module):
         self.model.language_model.lora_A = Linear(2, 2, bias=False)
         self.head = Linear(2, 2)
 
+    def get_decoder(self) -> Module:
+        decoder = self.model.language_model
+        assert isinstance(decoder, Module)
+        return decoder
+
 
 @pytest.fixture
 def wanted(adapting: Adapt) -> Any:

@@ -5,7 +5,7 @@ import torch
 from tests.conftest import Adapt
 from vqa.answer.adapt.formulas import entropies, view_divergence
 from vqa.answer.adapt.gradient import Outputs, read_batch
-from vqa.answer.adapt.weight_methods import Consistency, make_consistency
+from vqa.answer.adapt.weight_methods import Consistency, WeightMethod
 from vqa.answer.adapt.weights import AdaptedWeights
 from vqa.model.vision.views import viewed
 from vqa.question import Question
@@ -30,7 +30,7 @@ def test_views_come_together_and_the_picture_answers(adapting: Adapt, questions:
     def apart() -> torch.Tensor:
         return view_divergence(read_batch(made.encoder, asked).log_p.view(5, 3, 4)).mean()
 
-    before, method = apart(), make_consistency(made)
+    before, method = apart(), WeightMethod(made, Consistency)
     expected = read_batch(made.encoder, part)
     log_p, log_mass = method.scores(part)
     assert torch.allclose(log_p, expected.log_p, atol=1e-5)

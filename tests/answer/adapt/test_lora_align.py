@@ -8,14 +8,15 @@ import torch
 from tests.conftest import Adapt
 from vqa.answer.adapt.embeddings import misalignment, moments
 from vqa.answer.adapt.gradient import read_batch
-from vqa.answer.adapt.weight_methods import LoraAlign, make_lora_align
+from vqa.answer.adapt.weight_methods import LoraAlign, WeightMethod
 from vqa.errors import UserError
 from vqa.question import Question
 
 
 def test_the_source_is_measured_in_batches_without_labels(adapting: Adapt, questions: list[Question]) -> None:
     unlabelled = [replace(q, answer=None) for q in questions[:10]]
-    method = make_lora_align(replace(adapting("adapt=lora_align", "adapt.batch_size=4"), source=unlabelled))
+    made = replace(adapting("adapt=lora_align", "adapt.batch_size=4"), source=unlabelled)
+    method = WeightMethod(made, LoraAlign)
     assert isinstance(method.rule, LoraAlign)
     read = read_batch(method.adapting.encoder, questions[:10], embeddings=True)
     for found, x in ((method.rule.pictures, read.pictures), (method.rule.answers, read.answers)):
@@ -25,7 +26,7 @@ def test_the_source_is_measured_in_batches_without_labels(adapting: Adapt, quest
 
 def test_a_batch_comes_nearer_to_the_source(adapting: Adapt, questions: list[Question]) -> None:
     made = replace(adapting("adapt=lora_align", "adapt.lr=1e-3"), source=questions[:16])
-    method = make_lora_align(made)
+    method = WeightMethod(made, LoraAlign)
     assert isinstance(method.rule, LoraAlign)
     shifted = [
         replace(q, text="그림에 무엇이 보입니까?", choices=("x", "y", "z", "w")) for q in questions[16:24]
@@ -48,4 +49,4 @@ def test_a_batch_comes_nearer_to_the_source(adapting: Adapt, questions: list[Que
 
 def test_without_training_questions_it_says_what_to_give(adapting: Adapt) -> None:
     with pytest.raises(UserError, match=r"lora_align needs training questions.*give data.train_csv"):
-        make_lora_align(adapting("adapt=lora_align"))
+        WeightMethod(adapting("adapt=lora_align"), LoraAlign)

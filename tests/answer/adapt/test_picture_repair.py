@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from tests.conftest import Make
 from vqa.answer.adapt.loop import adapted_scores
 from vqa.answer.adapt.method import Adapting
-from vqa.answer.adapt.picture_methods import make_repair
+from vqa.answer.adapt.picture_methods import PictureRepair
 from vqa.answer.score import option_scores
 from vqa.data.image import file_sha256, load_image
 from vqa.errors import UserError
@@ -44,7 +44,7 @@ def changed(questions: Sequence[Question], name: str, folder: Path) -> list[Ques
 def test_a_shift_that_a_correction_undoes_is_found(
     encoder: Encoder, questions: list[Question], repair: Make, tmp_path: Path, name: str
 ) -> None:
-    method = make_repair(Adapting(encoder, encoder.base.model, repair().adapt, questions[:32]))
+    method = PictureRepair(Adapting(encoder, encoder.base.model, repair().adapt, questions[:32]))
     assert method.choose(changed(questions[32:], name, tmp_path)) == name
 
 
@@ -72,7 +72,7 @@ def test_a_negative_is_answered_as_the_picture_was(
 def test_a_lone_question_and_one_without_a_picture_are_left_alone(
     encoder: Encoder, questions: list[Question], repair: Make, tmp_path: Path
 ) -> None:
-    method = make_repair(Adapting(encoder, encoder.base.model, repair().adapt, questions[:32]))
+    method = PictureRepair(Adapting(encoder, encoder.base.model, repair().adapt, questions[:32]))
     blank = replace(questions[0], image=None, image_sha256="")
     assert method.choose(changed(questions[:1], "negative", tmp_path)) == ""
     assert method.scores([blank, blank])[0].shape == (2, 4)
@@ -80,7 +80,7 @@ def test_a_lone_question_and_one_without_a_picture_are_left_alone(
 
 def test_repair_without_training_pictures_is_refused(encoder: Encoder, repair: Make) -> None:
     with pytest.raises(UserError, match="adapt=repair needs training questions with pictures"):
-        make_repair(Adapting(encoder, encoder.base.model, repair().adapt, []))
+        PictureRepair(Adapting(encoder, encoder.base.model, repair().adapt, []))
 
 
 @pytest.mark.parametrize("name", TONES)

@@ -8,7 +8,7 @@ import torch
 from tests.conftest import Adapt
 from vqa.answer.adapt.formulas import LARGEST, entropies
 from vqa.answer.adapt.gradient import letter_gradient, read_batch
-from vqa.answer.adapt.weight_methods import Sar, make_sar
+from vqa.answer.adapt.weight_methods import Sar, WeightMethod
 from vqa.answer.adapt.weights import AdaptedWeights, worst_direction
 from vqa.question import Question
 
@@ -49,7 +49,7 @@ def test_the_step_is_the_gradient_of_the_sure_ones_at_the_moved_weights(
 
 def test_no_sure_question_is_no_step(adapting: Adapt, questions: list[Question]) -> None:
     made = adapting("adapt=sar", "adapt.entropy_limit=1e-6", "adapt.lr=0.1")
-    method = make_sar(made)
+    method = WeightMethod(made, Sar)
     expected = read_batch(made.encoder, questions[:4])
     for _ in range(2):
         assert torch.equal(method.scores(questions[:4])[0], expected.log_p)
@@ -60,7 +60,7 @@ def test_nobody_sure_after_the_move_is_no_step(adapting: Adapt, questions: list[
     spread = entropies(read_batch(adapting("adapt=sar").encoder, questions[:8]).log_p)
     limit = limit_between(spread, 1)
     made = adapting("adapt=sar", f"adapt.entropy_limit={limit}", "adapt.rho=1000")
-    method = make_sar(made)
+    method = WeightMethod(made, Sar)
     assert torch.isfinite(method.scores(questions[:8])[0]).all()
     assert made.counts["filtered"] == 7
     method.reset()

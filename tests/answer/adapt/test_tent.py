@@ -6,14 +6,14 @@ import torch
 from tests.conftest import Adapt
 from vqa.answer.adapt.formulas import mean_entropy
 from vqa.answer.adapt.gradient import read_batch
-from vqa.answer.adapt.weight_methods import make_tent
+from vqa.answer.adapt.weight_methods import Tent, WeightMethod
 from vqa.question import Question
 
 
 @pytest.mark.parametrize("parameters", ["lora", "norm"])
 def test_entropy_falls_from_step_to_step(adapting: Adapt, questions: list[Question], parameters: str) -> None:
     made = adapting("adapt=tent", f"adapt.parameters={parameters}", "adapt.lr=1e-3")
-    method = make_tent(made)
+    method = WeightMethod(made, Tent)
     spread = [mean_entropy(method.scores(questions[:8])[0]).item() for _ in range(4)]
     assert spread == sorted(spread, reverse=True)
     assert spread[0] > spread[-1]
@@ -26,7 +26,7 @@ def test_an_online_method_answers_from_the_pass_it_learns_from(
 ) -> None:
     made = adapting("adapt=tent", "adapt.lr=1e-3")
     before = read_batch(made.encoder, questions[:8])
-    method = make_tent(made)
+    method = WeightMethod(made, Tent)
     assert torch.equal(method.scores(questions[:8])[0], before.log_p)
     method.reset()
 
@@ -34,7 +34,7 @@ def test_an_online_method_answers_from_the_pass_it_learns_from(
 def test_an_episodic_method_answers_after_its_steps(adapting: Adapt, questions: list[Question]) -> None:
     made = adapting("adapt=tent", "adapt.lr=1e-3", "adapt.episodic=true", "adapt.steps=2")
     before = mean_entropy(read_batch(made.encoder, questions[:8]).log_p)
-    method = make_tent(made)
+    method = WeightMethod(made, Tent)
     assert mean_entropy(method.scores(questions[:8])[0]) < before
     assert made.counts["steps"] == 2
     method.reset()

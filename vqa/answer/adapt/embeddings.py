@@ -1,4 +1,4 @@
-"""One vector for a picture and one for an answer, from the hidden states of a row; and their statistics.
+"""Embeddings of pictures and answers, from the hidden states of a row, and how far a batch's are off.
 
 Notation: B questions, N of them with a picture, T tokens of the row, H hidden size.
 """
@@ -9,7 +9,7 @@ import torch
 
 from vqa.model.decoder import Row
 
-SMALLEST = 1e-6  # a variance below this is taken for this: a dead dimension is not divided by zero
+SMALLEST = 1e-6  # smallest variance, so that a dead dimension is not divided by zero
 
 
 def picture_embeddings(row: Row, states: torch.Tensor) -> torch.Tensor:
@@ -52,12 +52,14 @@ def moments(x: torch.Tensor) -> Moments:
 
 
 def misalignment(x: torch.Tensor, source: Moments) -> torch.Tensor:
-    """How far a batch's mean and variance (B, H) are from the source's, in the source's own units.
+    """() distance of a batch's (B, H) mean and variance from the source's, in its deviations.
 
-    mean_h |m_h - M_h| / sqrt(V_h) + mean_h |v_h - V_h| / V_h, 0 for a batch like the source.
+    mean_h |m_h - M_h| / sqrt(V_h) + mean_h |v_h - V_h| / V_h
 
-    Source: PromptAlign, Abdul Samadh et al., NeurIPS 2023 (arXiv 2311.01459): the L1 distance of means and
-    variances is its alignment loss; divided by the source's own here, so that no large dimension decides.
+    m, v are the batch's mean and variance, M, V the source's. It is 0 for a batch like the source.
+
+    Source: PromptAlign, Abdul Samadh et al., NeurIPS 2023 (arXiv 2311.01459), whose alignment loss is the L1
+    distance of means and variances. Dividing by the source's own is ours, so that no large dimension decides.
     """
     here, scale = moments(x), source.variance.clamp_min(SMALLEST)
     by_mean = (here.mean - source.mean).abs() / scale.sqrt()

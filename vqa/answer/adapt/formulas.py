@@ -1,7 +1,7 @@
-"""What test-time adaptation minimises, and how views are combined: formulas, no model in sight.
+"""Formulas of test-time adaptation: what it minimises, and how views are combined.
 
-Notation: B questions, V views, K kept views, C letters; all log probabilities natural and adding up to 1 over
-the letters, entropies in nats.
+Notation: B questions, V views, K kept views, C letters. Log probabilities are natural and normalised over the
+letters. Entropies and divergences are in nats.
 """
 
 import math
@@ -10,14 +10,14 @@ import torch
 
 from vqa.question import LETTERS
 
-LARGEST = math.log(len(LETTERS))  # entropy of not knowing at all, nats
+LARGEST = math.log(len(LETTERS))  # entropy of the uniform distribution
 
 
 def entropies(log_p: torch.Tensor) -> torch.Tensor:
     """(...,) entropy in nats of log probabilities (..., C), safe to differentiate.
 
-    `vqa.answer.debias.entropy` gives the same numbers; its gradient is not a number once a probability is 0
-    in float32, which confident models reach.
+    `vqa.answer.debias.entropy` gives the same numbers, but its gradient is NaN where a probability is 0 in
+    float32, as it is with a confident model.
 
     Source: TENT, Wang et al., ICLR 2021 (arXiv 2006.10726), section 3.2: H = -sum_c p_c log p_c.
     """
@@ -25,7 +25,7 @@ def entropies(log_p: torch.Tensor) -> torch.Tensor:
 
 
 def reliable(log_p: torch.Tensor, entropy_limit: float) -> torch.Tensor:
-    """(...,) which predictions are sure enough to learn from.
+    """(...,) whether a prediction's entropy is low enough to learn from.
 
     Args:
         log_p: (..., C).
@@ -47,7 +47,7 @@ def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
 
 
 def view_divergence(log_p: torch.Tensor) -> torch.Tensor:
-    """(B,) how far the views (B, W, C) of a question disagree: H(mean_v p_v) - mean_v H(p_v), nats.
+    """(B,) disagreement between the views (B, V, C) of a question: H(mean_v p_v) - mean_v H(p_v).
 
     Source: generalised Jensen-Shannon divergence, Lin 1991, section V, with equal weights.
     """
@@ -56,20 +56,20 @@ def view_divergence(log_p: torch.Tensor) -> torch.Tensor:
 
 
 def most_confident(log_p: torch.Tensor, share: float) -> torch.Tensor:
-    """(K,) the views of lowest entropy, the surest first: int(share V) of them, but at least one.
+    """(K,) places of the views of lowest entropy, the lowest first: int(share V) of them, but at least one.
 
     Args:
         log_p: (V, C).
         share: Of the views, in (0, 1].
 
-    Source: Shu et al. 2022 (arXiv 2209.07511), section 3.2; rounded as in their code: 10 % of 64
-    views are 6. Where that leaves none, their code would give a mean over nothing.
+    Source: Shu et al. 2022 (arXiv 2209.07511), section 3.2; rounded as in their code: 10 % of 64 views are 6.
+    Where that leaves none, their code takes a mean over nothing, which is NaN.
     """
     return ordered(log_p)[: max(int(share * len(log_p)), 1)]
 
 
 def ordered(log_p: torch.Tensor) -> torch.Tensor:
-    """(V,) the views (V, C) from the surest to the least sure; equally sure ones stay in order."""
+    """(V,) places of the views (V, C) by rising entropy; ties stay in order."""
     return entropies(log_p.detach()).argsort(stable=True)
 
 
@@ -79,7 +79,7 @@ def marginal(log_p: torch.Tensor) -> torch.Tensor:
 
 
 def marginal_entropy(log_p: torch.Tensor) -> torch.Tensor:
-    """() entropy of the mean probability over views (V, C): small where the views are sure and agree.
+    """() entropy of the mean probability over views (V, C): low where the views are sure and agree.
 
     Source: Zhang et al. 2022 (MEMO, arXiv 2110.09506), section 3; of the kept views Shu et al. 2022's loss.
     """
@@ -89,9 +89,9 @@ def marginal_entropy(log_p: torch.Tensor) -> torch.Tensor:
 def vote(log_p: torch.Tensor, share: float) -> torch.Tensor:
     """(C,) log probabilities after a vote of the surest views, which is their softmax at temperature zero.
 
-    A tie goes to the tied letter for which the surest of the other views votes. Published is only who wins.
-    So that nothing has probability zero, the kept views' mean probability counts as one more vote; every
-    other letter is behind by a whole vote at least, so it never decides.
+    A tie goes to the tied letter for which the surest of the other views votes. The paper gives the winner
+    alone, without probabilities. Here the kept views' mean probability is added to the votes, so that no
+    letter has probability zero. It never decides: the winner is ahead by one whole vote at least.
 
     Args:
         log_p: (V, C).

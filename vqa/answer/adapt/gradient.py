@@ -1,10 +1,11 @@
-"""Predictions for a batch, and the gradient of a loss over them by the adapted weights, as memory allows.
+"""Predictions for a batch, and the gradient of a loss over them with respect to the adapted weights.
 
 A loss may depend on all predictions of the batch at once (a share of sure ones, a mean). Where the batch does
-not fit, predictions come first, part by part without gradient; then the loss's gradient by them is carried
-back through each part computed again. That is exact, at the price of one more forward pass.
+not fit into memory, two passes over its parts give the same gradient. The first pass predicts without
+gradient, and the loss is differentiated by these predictions. The second computes each part again and carries
+its share of that gradient back to the weights. The price is one more forward pass.
 
-Notation: B questions, C letters, H hidden size.
+Notation: B questions, N of them with a picture, C letters, H hidden size.
 
 Source of the two passes: GradCache, Gao et al. 2021 (arXiv 2101.06983).
 """
@@ -26,7 +27,7 @@ from vqa.model.letters import option_log_probabilities
 from vqa.model.memory import Ladder, Rung, does_not_fit
 from vqa.question import Question
 
-HALF_SCALE = 1024.0  # float16 gradients below 6e-8 would be 0
+HALF_SCALE = 1024.0  # of a float16 loss: gradients below 6e-8 would be 0
 
 
 class Outputs(NamedTuple):
@@ -56,9 +57,9 @@ Gradients = list[torch.Tensor]
 
 @torch.no_grad()
 def read_batch(encoder: Encoder, questions: Sequence[Question], embeddings: bool = False) -> Outputs:
-    """Predictions without gradient, in parts where memory is short.
+    """Predict without gradient, in smaller parts where memory does not suffice.
 
-    The prefix is in the row: it changes with the weights, and the next batch has other ones.
+    The prefix is computed with every batch, because its states change with the weights.
     """
     try:
         return _forward(encoder, questions, "nothing", embeddings)
@@ -84,11 +85,14 @@ def letter_gradient(
         encoder: Makes batches.
         weights: What to differentiate by.
         questions: The batch.
-        loss_of: From what the forward pass gives.
-        embeddings: Whether it gives embeddings too.
+        loss_of: The loss of a pass's outputs.
+        embeddings: Whether the outputs have embeddings too.
 
     Returns:
         The outputs, without gradient, and one gradient per weight; None when there is no loss.
+
+    Raises:
+        UserError: Not even one question fits into memory.
     """
     base = encoder.base
     shape = (base.path, encoder.prompt.system, encoder.image.size, memory_share(base.device))
@@ -115,7 +119,7 @@ class _Work:
     embeddings: bool
 
     def whole(self, questions: Sequence[Question], loss_of: Loss) -> tuple[Outputs, Gradients | None] | None:
-        """Everything at once; None when the rung does not allow it."""
+        """Take the batch at once; None where the rung has fewer questions at a time."""
         if self.rung.micro_batch_size < len(questions):
             return None
         outputs = _forward(self.encoder, questions, self.rung.recompute, self.embeddings)
@@ -123,7 +127,7 @@ class _Work:
         return _detached(outputs), None if loss is None else self._by_weights([loss], [None])
 
     def in_parts(self, questions: Sequence[Question], loss_of: Loss) -> tuple[Outputs, Gradients | None]:
-        """Two passes over micro-batches."""
+        """Take two passes over micro-batches."""
         size = self.rung.micro_batch_size
         parts = [questions[i : i + size] for i in range(0, len(questions), size)]
         read = [read_batch(self.encoder, part, self.embeddings) for part in parts]
@@ -132,11 +136,11 @@ class _Work:
         loss = loss_of(leaves)
         if loss is None:
             return _detached(outputs), None
-        found = torch.autograd.grad(loss, leaves, allow_unused=True)
+        by_outputs = torch.autograd.grad(loss, leaves, allow_unused=True)
         sizes = [[len(x) for x in column] for column in zip(*read, strict=True)]
         cut = [
             [None] * len(parts) if g is None else list(torch.split(g, n))
-            for g, n in zip(found, sizes, strict=True)
+            for g, n in zip(by_outputs, sizes, strict=True)
         ]
         total = [torch.zeros_like(p) for p in self.parameters]
         for part, grads in zip(parts, zip(*cut, strict=True), strict=True):
@@ -151,10 +155,10 @@ class _Work:
         by_outputs = [
             (torch.ones_like(x) if g is None else g) * scale for x, g in zip(outputs, grads, strict=True)
         ]
-        found = torch.autograd.grad(outputs, list(self.parameters), by_outputs, allow_unused=True)
+        gradients = torch.autograd.grad(outputs, list(self.parameters), by_outputs, allow_unused=True)
         return [
             torch.zeros_like(p) if g is None else g / scale
-            for p, g in zip(self.parameters, found, strict=True)
+            for p, g in zip(self.parameters, gradients, strict=True)
         ]
 
 

@@ -1,8 +1,8 @@
-"""Answering while adapting: the loop over test batches, around any method.
+"""Answering while adapting: the registry of methods, and the loop over test batches around any of them.
 
-Questions go by in the file's order, `adapt.batch_size` at a time, and a method that is not episodic remembers
-the earlier ones: with another order it gives other answers. Whatever it does, the model is as it was
-afterwards; a cheap fingerprint of its weights checks that.
+Questions come in the file's order, `adapt.batch_size` at a time. A method that is not episodic keeps what it
+learnt from the earlier ones, so another order gives other answers. Afterwards the model is what it was
+before: a digest of its weights checks that.
 
 Notation: Q questions, C letters.
 """
@@ -10,14 +10,15 @@ Notation: Q questions, C letters.
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from vqa.answer.adapt.method import Adapting, Method, Scores
-from vqa.answer.adapt.picture_methods import make_repair, make_views, make_zero
-from vqa.answer.adapt.prompt_methods import make_prompt_align, make_prompt_tuning_online, make_tpt
-from vqa.answer.adapt.weight_methods import make_consistency, make_lora_align, make_sar, make_tent
+from vqa.answer.adapt.picture_methods import PictureRepair, make_views, make_zero
+from vqa.answer.adapt.prompt_methods import PromptTuning, make_prompt_align
+from vqa.answer.adapt.weight_methods import Consistency, LoraAlign, Sar, Tent, WeightMethod
 from vqa.config.settings import AdaptSettings
 from vqa.machine import processes
 from vqa.machine.device import restart_peak
@@ -25,17 +26,18 @@ from vqa.model.encode import Encoder
 from vqa.progress import progress
 from vqa.question import Question
 
+# Every method by its name in `adapt=`; `vqa.config.check` holds the same names, to refuse others at once.
 METHODS: dict[str, Callable[[Adapting], Method]] = {
-    "tent": make_tent,
-    "sar": make_sar,
-    "consistency": make_consistency,
-    "lora_align": make_lora_align,
+    "tent": partial(WeightMethod, make_rule=Tent),
+    "sar": partial(WeightMethod, make_rule=Sar),
+    "consistency": partial(WeightMethod, make_rule=Consistency),
+    "lora_align": partial(WeightMethod, make_rule=LoraAlign),
     "views": make_views,
     "zero": make_zero,
-    "tpt": make_tpt,
-    "prompt_tuning_online": make_prompt_tuning_online,
+    "tpt": partial(PromptTuning, online=False),
+    "prompt_tuning_online": partial(PromptTuning, online=True),
     "prompt_align": make_prompt_align,
-    "repair": make_repair,
+    "repair": PictureRepair,
 }
 
 
@@ -47,14 +49,14 @@ def adapted_scores(
     facts: dict[str, Any] | None = None,
     source: Sequence[Question] = (),
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log probabilities of the four letters, from a model that adapts to the questions as they come.
+    """Log probabilities of the four letters, from a model that adapts to the questions batch by batch.
 
     Args:
         encoder: Makes batches; its base carries the adapter.
         model: The PEFT model around the base's model, or that model itself.
-        questions: In the order in which they are adapted on; labels are not looked at.
+        questions: In the order in which the method sees them; labels are not looked at.
         adapt: The method and its values.
-        facts: A dictionary of the caller's; gets what adaptation did and cost.
+        facts: A dictionary of the caller's, to be filled: what adaptation did and cost.
         source: Training questions, for methods that compare with them.
 
     Returns:
@@ -62,7 +64,7 @@ def adapted_scores(
         questions' order, on the CPU.
 
     Raises:
-        RuntimeError: A weight is not what it was before; the answers cannot be trusted.
+        RuntimeError: A weight was not put back, so the answers cannot be trusted.
         UserError: Several processes, or no weights of the wanted kind.
     """
     processes.refuse_several(f"adapt={adapt.method}")
@@ -74,7 +76,7 @@ def adapted_scores(
     begun, held = time.perf_counter(), restart_peak(device)
     method = METHODS[adapt.method](adapting)
     try:
-        found = _in_batches(method, questions, adapt)
+        scores = _in_batches(method, questions, adapt)
     finally:
         method.reset()
     if weight_digest(encoder.base.model) != before:
@@ -83,23 +85,23 @@ def adapted_scores(
         seconds = time.perf_counter() - begun
         facts["adapt"] = {"method": adapt.method, "seconds_per_row": seconds / len(questions)}
         facts["adapt"] |= dict(adapting.counts) | _extra_memory(device, held)
-    return found
+    return scores
 
 
 def _in_batches(method: Method, questions: Sequence[Question], adapt: AdaptSettings) -> Scores:
-    found: list[Scores] = []
+    parts: list[Scores] = []
     for start in range(0, len(questions), adapt.batch_size):
         if adapt.episodic:
             method.reset()
         batch = questions[start : start + adapt.batch_size]
         log_p, log_mass = method.scores(batch)
-        found.append((log_p.detach().cpu(), log_mass.detach().cpu()))
+        parts.append((log_p.detach().cpu(), log_mass.detach().cpu()))
         progress(f"adapting ({adapt.method})", start + len(batch), len(questions))
-    return torch.cat([log_p for log_p, _ in found]), torch.cat([log_mass for _, log_mass in found])
+    return torch.cat([log_p for log_p, _ in parts]), torch.cat([log_mass for _, log_mass in parts])
 
 
 def _extra_memory(device: torch.device, held: int) -> dict[str, float]:
-    """What adapting took beside the model, on a GPU."""
+    """Peak GPU memory above the model's own while adapting; nothing on a CPU."""
     if device.type != "cuda":
         return {}
     return {"extra_peak_memory_gib": (torch.cuda.max_memory_allocated(device) - held) / 2**30}
@@ -111,8 +113,8 @@ UNITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 def weight_digest(model: Any) -> str:
     """Digest over the bits of every parameter, adapters and quantised weights included.
 
-    Each tensor gives the sum of its bits taken as integers, computed where it lies without a copy: any change
-    of a single value shows. It reads every weight once.
+    It sums each tensor's bits as integers, on the tensor's own device and without a copy: a change of any
+    single value changes the sum. Every weight is read once.
 
     Args:
         model: Any module.

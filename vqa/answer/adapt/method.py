@@ -1,6 +1,7 @@
-"""What a test-time method gets and has to give, and the guard that notices when it runs away.
+"""What a test-time method gets and has to give, and the guard that notices its collapse.
 
-It has run away when it gives one letter for everything, or is far from the trained model.
+A method has collapsed when it answers nearly everything with one letter, or when its predictions are far from
+those of the trained model.
 
 Notation: B questions of a batch, C letters.
 """
@@ -30,7 +31,7 @@ class Adapting:
         settings: Of the method.
         source: Training questions, at most `settings.source_size`; empty where the method needs none.
         generator: For whatever a method draws; on the CPU.
-        counts: What happened, by name; ends in metrics.json.
+        counts: How often what happened, by name; written to metrics.json.
     """
 
     encoder: Encoder
@@ -42,28 +43,28 @@ class Adapting:
 
 
 class Method(Protocol):
-    """One way to answer while learning from the questions themselves."""
+    """One way to answer while adapting to the questions themselves."""
 
     def scores(self, questions: Sequence[Question]) -> Scores:
         """Adapt on a batch and answer it, on any device, without gradient."""
 
     def reset(self) -> None:
-        """Forget all that was learnt: weights, optimiser, averages are as they were at the start."""
+        """Put weights, optimiser and averages back to the start."""
 
 
-WINDOW = 64  # answers; by chance one of four equally frequent letters has 0.25 +- 0.054 of them
-EVERY = 8  # batches between two comparisons with the trained model: an eighth of a forward pass each
+WINDOW = 64  # answers; by chance one of four equally frequent letters has a share of 0.25 +- 0.054
+EVERY = 8  # batches between two comparisons with the trained model: 1/8 forward pass more a batch
 
 
 class CollapseGuard:
-    """Three alarms: a number that is none, one letter's share of the last answers, distance from the start.
+    """Three alarms: a prediction is NaN, a letter's share is too large, the distance from the start is.
 
-    The share is looked at once `WINDOW` answers are there. The distance is KL(adapted || trained), averaged
-    over a batch: on the first batch after a reset and on every `EVERY`th from there.
+    The share is that of the last `WINDOW` answers. The distance is KL(adapted || trained), the mean over a
+    batch: it is computed on the first batch after a reset and on every `EVERY`th from there.
 
     Args:
-        label_share: Of one letter, above which there is an alarm.
-        kl: Nats, above which there is one.
+        label_share: Largest share of one letter without an alarm.
+        kl: Largest distance without an alarm, nats.
     """
 
     def __init__(self, label_share: float, kl: float) -> None:
@@ -76,14 +77,14 @@ class CollapseGuard:
         return self.batches % EVERY == 0
 
     def alarm(self, log_p: torch.Tensor, frozen: torch.Tensor | None) -> str | None:
-        """Take note of a batch.
+        """Count a batch and say what is wrong with it.
 
         Args:
             log_p: (B, C) of the adapted model.
             frozen: (B, C) of the trained one; None: not compared this time.
 
         Returns:
-            What is wrong; None: nothing.
+            The alarm's text; None: no alarm.
         """
         self.batches += 1
         if not bool(torch.isfinite(log_p).all()):
@@ -99,6 +100,6 @@ class CollapseGuard:
         return None
 
     def clear(self) -> None:
-        """Start again."""
+        """Drop all counts."""
         self.answers.clear()
         self.batches = 0

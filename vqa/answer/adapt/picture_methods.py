@@ -1,20 +1,6 @@
-"""Test-time methods that change the pictures only: answers from several views, and picture repair.
+"""Test-time methods that change only the pictures: answers from several views, and picture repair.
 
-Several views: their mean, or their vote, without learning anything.
-
-Picture repair: correct the pictures of a batch, where their vision features say that they are shifted.
-
-d(batch) = distance of the batch's picture embeddings from the training pictures', by mean and variance
-(`vqa.answer.adapt.embeddings.misalignment`). A picture's embedding is the mean of its visual tokens as the
-language model gets them. Where d is no larger than training batches of that size show by themselves, nothing
-is done: the answers are the frozen model's own. Else every correction of `vqa.model.vision.views` is tried on
-the whole batch, and the one that brings it nearest is kept, if it at least halves d. No weights move, no
-label is looked at, and the language model runs once.
-
-The statistic is PromptAlign's (Abdul Samadh et al., NeurIPS 2023, arXiv 2311.01459); moving the input instead
-of the model is ours, after Gao et al., CVPR 2023 (arXiv 2207.03442), who do it with a diffusion model.
-
-Notation: B questions, N of them with a picture, H hidden size.
+Notation: B questions, N of them with a picture, V views of each, C letters, H hidden size.
 """
 
 import math
@@ -33,14 +19,17 @@ from vqa.machine.prefetch import prefetched
 from vqa.model.vision.views import TONES, viewed
 from vqa.question import Question
 
+AS_IT_IS = ""
+SLACK = 1.5  # x the largest distance of a training batch: new pictures of the same kind lie a bit further off
+BETTER = 0.5  # x the distance of the pictures as they are: a tenth less may be chance, half of it is not
 Combine = Callable[[torch.Tensor], torch.Tensor]  # (V, C) log probabilities to (C,)
 
 
 def make_views(adapting: Adapting) -> "ViewAnswers":
-    """The mean probability over views: test-time augmentation as both teams had it.
+    """Answer with the mean probability over views: test-time augmentation as both teams had it.
 
-    Probabilities, not their logarithms: the mean is the distribution that `tpt` makes surer and `zero` takes
-    to temperature zero, so that the three differ in that alone.
+    It is the mean of probabilities, not of their logarithms. `tpt` lowers the entropy of this mean and `zero`
+    takes it to temperature zero, so that the three methods differ in nothing else.
 
     Source: Krizhevsky et al. 2012, section 4.1 (the mean of the softmax over ten crops).
     """
@@ -48,7 +37,7 @@ def make_views(adapting: Adapting) -> "ViewAnswers":
 
 
 def make_zero(adapting: Adapting) -> "ViewAnswers":
-    """ZERO: the surest views vote; what every method that learns from views has to beat."""
+    """ZERO: let the surest views vote; what every method that learns from views has to beat."""
     return ViewAnswers(adapting, lambda log_p: vote(log_p, adapting.settings.keep_share))
 
 
@@ -57,7 +46,7 @@ class ViewAnswers:
 
     Args:
         adapting: What methods share.
-        combine: One answer from those of a question's views.
+        combine: Turns the predictions of a question's views into one.
     """
 
     def __init__(self, adapting: Adapting, combine: Combine) -> None:
@@ -65,7 +54,7 @@ class ViewAnswers:
         self.prompt: SoftPrompt | None = None
 
     def scores(self, questions: Sequence[Question]) -> Scores:
-        """(B, C), and (B,) of the pictures themselves."""
+        """Answer a batch: (B, C) over the views, (B,) log mass of the pictures themselves."""
         encoder, settings = self.adapting.encoder, self.adapting.settings
         size, device = settings.batch_size, encoder.base.device
         asked = [view for question in questions for view in viewed(question, settings.views, settings.seed)]
@@ -85,28 +74,30 @@ class ViewAnswers:
         return torch.stack(combined), mass[:: settings.views]
 
     def reset(self) -> None:
-        """Nothing is learnt, so there is nothing to forget."""
-
-
-AS_IT_IS = ""
-SLACK = 1.5  # x the largest distance of a training batch: new pictures of the same kind lie a bit further off
-BETTER = 0.5  # x the distance of the pictures as they are: half-way is no accident, a tenth less may be
-
-
-def make_repair(adapting: Adapting) -> "PictureRepair":
-    """Repair with the statistics of the training pictures.
-
-    Raises:
-        UserError: There are no training pictures to compare with.
-    """
-    return PictureRepair(adapting)
+        """Do nothing: nothing is learnt."""
 
 
 class PictureRepair:
-    """Chooses one correction per batch; a `vqa.answer.adapt.method.Method`.
+    """Corrects the pictures of a batch whose vision features differ from the training pictures'; a `Method`.
+
+    d(batch) = distance of the batch's picture embeddings from those of the training pictures, by mean and
+    variance (`vqa.answer.adapt.embeddings.misalignment`). A picture's embedding is the mean of its visual
+    tokens as the language model gets them.
+
+    Where d is no larger than it is for training batches of that size, nothing is done: the answers are the
+    frozen model's. Otherwise every correction of `vqa.model.vision.views` is tried on the whole batch. The
+    one with the smallest d is kept if its d is at most half of what it was. No weight moves, no label is
+    looked at, and the language model runs once.
 
     Args:
         adapting: What methods share.
+
+    Raises:
+        UserError: There are no training pictures to compare with.
+
+    Source: the statistic is PromptAlign's (Abdul Samadh et al., NeurIPS 2023, arXiv 2311.01459). Moving the
+    input instead of the model is ours, after Gao et al., CVPR 2023 (arXiv 2207.03442), who use a diffusion
+    model.
     """
 
     def __init__(self, adapting: Adapting) -> None:
@@ -121,7 +112,7 @@ class PictureRepair:
         self.usual = max(misalignment(part, self.source).item() for part in whole)
 
     def scores(self, questions: Sequence[Question]) -> Scores:
-        """(B, C) and (B,) of the batch in its correction."""
+        """Answer the batch in its correction."""
         tone = self.choose(questions)
         self.adapting.counts[f"repaired_{tone}" if tone else "as_it_is"] += 1
         seen = [replace(q, view=tone) if q.image else q for q in questions]
@@ -129,19 +120,19 @@ class PictureRepair:
 
     def choose(self, questions: Sequence[Question]) -> str:
         """The correction that a batch of questions needs; "" for none."""
-        found = self._embeddings(questions, AS_IT_IS)
-        if len(found) < 2:
+        embeddings = self._embeddings(questions, AS_IT_IS)
+        if len(embeddings) < 2:
             return AS_IT_IS
-        now = misalignment(found, self.source).item()
-        # a mean over fewer pictures strays further, with the root of their number
-        if now <= SLACK * self.usual * math.sqrt(max(1.0, self.size / len(found))):
+        now = misalignment(embeddings, self.source).item()
+        # the standard error of a mean falls with the root of the number of pictures
+        if now <= SLACK * self.usual * math.sqrt(max(1.0, self.size / len(embeddings))):
             return AS_IT_IS
         left = {tone: misalignment(self._embeddings(questions, tone), self.source).item() for tone in TONES}
         best = min(left, key=left.__getitem__)
         return best if left[best] <= BETTER * now else AS_IT_IS
 
     def reset(self) -> None:
-        """Nothing is learnt, so there is nothing to forget."""
+        """Do nothing: nothing is learnt."""
 
     def _embeddings(self, questions: Sequence[Question], tone: str) -> torch.Tensor:
         """(N, H) of the pictures in a correction, float32, on the CPU."""

@@ -1,35 +1,6 @@
 """Test-time methods that learn a soft prompt: TPT, its online variant, PromptAlign. All weights stay frozen.
 
-Test-time prompt tuning: a soft prompt per question, learnt from views of its picture; all weights frozen.
-
-L = H(mean of p_v over the surest share of the views), one AdamW step, then the picture itself is asked.
-`tpt` starts anew for every question; `prompt_tuning_online`, ours, keeps the prompt and its optimiser from
-one question to the next, as the teams wished for: a prompt that follows the pictures.
-
-Notation: B questions, V views of each, C letters.
-
-Source: Shu et al., Test-Time Prompt Tuning, NeurIPS 2022 (arXiv 2209.07511), section 3.2: 63 crops and the
-picture, the surest 10 %, lr 5e-3, one step. Their prompt is CLIP's text context and their crops are rougher;
-ours are in `vqa/answer/adapt/soft_prompt.py` and `vqa/model/vision/views.py`.
-
-PromptAlign: TPT's loss, and visual tokens that are distributed as those of the training pictures.
-
-L = TPT's + weight * mean over layers of the distance (`vqa/answer/adapt/embeddings.py`) between mean and
-variance of the visual tokens' hidden states in the kept views and those in the training pictures. Where a
-decoder that reads one picture after its prompt forces us away from the paper's CLIP:
-
-- Their prompt stands inside the image encoder. Our tower is frozen and reads no prompt; what the prompt moves
-  is the hidden states of the visual tokens in the decoder, which see the tokens before them. Those of the
-  first three layers are aligned (three layers as in their code), DeepStack's taps included.
-- Their pictures all have 197 tokens and each has statistics of its own, over views. Ours differ in size, so
-  statistics are over all visual tokens of all kept views together.
-- A decoder's channels differ by orders of magnitude, and a plain L1 distance would be that of the largest
-  few. So each channel is measured in the source's deviation.
-
-Notation: N visual tokens, C hidden size.
-
-Source: Abdul Samadh et al., Align Your Prompts, NeurIPS 2023 (arXiv 2311.01459); three layers and the
-weight 100 are those of their code.
+Notation: B questions, V views of each, K soft tokens, C letters; H hidden size.
 """
 
 import logging
@@ -51,29 +22,30 @@ from vqa.model.vision.views import viewed
 from vqa.question import Question
 
 log = logging.getLogger(__name__)
+LAYERS = 3  # whose visual tokens PromptAlign aligns; as many as in the authors' code
 SecondLoss = Callable[[SoftPrompt, Row], torch.Tensor]
 
 
-def make_tpt(adapting: Adapting) -> "PromptTuning":
-    """TPT: the prompt is learnt anew for every question."""
-    return PromptTuning(adapting, online=False)
-
-
-def make_prompt_tuning_online(adapting: Adapting) -> "PromptTuning":
-    """TPT's loss on a prompt that is kept from question to question."""
-    return PromptTuning(adapting, online=True)
-
-
 class PromptTuning:
-    """Learns a soft prompt for each question and answers with it; a `vqa.answer.adapt.method.Method`.
+    """Test-time prompt tuning: a soft prompt learnt from views of the picture; a `Method`.
 
-    Only the kept views have a gradient in TPT's loss. So all are asked without one first, and only the kept
-    ones again with it: the same step, and the memory of a few views.
+    L = H(mean of p_v over the surest share of the views)
+
+    One AdamW step, then the question about the picture itself is asked. `tpt` starts anew for every question.
+    `prompt_tuning_online`, which is ours, keeps prompt and optimiser from one question to the next, as the
+    teams wished for: a prompt that follows the pictures.
+
+    Only the surest views have a gradient in this loss. So all views are asked without gradient first, then
+    the surest ones again with it: the same step, with the memory of a few views.
 
     Args:
         adapting: What methods share.
         online: Keep the prompt from question to question.
         also: A second loss, of the kept views' row; None: entropy alone.
+
+    Source: Shu et al., Test-Time Prompt Tuning, NeurIPS 2022 (arXiv 2209.07511), section 3.2: 63 crops and
+    the picture, the surest 10 %, lr 5e-3, one step. Their prompt is CLIP's text context and their crops are
+    rougher; ours are in `vqa/answer/adapt/soft_prompt.py` and `vqa/model/vision/views.py`.
     """
 
     def __init__(self, adapting: Adapting, online: bool, also: SecondLoss | None = None) -> None:
@@ -91,18 +63,18 @@ class PromptTuning:
         learnt = [self._learn(prompt, suffixes) for suffixes in views]
         suffixes, shifts = [suffix for suffix, _ in learnt], torch.stack([shift for _, shift in learnt])
         size = self.adapting.settings.batch_size
-        found = prompt.ask(suffixes, shifts, size)
+        scores = prompt.ask(suffixes, shifts, size)
         if not self.online:
-            return found
+            return scores
         frozen = prompt.ask(suffixes, prompt.untouched(), size) if self.guard.wants_frozen() else None
-        alarm = self.guard.alarm(found[0], None if frozen is None else frozen[0])
+        alarm = self.guard.alarm(scores[0], None if frozen is None else frozen[0])
         if alarm is None:
-            return found
-        self._forget(alarm)
+            return scores
+        self._start_again(alarm)
         return frozen or prompt.ask(suffixes, prompt.untouched(), size)
 
     def reset(self) -> None:
-        """The next question starts with the prompt as it is written."""
+        """Let the next question start with the prompt as it is written."""
         self.shift: torch.Tensor | None = None
         self.optimizer: torch.optim.Optimizer | None = None
         self.guard.clear()
@@ -112,11 +84,11 @@ class PromptTuning:
         return self.adapting.encoder.suffixes(viewed(question, settings.views, settings.seed))
 
     def _learn(self, prompt: SoftPrompt, suffixes: list[Suffix]) -> tuple[Suffix, torch.Tensor]:
-        """The question about the picture itself, and the shift (K, C) learnt from all its views."""
+        """The question about the picture itself, and the shift (K, H) learnt from all its views."""
         settings = self.adapting.settings
         shift, optimizer = self._start(prompt)
         log_p, _ = prompt.ask(suffixes, shift, settings.batch_size)
-        # chosen once, as in their code: further steps keep to the views of the first
+        # chosen once, as in the authors' code: further steps keep the views of the first
         kept = [suffixes[i] for i in most_confident(log_p, settings.keep_share).tolist()]
         for _ in range(settings.steps):
             shift.grad = self._gradient(prompt, kept, shift)
@@ -131,7 +103,7 @@ class PromptTuning:
             settings = self.adapting.settings
             self.shift = prompt.untouched()
             if settings.optimizer == "adam":
-                self.optimizer = torch.optim.AdamW([self.shift], lr=settings.lr)  # theirs
+                self.optimizer = torch.optim.AdamW([self.shift], lr=settings.lr)  # the authors' own
             else:
                 self.optimizer = torch.optim.SGD([self.shift], lr=settings.lr, momentum=MOMENTUM)
         return self.shift, self.optimizer
@@ -147,7 +119,7 @@ class PromptTuning:
             (gradient,) = torch.autograd.grad(loss * scale, shift)
         return gradient / scale
 
-    def _forget(self, alarm: str) -> None:
+    def _start_again(self, alarm: str) -> None:
         self.adapting.counts["guard_resets"] += 1
         if not self.warned:
             log.warning(
@@ -159,26 +131,32 @@ class PromptTuning:
         self.reset()
 
 
-LAYERS = 3
-
-
-def make_prompt_align(adapting: Adapting) -> PromptTuning:
-    """TPT with token distribution alignment.
-
-    Raises:
-        UserError: There are no training pictures to compare with.
-    """
-    return PromptTuning(adapting, online=False, also=Alignment(adapting))
-
-
 class Alignment:
-    """The second loss; the source's statistics are taken when it is first asked for.
+    """PromptAlign's second loss: visual tokens are to be distributed as those of the training pictures.
+
+    L = TPT's + weight * mean over layers of the distance (`vqa.answer.adapt.embeddings.misalignment`) between
+    mean and variance of the visual tokens' hidden states in the kept views and in the training pictures.
+
+    A decoder that reads one picture after its prompt is not the paper's CLIP. Three things differ:
+
+    - Their prompt stands inside the image encoder. Our tower is frozen and reads no prompt. What the prompt
+      moves is the decoder's hidden states at the visual tokens, which see the tokens before them. The states
+      of the first three layers are aligned, DeepStack's taps included.
+    - Their pictures all have 197 tokens, and each has statistics of its own, over views. Ours differ in size,
+      so statistics are over all visual tokens of all kept views together.
+    - A decoder's channels differ by orders of magnitude, and the largest few would decide a plain L1
+      distance. So each channel is measured in units of the source's deviation.
+
+    The source's statistics are taken when the loss is first asked for.
 
     Args:
         adapting: What methods share; `source` gives the training pictures, no label is looked at.
 
     Raises:
         UserError: None of them has a picture.
+
+    Source: Abdul Samadh et al., Align Your Prompts, NeurIPS 2023 (arXiv 2311.01459); three layers and the
+    weight 100 are those of the authors' code.
     """
 
     def __init__(self, adapting: Adapting) -> None:
@@ -203,7 +181,7 @@ class Alignment:
 
     @torch.no_grad()
     def _source(self, prompt: SoftPrompt) -> list[Moments]:
-        """Over all visual tokens of the training pictures, from sums: they need not be in memory together."""
+        """Statistics over all visual tokens of the training pictures; sums need not hold them all at once."""
         count, total, squares = 0, torch.zeros(()), torch.zeros(())
         size = self.settings.batch_size
         for start in range(0, len(self.pictures), size):
@@ -220,3 +198,12 @@ class Alignment:
             Moments(mean.float().to(device), variance.float().to(device))
             for mean, variance in zip(means, variances, strict=True)
         ]
+
+
+def make_prompt_align(adapting: Adapting) -> PromptTuning:
+    """TPT with token distribution alignment.
+
+    Raises:
+        UserError: There are no training pictures to compare with.
+    """
+    return PromptTuning(adapting, online=False, also=Alignment(adapting))

@@ -1,11 +1,11 @@
-"""A soft prompt: the last tokens before the picture, their embeddings shifted by what is learnt.
+"""A soft prompt: the last tokens before the picture, with a learnt shift added to their embeddings.
 
-Test-time prompt tuning learns the embeddings of a context that begins as "a photo of a" (Shu et al. 2022).
-Here the context is the end of the prompt that is there anyway. The shift begins at zero, so that the model
-before the first step is exactly the frozen one, and no token moves. It stands before the picture, not after
-it, because a decoder lets visual tokens see only what comes before them.
+Test-time prompt tuning learns the embeddings of a context that starts as "a photo of a" (Shu et al. 2022).
+Here the context is the end of the prompt that is there anyway. The shift starts at zero: before the first
+step the model is exactly the frozen one, and no token changes its place. The context stands before the
+picture, because in a decoder visual tokens see only what comes before them.
 
-Notation: P prefix tokens, K of them soft, B suffixes, C hidden size.
+Notation: P prefix tokens, K of them soft, B suffixes, H hidden size.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ TOKENS = 4  # K, as many as in "a photo of a"; fewer where the prefix is shorter
 
 
 class SoftPrompt:
-    """Asks questions with shifted embeddings; the prefix before them is computed once and kept.
+    """Asks questions with shifted embeddings; the states of the prefix before them are computed once.
 
     Args:
         encoder: Makes suffixes; the weights of its base must not change meanwhile.
@@ -41,19 +41,19 @@ class SoftPrompt:
         self.known = known_prefix(self.base, self.fixed) if shared else None
 
     def untouched(self) -> torch.Tensor:
-        """(K, C) the shift before the first step, to be learnt; float32 whatever the base computes in."""
+        """(K, H) zero shift, to be learnt; float32 whatever the base computes in."""
         width = self.base.model.model.language_model.embed_tokens.weight.shape[1]
         return torch.zeros(len(self.soft), width, device=self.base.device, requires_grad=True)
 
     def row(self, suffixes: Sequence[Suffix], shift: torch.Tensor) -> Row:
-        """Questions as one row.
+        """Pack questions into one row.
 
         Args:
             suffixes: B of them.
-            shift: (K, C) for all of them, or (B, K, C).
+            shift: (K, H) for all of them, or (B, K, H).
         """
         device, pad_token = self.base.device, self.base.tokenizer.pad_token_id
-        # in every suffix, so that the fixed part stays shared when questions have shifts of their own
+        # soft tokens belong to the suffix, so that the prefix stays shared where each question has its shift
         asked = [replace(suffix, ids=torch.cat([self.soft, suffix.ids])) for suffix in suffixes]
         outside = self.known is not None
         row = pack(self.fixed, asked, self.base.image_token, pad_token, device, outside).row
@@ -77,13 +77,13 @@ class SoftPrompt:
 
         Args:
             suffixes: B of them.
-            shift: (K, C), or (B, K, C).
+            shift: (K, H), or (B, K, H).
             batch_size: Suffixes on the device at once; fewer where memory does not suffice.
         """
         own = shift.expand(len(suffixes), *shift.shape[-2:])
         chunks = range(0, len(suffixes), batch_size)
-        found = [self._halved(suffixes[i : i + batch_size], own[i : i + batch_size]) for i in chunks]
-        return torch.cat([log_p for log_p, _ in found]), torch.cat([mass for _, mass in found])
+        parts = [self._halved(suffixes[i : i + batch_size], own[i : i + batch_size]) for i in chunks]
+        return torch.cat([log_p for log_p, _ in parts]), torch.cat([mass for _, mass in parts])
 
     def _halved(self, suffixes: Sequence[Suffix], shift: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         try:

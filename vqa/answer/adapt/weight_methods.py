@@ -1,47 +1,8 @@
-"""Test-time methods that move weights: TENT, SAR, consistency and lora_align, and what they have in common.
+"""Test-time methods that move weights: TENT, SAR, consistency and lora_align.
 
-They have in common the steps, the guard, the way back.
+`WeightMethod` holds what they share: steps, the guard, the way back. A method is its `Rule`.
 
 Notation: B questions of a batch, W views of each, C letters.
-
-TENT: minimise the entropy of the predictions, batch by batch.
-
-Source: Wang et al., Tent: Fully Test-Time Adaptation by Entropy Minimization, ICLR 2021 (arXiv 2006.10726),
-section 3. There the norm layers' scales and shifts are trained (`adapt.parameters=norm`); both teams asked
-for the adapter's weights, the default here. Their entropy is over all classes; ours over the four letters.
-
-SAR: entropy minimisation on sure questions only, towards flat minima, with a way back.
-
-Source: Niu et al., Towards Stable Test-Time Adaptation in Dynamic Wild World, ICLR 2023 (arXiv 2302.12400),
-equations 2 to 4 and algorithm 1. Kept from their code: sure questions are chosen a second time at the moved
-weights, and a step is one batch, not one question. Not kept: its reset at a fixed 0.2 whatever the setting, a
-moving average that survives the reset, and the mean over no question at all, which is not a number.
-The paper trains norm layers and leaves the last blocks alone; here `adapt.parameters` decides.
-
-This is not what one of the teams calls "SAR": that is `adapt=consistency`.
-
-TENT plus a consistency loss between views of a picture: one of the teams' own reading of "SAR".
-
-L = mean over questions of H(p_1) + weight * (H(mean_v p_v) - mean_v H(p_v)),
-
-p_v the prediction for view v, p_1 for the picture itself. The second term is the mean KL divergence of the
-views' predictions from their mean, the generalised Jensen-Shannon divergence: 0 when all views agree, ln C at
-most, the same in whatever order the views come. Answers are read from the picture itself.
-
-Source: entropy term Wang et al. 2021 (arXiv 2006.10726); divergence Lin 1991, Divergence Measures Based on
-the Shannon Entropy, section V. The published method called SAR is `adapt=sar`.
-
-Entropy plus alignment of picture and answer embeddings: the teams' own reading of PromptAlign.
-
-L = mean over questions of H(p) + weight * (misalignment of pictures + misalignment of answers)
-
-A picture's embedding is the mean hidden state of its visual tokens, an answer's the state at its position,
-both as they enter the last layer. Before the first batch their mean and variance are taken over training
-questions with the trained weights, labels unused; each test batch is then drawn towards them by moving the
-adapter.
-
-The published method moves a soft prompt instead and aligns the visual tokens of several views of one question
-(Abdul Samadh et al., NeurIPS 2023, arXiv 2311.01459): that is `adapt=prompt_align`.
 """
 
 import logging
@@ -60,6 +21,7 @@ from vqa.model.vision.views import viewed
 from vqa.question import Question
 
 log = logging.getLogger(__name__)
+KEPT = 0.9  # of the moving average, at each step of SAR
 COUNTED = ("steps", "filtered", "resets", "guard_resets", "not_finite")  # in metrics.json even where 0
 
 
@@ -67,22 +29,22 @@ class Rule(Protocol):
     """How the weights move."""
 
     def step(self, questions: Sequence[Question]) -> Scores:
-        """One step on a batch; returns the predictions of the forward pass it was computed from."""
+        """Take one step on a batch; returns the predictions of the pass that gave its gradient."""
 
     def reset(self) -> None:
-        """Forget averages of its own; the weights are not its business."""
+        """Drop moving averages; `WeightMethod` puts the weights back."""
 
 
 class WeightMethod:
-    """A rule with its weights, watched by the guard; a `vqa.answer.adapt.method.Method`.
+    """A rule with its weights and guard; a `vqa.answer.adapt.method.Method`.
 
     An online method answers from the forward pass it adapts on, as TENT and SAR are published: a question
-    profits from the batches before its own. An episodic one would then never show what it learnt, so there a
-    second pass, after the last step, gives the answers.
+    profits from the batches before its own. An episodic method would never show what it learnt that way. It
+    answers from another pass, after its last step.
 
     Args:
         adapting: What methods share.
-        make_rule: The rule, from the weights it moves.
+        make_rule: The rule's class; gets the weights that it moves.
     """
 
     def __init__(self, adapting: Adapting, make_rule: Callable[[Adapting, AdaptedWeights], Rule]) -> None:
@@ -94,29 +56,29 @@ class WeightMethod:
         adapting.counts.update(dict.fromkeys(COUNTED, 0))
 
     def scores(self, questions: Sequence[Question]) -> Scores:
-        """Adapt on a batch and answer it; the trained weights answer a batch that raises an alarm."""
+        """Adapt on a batch and answer it; after an alarm the trained weights answer it."""
         encoder, settings = self.adapting.encoder, self.adapting.settings
         for _ in range(settings.steps):
-            found = self.rule.step(questions)
+            scores = self.rule.step(questions)
         if settings.episodic:
-            found = read_batch(encoder, questions).scores
+            scores = read_batch(encoder, questions).scores
         frozen = None
         if self.guard.wants_frozen():
             with self.weights.at_source():
                 frozen = read_batch(encoder, questions).scores
-        alarm = self.guard.alarm(found[0], None if frozen is None else frozen[0])
+        alarm = self.guard.alarm(scores[0], None if frozen is None else frozen[0])
         if alarm is None:
-            return found
-        self._forget(alarm)
+            return scores
+        self._start_again(alarm)
         return frozen or read_batch(encoder, questions).scores
 
     def reset(self) -> None:
-        """Weights, optimiser, the rule's averages and the guard's memory as at the start."""
+        """Put weights, optimiser, the rule's averages and the guard's counts back to the start."""
         self.weights.reset()
         self.rule.reset()
         self.guard.clear()
 
-    def _forget(self, alarm: str) -> None:
+    def _start_again(self, alarm: str) -> None:
         self.adapting.counts["guard_resets"] += 1
         if not self.warned:
             log.warning(
@@ -129,42 +91,49 @@ class WeightMethod:
         self.reset()
 
 
-def make_tent(adapting: Adapting) -> WeightMethod:
-    """TENT with its weights and guard."""
-    return WeightMethod(adapting, Tent)
-
-
 class Tent:
-    """The rule: one gradient step on the mean entropy."""
+    """TENT: one gradient step on the mean entropy of a batch's predictions.
+
+    The paper trains scales and shifts of the norm layers (`adapt.parameters=norm`). Both teams asked for the
+    adapter's weights, which is the default here. The paper's entropy is over all classes, ours over the four
+    letters.
+
+    Source: Wang et al., Tent: Fully Test-Time Adaptation by Entropy Minimization, ICLR 2021 (arXiv
+    2006.10726), section 3.
+    """
 
     def __init__(self, adapting: Adapting, weights: AdaptedWeights) -> None:
         self.adapting, self.weights = adapting, weights
 
     def step(self, questions: Sequence[Question]) -> Scores:
-        """One step on a batch; returns the predictions of the forward pass it was computed from."""
-        found, gradients = letter_gradient(self.adapting.encoder, self.weights, questions, _loss)
+        """Take one step on a batch; returns the predictions of the pass that gave its gradient."""
+        outputs, gradients = letter_gradient(self.adapting.encoder, self.weights, questions, _loss)
         if gradients is not None:
             self.adapting.counts["steps" if self.weights.step(gradients) else "not_finite"] += 1
-        return found.scores
+        return outputs.scores
 
     def reset(self) -> None:
-        """Nothing of its own to forget."""
+        """Do nothing: there is no state but the weights."""
 
 
 def _loss(outputs: Outputs) -> torch.Tensor:
     return mean_entropy(outputs.log_p)
 
 
-KEPT = 0.9  # of the moving average, at each step
-
-
-def make_sar(adapting: Adapting) -> WeightMethod:
-    """SAR with its weights and guard."""
-    return WeightMethod(adapting, Sar)
-
-
 class Sar:
-    """The rule: two passes, both over sure questions, and one step."""
+    """SAR: entropy minimisation on sure questions only, towards a flat minimum, with a way back.
+
+    A step takes two passes: the first gives the worst point nearby, the second the gradient there. As in the
+    authors' code, sure questions are chosen again at that point, and a step is one batch, not one question.
+    Three things of their code are left out: a reset at 0.2 whatever the setting says, a moving average that
+    survives the reset, and the mean over no question, which is NaN. The paper trains norm layers and leaves
+    the last blocks alone; here `adapt.parameters` decides.
+
+    One of the teams calls another method "SAR": that one is `Consistency`.
+
+    Source: Niu et al., Towards Stable Test-Time Adaptation in Dynamic Wild World, ICLR 2023 (arXiv
+    2302.12400), equations 2 to 4 and algorithm 1.
+    """
 
     def __init__(self, adapting: Adapting, weights: AdaptedWeights) -> None:
         self.adapting, self.weights = adapting, weights
@@ -172,36 +141,38 @@ class Sar:
         self.average: float | None = None
 
     def step(self, questions: Sequence[Question]) -> Scores:
-        """One step on a batch; returns the predictions of the first pass, at the weights before it."""
+        """Take one step on a batch; returns the predictions of the first pass, at the weights before it."""
         encoder, counts = self.adapting.encoder, self.adapting.counts
-        found, gradients = letter_gradient(encoder, self.weights, questions, self._loss)
-        sure = reliable(found.log_p, self.limit).tolist()
+        outputs, gradients = letter_gradient(encoder, self.weights, questions, self._loss)
+        sure = reliable(outputs.log_p, self.limit).tolist()
         chosen = [question for question, keep in zip(questions, sure, strict=True) if keep]
         counts["filtered"] += len(questions) - len(chosen)
         if gradients is None:
-            return found.scores
+            return outputs.scores
         with self.weights.moved(worst_direction(gradients, self.adapting.settings.rho)):
             moved, gradients = letter_gradient(encoder, self.weights, chosen, self._loss)
         if gradients is None:
-            return found.scores
+            return outputs.scores
         counts["steps" if self.weights.step(gradients) else "not_finite"] += 1
         self._recover(moved.log_p)
-        return found.scores
+        return outputs.scores
 
     def reset(self) -> None:
-        """Forget the moving average."""
+        """Drop the moving average."""
         self.average = None
 
     def _loss(self, outputs: Outputs) -> torch.Tensor | None:
-        """Mean entropy of the sure questions (equation 2); None without any."""
+        """Mean entropy of the sure questions (equation 2); None where no question is sure."""
         sure = reliable(outputs.log_p, self.limit)
         return entropies(outputs.log_p)[sure].mean() if bool(sure.any()) else None
 
     def _recover(self, log_p: torch.Tensor) -> None:
-        """Back to the trained weights once the moving average of the loss says that all is sure.
+        """Go back to the trained weights once the moving average of the loss is below `reset_below`.
+
+        A low average means that the model is sure of everything, which is how entropy minimisation collapses.
 
         Args:
-            log_p: (B, C) at the moved weights; the loss is the mean entropy of the sure ones.
+            log_p: (B, C) at the moved weights; the loss is the mean entropy of the sure questions.
         """
         loss = float(entropies(log_p)[reliable(log_p, self.limit)].mean())
         self.average = loss if self.average is None else KEPT * self.average + (1 - KEPT) * loss
@@ -212,28 +183,34 @@ class Sar:
             self.reset()
 
 
-def make_consistency(adapting: Adapting) -> WeightMethod:
-    """TENT with consistency between views, its weights and guard."""
-    return WeightMethod(adapting, Consistency)
-
-
 class Consistency:
-    """The rule: one gradient step on entropy and disagreement."""
+    """TENT plus agreement between views of a picture: one of the teams' own reading of "SAR".
+
+    L = mean over questions of H(p_1) + weight * (H(mean_v p_v) - mean_v H(p_v))
+
+    p_v is the prediction for view v, p_1 the one for the picture itself. The second term is the generalised
+    Jensen-Shannon divergence, the mean KL divergence of the views' predictions from their mean. It is 0 where
+    all views agree, ln C at most, and the same in whatever order the views come. Answers are read from the
+    picture itself.
+
+    Source: entropy Wang et al. 2021 (arXiv 2006.10726); divergence Lin 1991, Divergence Measures Based on the
+    Shannon Entropy, section V.
+    """
 
     def __init__(self, adapting: Adapting, weights: AdaptedWeights) -> None:
         self.adapting, self.weights = adapting, weights
 
     def step(self, questions: Sequence[Question]) -> Scores:
-        """One step on a batch; returns the predictions of the forward pass it was computed from."""
+        """Take one step on a batch; returns the predictions of the pass that gave its gradient."""
         settings = self.adapting.settings
         asked = [view for question in questions for view in viewed(question, settings.views, settings.seed)]
-        found, gradients = letter_gradient(self.adapting.encoder, self.weights, asked, self._loss)
+        outputs, gradients = letter_gradient(self.adapting.encoder, self.weights, asked, self._loss)
         if gradients is not None:
             self.adapting.counts["steps" if self.weights.step(gradients) else "not_finite"] += 1
-        return found.log_p[:: settings.views], found.log_mass[:: settings.views]
+        return outputs.log_p[:: settings.views], outputs.log_mass[:: settings.views]
 
     def reset(self) -> None:
-        """Nothing of its own to forget."""
+        """Do nothing: there is no state but the weights."""
 
     def _loss(self, outputs: Outputs) -> torch.Tensor:
         """From (B x W, C), a question's views side by side."""
@@ -242,17 +219,22 @@ class Consistency:
         return (entropies(by_view[:, 0]) + settings.weight * view_divergence(by_view)).mean()
 
 
-def make_lora_align(adapting: Adapting) -> WeightMethod:
-    """Alignment with its weights and guard.
+class LoraAlign:
+    """Entropy plus alignment of picture and answer embeddings: the teams' own reading of PromptAlign.
+
+    L = mean over questions of H(p) + weight * (misalignment of pictures + misalignment of answers)
+
+    A picture's embedding is the mean hidden state of its visual tokens, an answer's the state at its
+    position, both as they enter the last layer. Before the first batch their mean and variance are taken over
+    training questions, with the trained weights and without labels. Each step moves the adapter so that a
+    test batch comes nearer to them. The published method, which moves a soft prompt, is
+    `adapt=prompt_align`.
 
     Raises:
         UserError: There are no training questions to align with.
+
+    Source: Abdul Samadh et al., NeurIPS 2023 (arXiv 2311.01459), for the statistics.
     """
-    return WeightMethod(adapting, LoraAlign)
-
-
-class LoraAlign:
-    """The rule: one gradient step on entropy and misalignment."""
 
     def __init__(self, adapting: Adapting, weights: AdaptedWeights) -> None:
         if not adapting.source:
@@ -261,15 +243,15 @@ class LoraAlign:
         self.pictures, self.answers = self._source_moments()
 
     def step(self, questions: Sequence[Question]) -> Scores:
-        """One step on a batch; returns the predictions of the forward pass it was computed from."""
+        """Take one step on a batch; returns the predictions of the pass that gave its gradient."""
         encoder = self.adapting.encoder
-        found, gradients = letter_gradient(encoder, self.weights, questions, self._loss, embeddings=True)
+        outputs, gradients = letter_gradient(encoder, self.weights, questions, self._loss, embeddings=True)
         if gradients is not None:
             self.adapting.counts["steps" if self.weights.step(gradients) else "not_finite"] += 1
-        return found.scores
+        return outputs.scores
 
     def reset(self) -> None:
-        """Nothing of its own to forget: the source is always the trained model's."""
+        """Do nothing: the source statistics stay those of the trained model."""
 
     def _loss(self, outputs: Outputs) -> torch.Tensor:
         apart = misalignment(outputs.answers, self.answers)
@@ -278,7 +260,7 @@ class LoraAlign:
         return mean_entropy(outputs.log_p) + self.adapting.settings.weight * apart
 
     def _source_moments(self) -> tuple[Moments, Moments]:
-        """Of pictures and answers, over the training questions."""
+        """Statistics of pictures and of answers over the training questions."""
         encoder, source, size = self.adapting.encoder, self.adapting.source, self.adapting.settings.batch_size
         encoder.look(source)
         read = [

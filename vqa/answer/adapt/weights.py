@@ -1,8 +1,7 @@
 """The weights that test-time adaptation moves: chosen, stepped, put back.
 
-Adapters are kept in float32 anyway; norm weights of a half-precision model get float32 masters, because a
-small step on a bfloat16 weight near 1 would be rounded away. A sharpness-aware step takes not the gradient
-here, but the one from the worst point nearby.
+Steps are taken on float32 master copies: a small step on a bfloat16 weight near 1 would be rounded away. A
+sharpness-aware step uses the gradient at the worst point nearby instead of the one at the weights themselves.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,31 +17,31 @@ MOMENTUM = 0.9  # TENT and SAR step with it where they use SGD
 
 
 def trained_parameters(model: Any, kind: str) -> list[torch.nn.Parameter]:
-    """What may be trained at test time.
+    """The parameters that a method may move at test time.
 
     Args:
         model: The base's model, with whatever adapter is in it.
-        kind: "lora", every weight of the adapter, or "norm", the RMSNorm weights of the language model.
+        kind: "lora", every weight of the adapter, or "norm", the language model's RMSNorm weights.
 
     Raises:
         UserError: There are none.
     """
     if kind == "lora":
-        found = [p for name, p in model.named_parameters() if "lora_" in name]
+        parameters = [p for name, p in model.named_parameters() if "lora_" in name]
     else:
         modules = model.get_decoder().modules()
-        found = [m.weight for m in modules if type(m).__name__.endswith("RMSNorm")]
-    if not found:
+        parameters = [m.weight for m in modules if type(m).__name__.endswith("RMSNorm")]
+    if not parameters:
         raise UserError(f"adapt.parameters must be norm without an adapter in the model, got {kind!r}")
-    return found
+    return parameters
 
 
 class AdaptedWeights:
-    """Weights of one kind, their start and their optimiser.
+    """The moved weights, what they were at the start, and their optimiser.
 
     Args:
         model: The base's model.
-        settings: What to train and how.
+        settings: Which weights to move and how.
     """
 
     def __init__(self, model: Any, settings: AdaptSettings) -> None:
@@ -59,7 +58,7 @@ class AdaptedWeights:
 
     @contextmanager
     def learning(self) -> Iterator[None]:
-        """Inside the block these weights, and no others, ask for gradients."""
+        """Inside the block these weights, and no others, require gradients."""
         before = [p for p in self.model.parameters() if p.requires_grad]
         self.model.requires_grad_(False)
         for p in self.parameters:
@@ -73,7 +72,7 @@ class AdaptedWeights:
                 p.requires_grad_(True)
 
     def step(self, gradients: Sequence[torch.Tensor]) -> bool:
-        """One optimiser step; nothing happens, and False comes back, when a gradient is not finite."""
+        """Take one optimiser step; where a gradient is not finite, take none and return False."""
         if not all(bool(torch.isfinite(g).all()) for g in gradients):
             return False
         for master, gradient in zip(self.masters, gradients, strict=True):
@@ -84,7 +83,7 @@ class AdaptedWeights:
         return True
 
     def reset(self) -> None:
-        """Weights and optimiser as they were at the start, bit for bit."""
+        """Put weights and optimiser back to the start, bit for bit."""
         for master, start in zip(self.masters, self.source, strict=True):
             master.copy_(start)
         self.optimizer = self._fresh_optimizer()
@@ -92,13 +91,13 @@ class AdaptedWeights:
 
     @contextmanager
     def at_source(self) -> Iterator[None]:
-        """Inside the block the model is the one that was trained."""
+        """Inside the block the model has its trained weights."""
         with self._replaced(self.source):
             yield
 
     @contextmanager
     def moved(self, offsets: Sequence[torch.Tensor]) -> Iterator[None]:
-        """Inside the block the weights stand `offsets` away from where they are."""
+        """Inside the block `offsets` are added to the weights."""
         pairs = zip(self.masters, offsets, strict=True)
         with self._replaced([master + offset for master, offset in pairs]):
             yield
@@ -118,7 +117,7 @@ class AdaptedWeights:
             p.copy_(value)
 
 
-SMALLEST = 1e-12  # a gradient shorter than this points nowhere
+SMALLEST = 1e-12  # added to a gradient's length, so that a zero gradient is not divided by zero
 
 
 def worst_direction(gradients: Sequence[torch.Tensor], rho: float) -> list[torch.Tensor]:
