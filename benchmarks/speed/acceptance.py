@@ -170,7 +170,7 @@ class Bench:
         folder.mkdir(parents=True, exist_ok=True)
         with without_flash() if not case.flash else no_change():
             found = self._train(case, folder) if case.stage == "train" else self._answer(case, folder)
-        peak = torch.cuda.max_memory_allocated() / 2**30
+        peak = max(torch.cuda.max_memory_allocated() / 2**30, found.pop("earlier_peak_gib", 0.0))
         found["peak_gib"] = round(peak, 1)
         check_numbers(found)
         if peak > case.gib:
@@ -186,10 +186,15 @@ class Bench:
         plan = replace(plan_fit(settings, len(rows)), evaluations=1)
         with attached(encoder.base, settings.lora, seed=0) as made:
             fit(encoder, made, rows[: 2 * plan.batch_size], plan, nothing)
+            before = torch.cuda.max_memory_allocated()  # it counts attempts that ran out of memory too
+            torch.cuda.reset_peak_memory_stats()
             record = fit(encoder, made, rows, plan, nothing)
+            warm = torch.cuda.max_memory_allocated()
         release_memory()
         return {
             "samples_s": round(record.train_samples_per_s, 2),
+            "warm_peak_gib": round(warm / 2**30, 1),
+            "earlier_peak_gib": round(before / 2**30, 1),
             "micro_batch": record.micro_batch_size,
             "recompute": record.recompute,
             "nll": metrics["nll"],

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from transformers import Qwen2_5_VLConfig, Qwen3VLConfig
 
-from benchmarks.full_size import QWEN2_5_7B, QWEN3_8B, TOKENS
+from benchmarks.harness.full_size import QWEN2_5_7B, QWEN3_8B, TOKENS
 from tests.conftest import Make
 from vqa.model.families.table import family_of
 from vqa.model.footprint import Footprint, estimate
