@@ -45,7 +45,7 @@ from vqa.results.predictions import read_predictions
 from vqa.stages.final import run_final
 from vqa.stages.merge import run_merge
 from vqa.stages.predict import run_evaluate, run_predict
-from vqa.train.fit import Moment, fit
+from vqa.train.fit import Evaluation, fit
 from vqa.train.plan import plan_fit
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -296,7 +296,7 @@ def no_flash(query: torch.Tensor) -> bool:
     return False
 
 
-def nothing(moment: Moment) -> None:
+def nothing(evaluation: Evaluation) -> None:
     """No evaluation."""
 
 

@@ -30,7 +30,7 @@ from vqa.model.adapter import attached
 from vqa.model.base import load_base
 from vqa.model.encode import Encoder
 from vqa.question import Question
-from vqa.train.fit import Moment, fit
+from vqa.train.fit import Evaluation, fit
 from vqa.train.plan import Plan, plan_fit
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -75,7 +75,7 @@ def busy_share() -> Iterator[list[float]]:
         thread.join()
 
 
-def nothing(moment: Moment) -> None:
+def nothing(evaluation: Evaluation) -> None:
     """No evaluation."""
 
 

@@ -9,6 +9,7 @@ from vqa.data.source import data_sha256
 from vqa.question import Question
 from vqa.results.folder import RunFolder
 from vqa.results.manifest import (
+    Provenance,
     device_name,
     git_state,
     mask_secrets,
@@ -20,15 +21,8 @@ QUESTION = Question("1", Path("a.png"), "ff", "What?", ("w", "x", "y", "z"), "a"
 
 
 def write(path: Path, **extra: Any) -> None:
-    write_manifest(
-        path,
-        config={"lora": {"r": 8}, "env": {"hf_token": "hf_abc"}},
-        seed=0,
-        data_sha256="d",
-        split_sha256="s",
-        started=time.time() - 5,
-        extra=extra,
-    )
+    config = {"lora": {"r": 8}, "env": {"hf_token": "hf_abc"}}
+    write_manifest(path, Provenance(config, 0, time.time() - 5, "d", "s", extra))
 
 
 def test_manifest_says_what_made_the_run(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from vqa.results.metrics import nll
 from vqa.results.predictions import Prediction, read_predictions
 from vqa.stages import final
 from vqa.stages.final import alarms, compare_with_base, run_final
-from vqa.train.fit import FitRecord, Moment, fit
+from vqa.train.fit import Evaluation, FitRecord, fit
 
 
 class CutError(Exception):
@@ -45,11 +45,11 @@ def fit_and_spoil_the_end(*arguments: Any, **named: Any) -> FitRecord:
     """`fit`, but the last epoch ends with an adapter that is no good any more."""
     encoder, model, train, plan, on_evaluation, *more = arguments
 
-    def evaluate(moment: Moment) -> None:
+    def evaluate(at: Evaluation) -> None:
         for parameter in model.parameters():
-            if moment.last and parameter.requires_grad:
+            if at.last and parameter.requires_grad:
                 parameter.data.mul_(-20)
-        on_evaluation(moment)
+        on_evaluation(at)
 
     return fit(encoder, model, train, plan, evaluate, *more, **named)
 

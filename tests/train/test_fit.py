@@ -16,11 +16,12 @@ from vqa.model.encode import Encoder
 from vqa.model.forward import letter_logits
 from vqa.model.packing import PackedBatch
 from vqa.question import Question
-from vqa.train.fit import DivergedError, Moment, fit
+from vqa.train.checkpoint import Checkpoints
+from vqa.train.fit import DivergedError, Evaluation, fit
 from vqa.train.plan import Plan, plan_fit
 
 
-def nothing(moment: Moment) -> None:
+def nothing(evaluation: Evaluation) -> None:
     """No evaluation."""
 
 
@@ -38,7 +39,7 @@ def train(
     """train(plan, ...) fits a fresh adapter and gives its weights."""
 
     def run(
-        plan: Plan, on_evaluation: Callable[[Moment], None] = nothing, **more: Any
+        plan: Plan, on_evaluation: Callable[[Evaluation], None] = nothing, **more: Any
     ) -> dict[str, torch.Tensor]:
         lora = settings(*more.pop("overrides", [])).lora
         with attached(encoder.base, lora, seed=0) as model:
@@ -108,22 +109,22 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     train: Train, plan: Plan, tmp_path: Path, dropout: float
 ) -> None:
     overrides = [f"lora.lora_dropout={dropout}"]
-    moments: list[Moment] = []
-    whole = train(plan, moments.append, overrides=overrides)
+    evaluations: list[Evaluation] = []
+    whole = train(plan, evaluations.append, overrides=overrides)
 
-    cut_moments: list[Moment] = []
+    cut_evaluations: list[Evaluation] = []
 
-    def cut(moment: Moment) -> None:
-        if moment.index == 1:
+    def cut(at: Evaluation) -> None:
+        if at.index == 1:
             raise CutError
-        cut_moments.append(moment)
+        cut_evaluations.append(at)
 
-    keep = {"checkpoint": tmp_path / "checkpoint.pt", "checkpoint_steps": 3, "overrides": overrides}
+    keep = {"checkpoints": Checkpoints(tmp_path / "checkpoint.pt", every_steps=3), "overrides": overrides}
     with pytest.raises(CutError):
         train(plan, cut, **keep)  # dies at the end of the second epoch; the last checkpoint is older
-    resumed = train(plan, cut_moments.append, **{**keep, "overrides": overrides})
+    resumed = train(plan, cut_evaluations.append, **{**keep, "overrides": overrides})
     assert same(whole, resumed)
-    assert cut_moments == moments
+    assert cut_evaluations == evaluations
 
 
 def test_a_diverged_loss_is_named(train: Train, plan: Plan) -> None:

@@ -14,7 +14,7 @@ from vqa.model.letters import LetterTokens
 from vqa.model.packing import pack, pad
 from vqa.model.prompt import render
 from vqa.question import Question
-from vqa.train.fit import Moment, fit
+from vqa.train.fit import Evaluation, fit
 from vqa.train.losses import answer_loss, batch_loss, choice_loss
 from vqa.train.plan import plan_fit
 
@@ -123,7 +123,7 @@ def test_micro_batches_do_not_change_a_step(
     for size in (8, 3):
         micro = (f"loss={loss}", "budget.batch_size=8", f"budget.micro_batch_size={size}")
         made = settings(*micro, *descent)
-        losses: list[Moment] = []
+        losses: list[Evaluation] = []
         with attached(encoder.base, made.lora, 0) as model:
             fit(encoder, model, questions[:8], plan_fit(made, 8), losses.append)
             state = torch.cat([t.flatten().clone() for n, t in adapter_state(model).items() if "lora_B" in n])

@@ -1,4 +1,4 @@
-"""A fit is decided before its first step: order, length, moments of evaluation, learning rate."""
+"""A fit is decided before its first step: order, length, when it is evaluated, learning rate."""
 
 from dataclasses import replace
 

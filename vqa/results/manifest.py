@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -28,46 +29,53 @@ _URL_PASSWORD = re.compile(r"(://[^\s/:@]*:)[^\s/]*@")
 _URL_HTTP_USER = re.compile(r"(https?://)[^\s/:@]+@")  # https://<token>@host
 
 
-def write_manifest(
-    path: Path,
-    *,
-    config: Mapping[str, Any],
-    seed: int,
-    data_sha256: str,
-    split_sha256: str,
-    started: float,
-    extra: Mapping[str, Any],
-) -> None:
+@dataclass(frozen=True)
+class Provenance:
+    """What made a run, as its stage knows it.
+
+    Args:
+        config: The resolved configuration as plain dicts and lists; secrets in it are masked.
+        seed: The run's seed.
+        started: When the run began, seconds since the epoch (`time.time()`).
+        data_sha256: Digest of the questions; "" where none were read.
+        split_sha256: Digest of the split; "" where nothing was split.
+        extra: More facts, on the top level of the file.
+    """
+
+    config: Mapping[str, Any]
+    seed: int
+    started: float
+    data_sha256: str = ""
+    split_sha256: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_manifest(path: Path, made: Provenance) -> None:
     """Write what made a run as JSON; the file appears complete or not at all.
 
     Args:
         path: The file to write, normally `final/manifest.json`.
-        config: The resolved configuration as plain dicts and lists; secrets in it are masked.
-        seed: The run's seed.
-        data_sha256: Digest of the questions, see `data_sha256`.
-        split_sha256: Digest of the split.
-        started: When the run began, seconds since the epoch (`time.time()`).
-        extra: More facts, on the top level of the file.
+        made: What the stage knows; code, packages, machine and time are added.
 
     Raises:
         ValueError: a name in `extra` is one of the manifest's own.
     """
     content: dict[str, Any] = {
         "finished_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-        "wall_time_s": round(time.time() - started, 3),
+        "wall_time_s": round(time.time() - made.started, 3),
         "git": git_state(),
         "versions": package_versions(),
         "platform": platform.platform(),
         "device": device_name(),
-        "seed": seed,
-        "data_sha256": data_sha256,
-        "split_sha256": split_sha256,
-        "config": config,
+        "seed": made.seed,
+        "data_sha256": made.data_sha256,
+        "split_sha256": made.split_sha256,
+        "config": made.config,
     }
-    if taken := sorted(content.keys() & extra.keys()):
+    if taken := sorted(content.keys() & made.extra.keys()):
         raise ValueError(f"extra must not use the manifest's own names, got {', '.join(taken)}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(mask_secrets(content | dict(extra)), indent=2, ensure_ascii=False, default=str)
+    text = json.dumps(mask_secrets(content | dict(made.extra)), indent=2, ensure_ascii=False, default=str)
     replace_text(path, text + "\n")
 
 

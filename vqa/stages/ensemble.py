@@ -1,6 +1,5 @@
 """`stage=ensemble`: the answers of several runs averaged, from their prediction files alone."""
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -12,14 +11,13 @@ import numpy as np
 
 from vqa.config.settings import Settings
 from vqa.errors import UserError
-from vqa.machine.files import replace_text
 from vqa.question import LETTERS
-from vqa.results.folder import MANIFEST
-from vqa.results.manifest import write_manifest
+from vqa.results.finish import Results, finish_run
+from vqa.results.folder import RunFolder
+from vqa.results.manifest import Provenance
 from vqa.results.metrics import P_FLOOR, collapse_alarm, summary
-from vqa.results.predictions import Prediction, read_predictions, write_predictions, write_submission
+from vqa.results.predictions import Prediction, read_predictions
 
-VALID = "valid_predictions.csv"
 ROUNDS_PER_MEMBER = 3
 
 
@@ -42,7 +40,7 @@ def run_ensemble(settings: Settings, folder: Path) -> dict[str, Any]:
     same_questions(paths, members)
     weights, scores = [1] * len(paths), {}
     if settings.ensemble.selection == "greedy":
-        valid_paths = [path.parent / VALID for path in paths]
+        valid_paths = [RunFolder(path.parent).valid_predictions for path in paths]
         valid = [read_predictions(path) for path in valid_paths]
         same_questions(valid_paths, valid)
         for path, rows in zip(valid_paths, valid, strict=True):
@@ -61,11 +59,9 @@ def run_ensemble(settings: Settings, folder: Path) -> dict[str, Any]:
     if all(p.gold for p in found):
         metrics["test"] = summary(found)
         metrics["member_accuracy"] = [summary(member)["accuracy"] for member in members]
-    replace_text(folder / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
-    write_predictions(folder / "test_predictions.csv", found)
-    write_submission(folder / "submission.csv", found, [p.id for p in found])
-    manifest: dict[str, Any] = {"config": settings.plain, "seed": settings.seed, "started": started}
-    write_manifest(folder / MANIFEST, **manifest, data_sha256="", split_sha256="", extra={})
+    run = RunFolder(folder)
+    results = Results(metrics, {run.test_predictions: found}, submitted=[p.id for p in found])
+    finish_run(run, results, Provenance(settings.plain, settings.seed, started))
     return metrics
 
 

@@ -1,10 +1,11 @@
 """The final run: train on the 80 %, keep the best epoch, answer the test questions, write submission.csv."""
 
-import json
 import logging
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,71 @@ from vqa.data.source import split_questions, test_questions
 from vqa.data.split import Split, subsample, write_split
 from vqa.machine import processes
 from vqa.machine.device import peak_memory_gib
-from vqa.machine.files import replace_text
 from vqa.model.adapter import adapter_state, attached, restore, save_adapter
-from vqa.model.base import load_base
+from vqa.model.base import Base, load_base
 from vqa.model.encode import Encoder
 from vqa.question import Question
 from vqa.report import plots
-from vqa.results.folder import CHECKPOINT, MANIFEST
-from vqa.results.manifest import write_manifest
+from vqa.results.finish import Results, finish_run
+from vqa.results.folder import RunFolder
+from vqa.results.manifest import Provenance
 from vqa.results.metrics import collapse_alarm, letter_shares, mcnemar_p_value, summary
-from vqa.results.predictions import Prediction, write_predictions, write_submission
+from vqa.results.predictions import Prediction
 from vqa.tracking.mlflow_runs import open_tracker
 from vqa.tracking.record import Run
-from vqa.train.fit import Moment, fit
+from vqa.train.checkpoint import Checkpoints
+from vqa.train.fit import Evaluation, fit
 from vqa.train.plan import Plan, plan_fit
 
 log = logging.getLogger(__name__)
+CURVES = ("train_loss", "learning_rate", "nll", "accuracy")
 TRACKED = ("nll", "nll_se", "accuracy", "base_nll", "base_accuracy", "train_samples_per_s", "peak_memory_gib")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the run trains on and answers.
+
+    Args:
+        split: All labelled questions: those to train on, and those held out.
+        data_sha256: Their digest.
+        train: The part of them that is trained on, see `budget.subsample`.
+        test: The test questions; [] where there are none.
+        plan: How long, how fast, in which order.
+    """
+
+    split: Split
+    data_sha256: str
+    train: Sequence[Question]
+    test: Sequence[Question]
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """How the training went: questions per second, and one row per evaluation."""
+
+    samples_per_s: float
+    history: list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """The held-out questions before and after the training, and the test questions.
+
+    Args:
+        base: The base model's predictions of the held-out questions.
+        valid: The adapter's predictions of the same rows.
+        valid_facts: What reasoning or adaptation cost and gained on them.
+        test: The adapter's predictions of the test questions.
+        test_facts: As `valid_facts`, of the test questions.
+    """
+
+    base: Sequence[Prediction]
+    valid: Sequence[Prediction]
+    valid_facts: dict[str, Any]
+    test: Sequence[Prediction]
+    test_facts: dict[str, Any]
 
 
 def run_final(settings: Settings, folder: Path) -> dict[str, Any]:
@@ -50,65 +99,82 @@ def run_final(settings: Settings, folder: Path) -> dict[str, Any]:
         UserError: The data or the model cannot be used.
     """
     started = time.time()
+    _refuse_several_processes(settings)
+    run, job = RunFolder(folder), _read_job(settings)
+    if processes.is_main():
+        write_split(job.split, run.split_file)
+    encoder = Encoder(load_base(settings), settings.prompt, settings.image)
+    with open_tracker(settings.tracking).run("final", "final", folder) as tracked:
+        tracked.params(settings.plain)
+        tracked.tags({"data_sha256": job.data_sha256, "split_sha256": job.split.sha256})
+        log.info("scoring the base model on %d held-out questions", len(job.split.valid))
+        base = score(encoder, job.split.valid, settings.budget.eval_batch_size, "base model")
+        with attached(encoder.base, settings.lora, settings.seed) as model:
+            trained = _train(settings, encoder, model, job, run, tracked)
+            if processes.is_main():
+                save_adapter(model, run.adapter, encoder.base)
+            answers = _answer(settings, encoder, model, job, base)
+        metrics = _metrics(encoder.base, job, answers, trained)
+        tracked.metrics(encoder.base.vision.figures())
+        if processes.is_main():
+            results = _results(run, metrics, job, answers)
+            extra = {"mlflow_run_id": tracked.run_id, "processes": processes.count()}
+            digests = job.data_sha256, job.split.sha256
+            provenance = Provenance(settings.plain, settings.seed, started, *digests, extra)
+            finish_run(run, results, provenance, partial(_show, tracked, run, metrics, answers.valid))
+    return metrics
+
+
+def _refuse_several_processes(settings: Settings) -> None:
     if settings.loss == "full":  # a process sees its own tokens only, and the mean is over all tokens
         processes.refuse_several("loss=full")
     if settings.adapt.method != "none":  # every process would adapt to its own share
         processes.refuse_several(f"adapt={settings.adapt.method}")
-    split, data_digest = split_questions(settings)
+
+
+def _read_job(settings: Settings) -> _Job:
+    split, digest = split_questions(settings)
     train = subsample(split.train, settings.budget.subsample, settings.seed)
-    tests = test_questions(settings)
-    if processes.is_main():
-        write_split(split, folder / "split.csv")
-    encoder = Encoder(load_base(settings), settings.prompt, settings.image)
     plan = plan_fit(settings, len(train), pool=len(split.train))
-    with open_tracker(settings.tracking).run("final", "final", folder) as run:
-        run.params(settings.plain)
-        run.tags({"data_sha256": data_digest, "split_sha256": split.sha256})
-        log.info("scoring the base model on %d held-out questions", len(split.valid))
-        base = score(encoder, split.valid, settings.budget.eval_batch_size, "base model")
-        with attached(encoder.base, settings.lora, settings.seed) as model:
-            rate, history = _train(settings, encoder, model, train, split, plan, folder, run)
-            if processes.is_main():
-                save_adapter(model, folder / "adapter", encoder.base)
-            valid_facts: dict[str, Any] = {}
-            tuned = answer(encoder, model, split.valid, settings, valid_facts, train)
-            facts: dict[str, Any] = {}
-            answers = answer(encoder, model, tests, settings, facts, train) if tests else []
-        metrics = summary(tuned) | compare_with_base(base, tuned) | valid_facts
-        metrics |= {
-            "n_train": len(train),
-            "learning_rate": plan.lr,
-            "train_samples_per_s": rate,
-            "peak_memory_gib": peak_memory_gib(encoder.base.device),
-            "epochs": history,
-            "best_epoch": min(history, key=lambda row: row["nll"])["evaluation"],
-            "note": "the best epoch was chosen on the held-out questions behind accuracy and nll",
-            "alarms": alarms(tuned, answers, train),
-        }
-        metrics |= encoder.base.vision.figures()
-        if encoder.base.family.no_vllm:
-            metrics["no_vllm"] = encoder.base.family.no_vllm
-        run.metrics(encoder.base.vision.figures())
-        if answers and all(p.gold for p in answers):
-            metrics["test"] = summary(answers) | facts
-        else:
-            metrics |= {f"test_{name}": value for name, value in facts.items()}
-        if not processes.is_main():
-            return metrics
-        write_results(folder, metrics, tuned, answers, tests)
-        write_predictions(folder / "base_valid_predictions.csv", base)
-        _record(run, folder, metrics, tuned, history)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
-    write_manifest(
-        folder / MANIFEST,
-        config=settings.plain,
-        seed=settings.seed,
-        data_sha256=data_digest,
-        split_sha256=split.sha256,
-        started=started,
-        extra={"mlflow_run_id": run.run_id, "processes": processes.count()},
-    )
-    return metrics
+    return _Job(split, digest, train, test_questions(settings) or [], plan)
+
+
+def _answer(
+    settings: Settings, encoder: Encoder, model: Any, job: _Job, base: Sequence[Prediction]
+) -> _Answers:
+    valid_facts: dict[str, Any] = {}
+    valid = answer(encoder, model, job.split.valid, settings, valid_facts, job.train)
+    test_facts: dict[str, Any] = {}
+    test = answer(encoder, model, job.test, settings, test_facts, job.train) if job.test else []
+    return _Answers(base, valid, valid_facts, test, test_facts)
+
+
+def _metrics(base: Base, job: _Job, answers: _Answers, trained: _Trained) -> dict[str, Any]:
+    """The content of metrics.json."""
+    metrics = summary(answers.valid) | compare_with_base(answers.base, answers.valid) | answers.valid_facts
+    metrics |= {
+        "n_train": len(job.train),
+        "learning_rate": job.plan.lr,
+        "train_samples_per_s": trained.samples_per_s,
+        "peak_memory_gib": peak_memory_gib(base.device),
+        "epochs": trained.history,
+        "best_epoch": min(trained.history, key=lambda row: row["nll"])["evaluation"],
+        "note": "the best epoch was chosen on the held-out questions behind accuracy and nll",
+        "alarms": alarms(answers.valid, answers.test, job.train),
+    }
+    metrics |= base.vision.figures()
+    if base.family.no_vllm:
+        metrics["no_vllm"] = base.family.no_vllm
+    if answers.test and all(p.gold for p in answers.test):
+        return metrics | {"test": summary(answers.test) | answers.test_facts}
+    return metrics | {f"test_{name}": value for name, value in answers.test_facts.items()}
+
+
+def _results(run: RunFolder, metrics: dict[str, Any], job: _Job, answers: _Answers) -> Results:
+    files = {run.valid_predictions: answers.valid, run.base_valid_predictions: answers.base}
+    if not job.test:
+        return Results(metrics, files)
+    return Results(metrics, files | {run.test_predictions: answers.test}, [q.id for q in job.test])
 
 
 def compare_with_base(base: Sequence[Prediction], tuned: Sequence[Prediction]) -> dict[str, Any]:
@@ -130,48 +196,25 @@ def alarms(valid: Sequence[Prediction], test: Sequence[Prediction], train: Seque
     return messages
 
 
-def write_results(
-    folder: Path,
-    metrics: dict[str, Any],
-    valid: Sequence[Prediction],
-    test: Sequence[Prediction],
-    questions: Sequence[Question] | None,
-) -> None:
-    """Write metrics.json, the predictions and, where there are test questions, submission.csv."""
-    replace_text(folder / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
-    write_predictions(folder / "valid_predictions.csv", valid)
-    if questions:
-        write_predictions(folder / "test_predictions.csv", test)
-        write_submission(folder / "submission.csv", test, [q.id for q in questions])
-
-
 def _train(
-    settings: Settings,
-    encoder: Encoder,
-    model: Any,
-    train: Sequence[Question],
-    split: Split,
-    plan: Plan,
-    folder: Path,
-    run: Run,
-) -> tuple[float, list[dict[str, float]]]:
-    """Fit and put the best epoch's weights back; returns samples per second and one row per evaluation."""
+    settings: Settings, encoder: Encoder, model: Any, job: _Job, run: RunFolder, tracked: Run
+) -> _Trained:
+    """Fit, score every epoch on the held-out questions, and put the best epoch's weights back."""
     best: dict[str, Any] = {"history": [], "nll": math.inf, "adapter": {}}  # saved with every checkpoint
 
-    def evaluate(moment: Moment) -> None:
-        scores = summary(score(encoder, split.valid, settings.budget.eval_batch_size, "held-out part"))
+    def evaluate(at: Evaluation) -> None:
+        predictions = score(encoder, job.split.valid, settings.budget.eval_batch_size, "held-out part")
+        scores = summary(predictions)
         row = {
-            "evaluation": moment.index + 1,
-            "step": moment.step,
-            "train_loss": moment.train_loss,
-            "learning_rate": moment.learning_rate,
+            "evaluation": at.index + 1,
+            "step": at.step,
+            "train_loss": at.train_loss,
+            "learning_rate": at.learning_rate,
             "nll": scores["nll"],
             "accuracy": scores["accuracy"],
         }
         best["history"].append(row)
-        run.metrics(
-            {name: row[name] for name in ("train_loss", "learning_rate", "nll", "accuracy")}, moment.step
-        )
+        tracked.metrics({name: row[name] for name in CURVES}, at.step)
         log.info("evaluation %d: NLL %.4f, accuracy %.3f", row["evaluation"], row["nll"], row["accuracy"])
         if row["nll"] < best["nll"]:
             best["nll"] = row["nll"]
@@ -179,42 +222,20 @@ def _train(
                 name: tensor.detach().cpu().clone() for name, tensor in adapter_state(model).items()
             }
 
-    record = fit(
-        encoder,
-        model,
-        train,
-        plan,
-        evaluate,
-        folder / CHECKPOINT,
-        settings.budget.checkpoint_steps,
-        extra=best,
-    )
+    checkpoints = Checkpoints(run.checkpoint, settings.budget.checkpoint_steps, best)
+    cost = fit(encoder, model, job.train, job.plan, evaluate, checkpoints)
     restore(model, best["adapter"])
-    return record.train_samples_per_s, best["history"]
+    return _Trained(cost.train_samples_per_s, best["history"])
 
 
-def _record(
-    run: Run,
-    folder: Path,
-    metrics: dict[str, Any],
-    tuned: Sequence[Prediction],
-    history: list[dict[str, float]],
-) -> None:
+def _show(tracked: Run, run: RunFolder, metrics: dict[str, Any], valid: Sequence[Prediction]) -> None:
+    """Draw the results and copy them to where the run is tracked."""
     low, high = metrics["accuracy_ci95"]
-    run.metrics({name: metrics[name] for name in TRACKED} | {"accuracy_low": low, "accuracy_high": high})
+    tracked.metrics({name: metrics[name] for name in TRACKED} | {"accuracy_low": low, "accuracy_high": high})
     if "test" in metrics:
-        run.metrics({"test_accuracy": metrics["test"]["accuracy"], "test_nll": metrics["test"]["nll"]})
-    drawn = folder / "plots"
-    plots.confusion_matrix(tuned, drawn / "confusion_matrix.png")
-    plots.reliability(tuned, drawn / "reliability.png")
-    plots.learning_curve(history, drawn / "learning_curve.png")
-    for name in (
-        "adapter",
-        "plots",
-        "metrics.json",
-        "valid_predictions.csv",
-        "test_predictions.csv",
-        "submission.csv",
-    ):
-        if (folder / name).exists():
-            run.artifact(folder / name)
+        tracked.metrics({"test_accuracy": metrics["test"]["accuracy"], "test_nll": metrics["test"]["nll"]})
+    plots.confusion_matrix(valid, run.plots / "confusion_matrix.png")
+    plots.reliability(valid, run.plots / "reliability.png")
+    plots.learning_curve(metrics["epochs"], run.plots / "learning_curve.png")
+    for path in run.results():
+        tracked.artifact(path)

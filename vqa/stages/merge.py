@@ -1,20 +1,17 @@
 """`stage=merge`: the adapter added to the base's weights, for tools that take no adapter."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 from vqa.config.settings import Settings
 from vqa.errors import UserError
-from vqa.machine.files import replace_text
 from vqa.model.base import model_folder, read_model_config
 from vqa.model.families.processor import copy_processor, load_image_processor
 from vqa.model.families.table import family_of
-from vqa.results.folder import MANIFEST, adapter_folder
-from vqa.results.manifest import write_manifest
-
-MERGED = "model"
+from vqa.results.finish import Results, finish_run
+from vqa.results.folder import RunFolder, adapter_folder
+from vqa.results.manifest import Provenance
 
 
 def run_merge(settings: Settings, folder: Path) -> dict[str, Any]:
@@ -45,7 +42,8 @@ def run_merge(settings: Settings, folder: Path) -> dict[str, Any]:
     where: dict[str, Any] = {"revision": settings.model.revision, "local_files_only": settings.env.offline}
     model: Any = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.bfloat16, **where)
     merged = plain_adapter(model, adapter, settings.model.path).merge_and_unload(safe_merge=True)
-    out = folder / MERGED
+    run = RunFolder(folder)
+    out = run.merged_model
     merged.save_pretrained(str(out))
     AutoTokenizer.from_pretrained(base, **where).save_pretrained(str(out))
     config = read_model_config(settings)
@@ -55,16 +53,8 @@ def run_merge(settings: Settings, folder: Path) -> dict[str, Any]:
     else:  # other tools need the parts for video and sound, which are not loaded here
         copy_processor(base, out, where)
     metrics = {"model": str(out), "adapter": str(adapter), "base": settings.model.path, "dtype": "bfloat16"}
-    replace_text(folder / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
-    write_manifest(
-        folder / MANIFEST,
-        config=settings.plain,
-        seed=settings.seed,
-        data_sha256="",
-        split_sha256="",
-        started=started,
-        extra={"adapter": str(adapter)},
-    )
+    provenance = Provenance(settings.plain, settings.seed, started, extra={"adapter": str(adapter)})
+    finish_run(run, Results(metrics), provenance)
     return metrics
 
 

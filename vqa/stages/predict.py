@@ -1,8 +1,9 @@
 """An adapter at work: answer unlabelled questions, or measure base and adapter on labelled ones."""
 
-import json
 import logging
 import time
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,21 @@ from vqa.config.settings import Settings
 from vqa.data.source import data_sha256, source_questions, test_questions
 from vqa.errors import UserError
 from vqa.machine.device import peak_memory_gib
-from vqa.machine.files import replace_text
 from vqa.model.adapter import loaded
 from vqa.model.base import load_base
 from vqa.model.encode import Encoder
 from vqa.question import Question
-from vqa.results.folder import MANIFEST, adapter_folder
-from vqa.results.manifest import write_manifest
+from vqa.results.finish import Results, finish_run
+from vqa.results.folder import RunFolder, adapter_folder
+from vqa.results.manifest import Provenance
 from vqa.results.metrics import collapse_alarm, no_answer_rate, summary
-from vqa.results.predictions import Prediction, write_predictions, write_submission
+from vqa.results.predictions import Prediction
 from vqa.stages.final import compare_with_base
 from vqa.tracking.mlflow_runs import open_tracker
+from vqa.tracking.record import Run
 
 log = logging.getLogger(__name__)
+TRACKED = ("accuracy", "nll", "base_accuracy", "base_nll")
 
 
 def run_predict(settings: Settings, folder: Path) -> dict[str, Any]:
@@ -65,40 +68,37 @@ def _run(settings: Settings, folder: Path, with_base: bool) -> dict[str, Any]:
     source = source_questions(settings)
     adapter = adapter_folder(settings)
     encoder = Encoder(load_base(settings), settings.prompt, settings.image)
-    size = settings.budget.eval_batch_size
-    with open_tracker(settings.tracking).run(settings.stage, settings.stage, folder) as run:
-        run.params(settings.plain)
+    with open_tracker(settings.tracking).run(settings.stage, settings.stage, folder) as tracked:
+        tracked.params(settings.plain)
         with loaded(encoder.base, adapter) as model:
             begun = time.perf_counter()
             facts: dict[str, Any] = {}
             predictions = answer(encoder, model, questions, settings, facts, source)
             seconds = time.perf_counter() - begun
-        base = score(encoder, questions, size, "base model") if with_base else []
+        base: list[Prediction] = []
+        if with_base:
+            base = score(encoder, questions, settings.budget.eval_batch_size, "base model")
         metrics = _metrics(predictions, base) | facts
         metrics |= {
             "rows_per_s": len(questions) / seconds,
             "peak_memory_gib": peak_memory_gib(encoder.base.device),
         }
-        replace_text(folder / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
-        write_predictions(folder / "test_predictions.csv", predictions)
-        if with_base:
-            write_predictions(folder / "base_predictions.csv", base)
-            run.metrics({name: metrics[name] for name in ("accuracy", "nll", "base_accuracy", "base_nll")})
-        else:
-            write_submission(folder / "submission.csv", predictions, [q.id for q in questions])
-        for name in ("metrics.json", "test_predictions.csv", "submission.csv", "base_predictions.csv"):
-            if (folder / name).exists():
-                run.artifact(folder / name)
-    write_manifest(
-        folder / MANIFEST,
-        config=settings.plain,
-        seed=settings.seed,
-        data_sha256=data_sha256(questions),
-        split_sha256="",
-        started=started,
-        extra={"adapter": str(adapter), "mlflow_run_id": run.run_id},
-    )
+        run = RunFolder(folder)
+        files = {run.test_predictions: predictions} | ({run.base_predictions: base} if with_base else {})
+        submitted = None if with_base else [q.id for q in questions]
+        extra = {"adapter": str(adapter), "mlflow_run_id": tracked.run_id}
+        digest = data_sha256(questions)
+        provenance = Provenance(settings.plain, settings.seed, started, digest, extra=extra)
+        finish_run(
+            run, Results(metrics, files, submitted), provenance, partial(_track, tracked, run, metrics)
+        )
     return metrics
+
+
+def _track(tracked: Run, run: RunFolder, metrics: Mapping[str, Any]) -> None:
+    tracked.metrics({name: metrics[name] for name in TRACKED if name in metrics})
+    for path in run.results():
+        tracked.artifact(path)
 
 
 def _questions(settings: Settings, labelled: bool) -> list[Question]:

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,13 @@ from vqa.machine.device import peak_memory_gib
 from vqa.model.base import load_base
 from vqa.model.encode import Encoder
 from vqa.question import Question
-from vqa.results.folder import FOLDS, OUT_OF_FOLD
-from vqa.results.folds import FoldResult, read_folds, write_folds
+from vqa.results.folder import RunFolder
+from vqa.results.folds import FoldResult, write_folds
 from vqa.results.metrics import accuracy, accuracy_interval, nll, per_question_nll
 from vqa.results.predictions import Prediction, append_predictions, read_predictions
 from vqa.tracking.mlflow_runs import open_tracker
 from vqa.tracking.record import Run
-from vqa.train.fit import Moment, fit
+from vqa.train.fit import Evaluation, fit
 from vqa.train.fold_adapters import TrainedFold, fold_adapter
 from vqa.train.plan import plan_fit
 
@@ -45,9 +46,10 @@ def sample_questions(settings: Settings) -> tuple[list[Question], list[Fold]]:
 def run_trial(settings: Settings, folder: Path) -> float:
     """Train and score every fold.
 
-    A trial that was cut off goes on after its last finished fold. Within a fold the pruner sees the letters'
-    NLL; the fold's result is read off as `inference` and `adapt` say. A text read-out takes its answers from
-    the text, its NLL from the letter probabilities beside it: NLL does not tell it from inference=letters.
+    A trial that was cut off goes on after its last finished fold. Within a fold the pruner sees the NLL of
+    plain letter probabilities; the fold's result is read off as `inference` and `adapt` say. A generated text
+    gives the answer, but its NLL is that of the letter probabilities: of two trials that differ only in
+    inference=letters or generate, the NLL is the same and the accuracy is not.
 
     Args:
         settings: The run.
@@ -63,85 +65,140 @@ def run_trial(settings: Settings, folder: Path) -> float:
     sample, folds = sample_questions(settings)
     index = {question.id: i for i, question in enumerate(sample)}
     encoder = Encoder(load_base(settings), settings.prompt, settings.image)
-    finished = read_folds(folder / FOLDS)
+    files = RunFolder(folder)
+    finished = files.folds()
     if finished:
         log.info("continuing after fold %d of %d", len(finished), len(folds))
-    with open_tracker(settings.tracking).run(f"trial {folder.name}", "trial", folder) as run:
-        run.params(settings.plain)
-        run.tags({"vqa.trial": folder.name})
+    with open_tracker(settings.tracking).run(f"trial {folder.name}", "trial", folder) as tracked:
+        tracked.params(settings.plain)
+        tracked.tags({"vqa.trial": folder.name})
+        trial = _Trial(settings, encoder, files, tracked)
         for number, fold in enumerate(folds):
             if number >= len(finished):
-                finished.append(_run_fold(settings, encoder, folder, fold, finished, run))
+                finished.append(_run_fold(trial, fold, finished))
             if progress.reports_by() == "question" and number + 1 < len(folds):
-                done = _fold_predictions(folder, fold)
+                done = _fold_predictions(files, fold)
                 progress.report_questions({index[id]: value for id, value in per_question_nll(done).items()})
-        predictions = read_predictions(folder / OUT_OF_FOLD)
-        mean, standard_error = nll(predictions)
-        low, high = accuracy_interval(sum(p.answer == p.gold for p in predictions), len(predictions))
-        scores = {"nll": mean, "nll_se": standard_error, "accuracy": accuracy(predictions)}
-        memory = peak_memory_gib(encoder.base.device)
-        seconds = sum(result.seconds for result in finished)
-        run.metrics(
-            scores
-            | encoder.base.vision.figures()
-            | {"accuracy_low": low, "accuracy_high": high, "seconds": seconds, "peak_memory_gib": memory}
-        )
-        run.artifact(folder / FOLDS)
-        run.artifact(folder / OUT_OF_FOLD)
-    return mean
+        return _track_scores(trial, sum(result.seconds for result in finished))
 
 
-def _run_fold(
-    settings: Settings, encoder: Encoder, folder: Path, fold: Fold, finished: Sequence[FoldResult], run: Run
-) -> FoldResult:
-    number = len(finished)
+@dataclass(frozen=True)
+class _Trial:
+    """What the folds of a trial share.
+
+    Args:
+        settings: The run.
+        encoder: Makes batches, on the resident base.
+        files: The trial's folder.
+        tracked: The trial's run where it is tracked.
+    """
+
+    settings: Settings
+    encoder: Encoder
+    files: RunFolder
+    tracked: Run
+
+
+@dataclass(frozen=True)
+class _Reports:
+    """Tells the sweep and the tracking how a fold goes.
+
+    Args:
+        tracked: The trial's run where it is tracked.
+        finished: The folds before this one.
+        n_valid: Held-out questions of this fold.
+        evaluations: Evaluations of each fold.
+        last_fold: Whether no fold follows.
+    """
+
+    tracked: Run
+    finished: Sequence[FoldResult]
+    n_valid: int
+    evaluations: int
+    last_fold: bool
+
+    def note(self, at: Evaluation, mean: float) -> None:
+        """Report an evaluation.
+
+        Args:
+            at: Where the fold's fit stands.
+            mean: NLL of the fold's held-out questions, nats.
+
+        Raises:
+            Pruned: The sweep has seen enough.
+        """
+        number = len(self.finished)
+        step = number * self.evaluations + at.index + 1
+        so_far = _running_mean([*self.finished, FoldResult(number, 0, self.n_valid, mean, 0.0, 0.0)])
+        rates = {"train_loss": at.train_loss, "learning_rate": at.learning_rate}
+        self.tracked.metrics({"nll": so_far} | rates, step)
+        # the very last report would turn a fully paid trial into a pruned one
+        if not (self.last_fold and at.last):
+            progress.report(so_far, step)
+
+
+def _run_fold(trial: _Trial, fold: Fold, finished: Sequence[FoldResult]) -> FoldResult:
+    """Train and score the fold after the `finished` ones, and write it down."""
+    settings, encoder, number = trial.settings, trial.encoder, len(finished)
     started = time.perf_counter()
     plan = plan_fit(settings, len(fold.train))
     last_fold = number + 1 == settings.budget.folds
-    size = settings.budget.eval_batch_size
-
-    def note(moment: Moment, mean: float) -> None:
-        step = number * plan.evaluations + moment.index + 1
-        so_far = _running_mean([*finished, FoldResult(number, 0, len(fold.valid), mean, 0.0, 0.0)])
-        run.metrics(
-            {"nll": so_far, "train_loss": moment.train_loss, "learning_rate": moment.learning_rate}, step
-        )
-        # the very last report would turn a fully paid trial into a pruned one
-        if not (last_fold and moment.last):
-            progress.report(so_far, step)
+    reports = _Reports(trial.tracked, finished, len(fold.valid), plan.evaluations, last_fold)
 
     def train(model: Any) -> TrainedFold:
-        moments: list[tuple[Moment, float]] = []
+        evaluations: list[tuple[Evaluation, float]] = []
 
-        def evaluate(moment: Moment) -> None:
+        def evaluate(at: Evaluation) -> None:
             mean = math.nan  # the last one is scored as the run answers, outside: adapting may change weights
-            if not moment.last and progress.reports_by() == "part":
+            if not at.last and progress.reports_by() == "part":
+                size = settings.budget.eval_batch_size
                 mean, _ = nll(score(encoder, fold.valid, size, f"fold {number + 1}"))
-                note(moment, mean)
-            moments.append((moment, mean))
+                reports.note(at, mean)
+            evaluations.append((at, mean))
 
-        record = fit(encoder, model, fold.train, plan, evaluate)
-        return TrainedFold(moments, record.train_samples_per_s)
+        cost = fit(encoder, model, fold.train, plan, evaluate)
+        return TrainedFold(evaluations, cost.train_samples_per_s)
 
-    with fold_adapter(settings, encoder.base, number, train) as (model, trained, found):
-        if found and progress.reports_by() == "part":
-            for moment, mean in trained.moments[:-1]:
-                note(moment, mean)
+    with fold_adapter(settings, encoder.base, number, train) as (model, trained, reused):
+        if reused and progress.reports_by() == "part":
+            for at, mean in trained.evaluations[:-1]:
+                reports.note(at, mean)
         predictions = answer(encoder, model, fold.valid, settings, source=fold.train)
         mean, _ = nll(predictions)
-        note(trained.moments[-1][0], mean)
+        reports.note(trained.evaluations[-1][0], mean)
     seconds = time.perf_counter() - started
     result = FoldResult(number, len(fold.train), len(fold.valid), mean, accuracy(predictions), seconds)
-    append_predictions(folder / OUT_OF_FOLD, predictions, number)
-    write_folds(folder / FOLDS, [*finished, result])
-    with open_tracker(settings.tracking).run(
-        f"{folder.name} fold {number}", "fold", None, run.run_id
-    ) as fold_run:
-        fold_run.tags({"vqa.trial": folder.name, "vqa.fold": number})
-        rate = {"train_samples_per_s": trained.train_samples_per_s}
-        fold_run.metrics({"nll": mean, "accuracy": result.accuracy, "seconds": seconds} | rate)
+    append_predictions(trial.files.out_of_fold, predictions, number)
+    write_folds(trial.files.folds_file, [*finished, result])
+    _track_fold(trial, result, trained.train_samples_per_s)
     log.info("fold %d: NLL %.4f, accuracy %.3f, %.1f s", number, mean, result.accuracy, seconds)
     return result
+
+
+def _track_fold(trial: _Trial, result: FoldResult, samples_per_s: float) -> None:
+    """Give a finished fold a run of its own below the trial's."""
+    tracker, name = open_tracker(trial.settings.tracking), trial.files.path.name
+    with tracker.run(f"{name} fold {result.fold}", "fold", None, trial.tracked.run_id) as tracked:
+        tracked.tags({"vqa.trial": name, "vqa.fold": result.fold})
+        scores = {"nll": result.nll, "accuracy": result.accuracy, "seconds": result.seconds}
+        tracked.metrics(scores | {"train_samples_per_s": samples_per_s})
+
+
+def _track_scores(trial: _Trial, seconds: float) -> float:
+    """Keep the trial's out-of-fold scores and files where it is tracked; returns its NLL, nats."""
+    predictions = read_predictions(trial.files.out_of_fold)
+    mean, standard_error = nll(predictions)
+    low, high = accuracy_interval(sum(p.answer == p.gold for p in predictions), len(predictions))
+    base = trial.encoder.base
+    trial.tracked.metrics(
+        {"nll": mean, "nll_se": standard_error, "accuracy": accuracy(predictions)}
+        | base.vision.figures()
+        | {"accuracy_low": low, "accuracy_high": high, "seconds": seconds}
+        | {"peak_memory_gib": peak_memory_gib(base.device)}
+    )
+    for path in (trial.files.folds_file, trial.files.out_of_fold):
+        trial.tracked.artifact(path)
+    return mean
 
 
 def _running_mean(results: Sequence[FoldResult]) -> float:
@@ -149,6 +206,6 @@ def _running_mean(results: Sequence[FoldResult]) -> float:
     return float(np.average([r.nll for r in results], weights=[r.n_valid for r in results]))
 
 
-def _fold_predictions(folder: Path, fold: Fold) -> list[Prediction]:
+def _fold_predictions(files: RunFolder, fold: Fold) -> list[Prediction]:
     ids = {question.id for question in fold.valid}
-    return [p for p in read_predictions(folder / OUT_OF_FOLD) if p.id in ids]
+    return [p for p in read_predictions(files.out_of_fold) if p.id in ids]

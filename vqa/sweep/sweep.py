@@ -204,7 +204,7 @@ class Sweep:
             raise UserError(
                 f"{self.name}: {tally.failed} trials failed, more than hydra.sweeper.max_failures="
                 f"{self.settings.max_failures}. The last: {failed[-1].error}\n"
-                f"See {self.shared.folder}/{StudyFolder.trial_name(failed[-1].trial)}/run.log. "
+                f"See {StudyFolder(self.shared.folder).trial(failed[-1].trial).path}/run.log. "
                 "To go on, mend the cause and repeat the command with a higher hydra.sweeper.max_failures."
             )
         if tally.done < self.shared.n_trials:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,6 +12,22 @@ import torch
 from vqa.machine.device import pinned_copy
 
 Copy = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where and how often a fit is saved, so that it goes on after an interruption.
+
+    Args:
+        path: File to save to and resume from.
+        every_steps: Save after so many optimiser steps; after every evaluation it is saved anyway.
+        extra: A dictionary of the caller's that is saved and restored along; only `on_evaluation` may change
+            it, and never a tensor in it.
+    """
+
+    path: Path
+    every_steps: int
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 class CheckpointWriter:

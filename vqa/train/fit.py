@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from vqa.model.memory import LARGE, Ladder, does_not_fit
 from vqa.model.packing import PackedBatch
 from vqa.progress import progress
 from vqa.question import Question
-from vqa.train.checkpoint import CheckpointWriter
+from vqa.train.checkpoint import Checkpoints, CheckpointWriter
 from vqa.train.losses import batch_loss
 from vqa.train.plan import Plan, batches
 
@@ -39,7 +38,7 @@ class DivergedError(Exception):
 
 
 @dataclass(frozen=True)
-class Moment:
+class Evaluation:
     """Where a fit stands at an evaluation.
 
     Args:
@@ -74,10 +73,8 @@ def fit(
     model: Any,
     train: Sequence[Question],
     plan: Plan,
-    on_evaluation: Callable[[Moment], None],
-    checkpoint: Path | None = None,
-    checkpoint_steps: int = 0,
-    extra: dict[str, Any] | None = None,
+    on_evaluation: Callable[[Evaluation], None],
+    checkpoints: Checkpoints | None = None,
 ) -> FitRecord:
     """Train the adapter.
 
@@ -87,10 +84,7 @@ def fit(
         train: Labelled questions.
         plan: What to do.
         on_evaluation: Called with the model in evaluation mode; may raise to stop.
-        checkpoint: File to save to and resume from; None: no checkpoints.
-        checkpoint_steps: Save every so many steps, and after every evaluation.
-        extra: A dictionary of the caller's that is saved and restored with the checkpoint; only
-            `on_evaluation` may change it, and never a tensor in it.
+        checkpoints: Where and how often to save, and to resume from; None: not at all.
 
     Raises:
         DivergedError: The loss became NaN or infinite.
@@ -98,33 +92,37 @@ def fit(
         DoesNotFitError: One question at a time needs more memory than there is.
         OSError: A checkpoint cannot be written.
     """
-    mine = (chosen[place] for chosen, _ in batches(len(train), plan) for place in processes.share(chosen))
-    encoder.look([train[i] for i in dict.fromkeys(mine)])
+    _look(encoder, train, plan)
     trainer = _Trainer(encoder, model, plan, train)
-    extra = {} if extra is None else extra
-    done = trainer.load(checkpoint, extra) if checkpoint and checkpoint.exists() else 0
+    done = trainer.load(checkpoints) if checkpoints and checkpoints.path.exists() else 0
     points = plan.evaluation_steps(len(train))
     total = plan.steps(len(train))
     seconds = 0.0
     model.train()
-    with CheckpointWriter(checkpoint if processes.is_main() else None) as writer:
+    with CheckpointWriter(checkpoints.path if checkpoints and processes.is_main() else None) as writer:
         started = time.perf_counter()
         for step, batch in enumerate(trainer.batches(done), start=done + 1):
             trainer.step(batch, step)
             progress("training", step, total)
             if step in points:
                 model.eval()
-                moment = trainer.moment(points.index(step), step, last=step == total)
+                reached = trainer.evaluation(points.index(step), step, last=step == total)
                 seconds += time.perf_counter() - started
-                on_evaluation(moment)
+                on_evaluation(reached)
                 model.train()
                 started = time.perf_counter()
-            if checkpoint and (step in points or step % checkpoint_steps == 0):
-                writer.write(trainer.state(step), {"extra": extra})
+            if checkpoints and (step in points or step % checkpoints.every_steps == 0):
+                writer.write(trainer.state(step), {"extra": checkpoints.extra})
     model.eval()
     seen = len(train) * plan.epochs - min(done * plan.batch_size, len(train) * plan.epochs)
     rung = trainer.ladder.rung
     return FitRecord(seconds, seen / seconds if seconds else 0.0, rung.micro_batch_size, rung.recompute)
+
+
+def _look(encoder: Encoder, train: Sequence[Question], plan: Plan) -> None:
+    """Have the features of all pictures that this process trains on computed, in the order of training."""
+    own = (chosen[place] for chosen, _ in batches(len(train), plan) for place in processes.share(chosen))
+    encoder.look([train[i] for i in dict.fromkeys(own)])
 
 
 @dataclass(frozen=True)
@@ -255,12 +253,12 @@ class _Trainer:
                 )
             self.losses.append(value)
 
-    def moment(self, index: int, step: int, last: bool) -> Moment:
+    def evaluation(self, index: int, step: int, last: bool) -> Evaluation:
         """Where the fit stands; starts a new mean of the training loss."""
         self._read_losses(keep=0)
         mean = float(np.mean(self.losses)) if self.losses else math.nan
         self.losses = []
-        return Moment(index, step, self.passes, mean, self.scheduler.get_last_lr()[0], last)
+        return Evaluation(index, step, self.passes, mean, self.scheduler.get_last_lr()[0], last)
 
     def state(self, step: int) -> dict[str, Any]:
         """Everything the step after this one depends on."""
@@ -277,9 +275,9 @@ class _Trainer:
             "passes": self.passes,
         }
 
-    def load(self, path: Path, extra: dict[str, Any]) -> int:
+    def load(self, checkpoints: Checkpoints) -> int:
         """Take up a saved state; returns the number of steps it has done."""
-        state = torch.load(path, map_location=self.encoder.base.device, weights_only=True)
+        state = torch.load(checkpoints.path, map_location=self.encoder.base.device, weights_only=True)
         with torch.no_grad():
             for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
                 parameter.copy_(saved)
@@ -291,6 +289,6 @@ class _Trainer:
         if state["rng_cuda"] is not None:
             torch.cuda.set_rng_state(state["rng_cuda"].cpu())
         self.losses, self.passes = state["losses"], state["passes"]
-        extra.update(state["extra"])
+        checkpoints.extra.update(state["extra"])
         log.info("resumed at step %d", state["step"])
         return int(state["step"])

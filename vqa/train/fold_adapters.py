@@ -18,7 +18,7 @@ from vqa.model.adapter import attached, loaded, save_adapter
 from vqa.model.base import Base
 from vqa.progress import progress
 from vqa.results.folder import MAY_DIFFER, StudyFolder, flatten
-from vqa.train.fit import Moment
+from vqa.train.fit import Evaluation
 
 log = logging.getLogger(__name__)
 TRAINING = "training.json"
@@ -42,11 +42,11 @@ class TrainedFold:
     """How a fold's training went.
 
     Args:
-        moments: Its evaluations, each with the held-out letters' NLL, nats; NaN where nobody asked.
+        evaluations: Each with the held-out letters' NLL, nats; NaN where nobody asked.
         train_samples_per_s: Questions per second.
     """
 
-    moments: list[tuple[Moment, float]]
+    evaluations: list[tuple[Evaluation, float]]
     train_samples_per_s: float
 
 
@@ -126,5 +126,5 @@ def _keep(model: Any, base: Base, trained: TrainedFold, folder: Path) -> None:
 
 def _read(folder: Path) -> TrainedFold:
     values = json.loads((folder / TRAINING).read_text(encoding="utf-8"))
-    moments = [(Moment(**moment), float(mean)) for moment, mean in values["moments"]]
-    return TrainedFold(moments, values["train_samples_per_s"])
+    evaluations = [(Evaluation(**at), float(mean)) for at, mean in values["evaluations"]]
+    return TrainedFold(evaluations, values["train_samples_per_s"])
