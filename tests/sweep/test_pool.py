@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,22 @@ def test_workers_that_end_at_once_with_0_are_no_storm_but_an_error(tmp_path: Pat
     assert "every worker died more than max_retries=2 times" in out
     assert time.monotonic() - began > 0.5 + 1  # the pauses between the starts of a slot
     assert {trial.state.name for trial in trials_of(tmp_path)} == {"WAITING"}
+
+
+@pytest.mark.slow
+def test_callbacks_hear_of_the_multirun_once_and_of_every_job(tmp_path: Path) -> None:
+    code, out = finish(
+        start(tmp_path, "+hydra.callbacks.events={_target_: app.Events}", "hydra.sweeper.n_trials=3")
+    )
+    assert code == 0, out
+    events = Counter((tmp_path / "events.txt").read_text().splitlines())
+    jobs = 3 + 1  # the final run is one too
+    assert events == {
+        "multirun starts": 1,
+        "multirun ends": 1,
+        "job starts": jobs,
+        "job ends: COMPLETED": jobs,
+    }
 
 
 @pytest.mark.slow

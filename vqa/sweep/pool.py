@@ -12,8 +12,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
+from hydra.utils import instantiate
+from omegaconf import DictConfig
 
 from vqa.errors import UserError
 from vqa.machine.files import is_locked, replace_text
@@ -71,17 +77,59 @@ def worker_environment(slot: int, gpus: list[str], deadline: float, elsewhere: b
     return extra
 
 
+class JobCallback(Callback):
+    """A user's Hydra callback in a worker: it hears of jobs, and the first process alone of the multirun.
+
+    Args:
+        of: The callback's class, as in its `_target_`.
+        **arguments: Its arguments.
+    """
+
+    def __init__(self, of: str, **arguments: Any) -> None:
+        self.callback = instantiate({"_target_": of}, _execution_whitelist_=(of,), **arguments)
+
+    def on_job_start(self, config: DictConfig, **more: Any) -> None:
+        """Pass it on."""
+        self.callback.on_job_start(config, **more)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **more: Any) -> None:
+        """Pass it on."""
+        self.callback.on_job_end(config, job_return=job_return, **more)
+
+
+def own_command(callbacks: Mapping[str, Any]) -> list[str]:
+    """Give this process's command line for a copy, whose callbacks hear of jobs only.
+
+    Args:
+        callbacks: The node `hydra.callbacks`.
+    """
+    target = f"{JobCallback.__module__}.{JobCallback.__qualname__}"
+    overrides = [
+        f"{key}={value}"
+        for name, node in callbacks.items()
+        for key, value in (
+            (f"+hydra.callbacks.{name}.of", node["_target_"]),
+            (f"hydra.callbacks.{name}._target_", target),
+        )
+    ]
+    return [sys.executable, *sys.orig_argv[1:], *overrides]
+
+
 class WorkerPool:
     """Keeps the workers of one study up until nothing is left for them.
 
     Args:
         shared: The study.
+        command: Of a worker.
         deadline: `time.time()` after which no trial starts.
         on_poll: Called twice a second, to draw the table.
     """
 
-    def __init__(self, shared: SharedStudy, deadline: float, on_poll: Callable[[], None]) -> None:
+    def __init__(
+        self, shared: SharedStudy, command: Sequence[str], deadline: float, on_poll: Callable[[], None]
+    ) -> None:
         self.shared = shared
+        self.command = command
         self.deadline = deadline
         self.on_poll = on_poll
         self.folder = shared.folder / "workers"
@@ -183,7 +231,7 @@ class WorkerPool:
         environment = os.environ | worker_environment(slot, self.gpus, self.deadline, bool(launcher))
         with (self.folder / f"{slot}.log").open("ab") as out:
             return subprocess.Popen(  # its own group: Ctrl-C in the terminal reaches it once, through `_stop`
-                [*launcher, sys.executable, *sys.orig_argv[1:]],
+                [*launcher, *self.command],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=out,

@@ -19,7 +19,7 @@ from vqa.results.folder import FINAL, StudyFolder
 from vqa.sweep.board import Board, write_address
 from vqa.sweep.jobs import HydraJobs, refuse_unknown_keys
 from vqa.sweep.leaderboard import Standing, describe_scores, describe_ties, winner_of
-from vqa.sweep.pool import WorkerPool, note_refusal, own_deadline, own_slot
+from vqa.sweep.pool import WorkerPool, note_refusal, own_command, own_deadline, own_slot
 from vqa.sweep.sampling import SamplerFactory, probe_sampler
 from vqa.sweep.settings import read_settings
 from vqa.sweep.space import overrides_of, read_enqueued, read_search_space
@@ -180,7 +180,8 @@ class Sweep:
             with lock:
                 self._run_alone(worker)
         else:
-            WorkerPool(self.shared, worker.deadline, worker.redraw).run()
+            command = own_command(self.config.hydra.callbacks)
+            WorkerPool(self.shared, command, worker.deadline, worker.redraw).run()
             with self.shared.locked():  # workers that somebody else started may be writing too
                 worker.write_results()
 

@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from vqa.errors import UserError
 from vqa.machine.files import replace_text, wait_for_lock
 from vqa.results.folder import SPEED, StudyFolder
 from vqa.sweep.jobs import HydraJobs
-from vqa.sweep.pool import own_slot, visible_gpus, worker_environment
+from vqa.sweep.pool import own_command, own_slot, visible_gpus, worker_environment
 from vqa.sweep.sampling import build_pruner, quieten_optuna
 from vqa.sweep.settings import SweepSettings
 from vqa.sweep.space import SearchSpace, overrides_of, read_search_space
@@ -262,7 +261,7 @@ def _speed(jobs: HydraJobs, space: SearchSpace, workers: int, folder: Path) -> S
         place = StudyFolder(folder).speed.path
         place.mkdir(exist_ok=True)
         with (place / "process.log").open("wb") as out:
-            command = [sys.executable, *sys.orig_argv[1:]]
+            command = own_command(jobs.config.hydra.callbacks)
             subprocess.run(
                 command, env=environment | {MEASURING: "1"}, stdout=out, stderr=subprocess.STDOUT, check=False
             )

@@ -13,9 +13,12 @@ import random
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from vqa.errors import UserError
@@ -110,6 +113,26 @@ def run_stage(cfg: DictConfig) -> float:
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "manifest.json").write_text("{}")
     return 0.0
+
+
+class Events(Callback):
+    """Writes down which of Hydra's events happened, one a line."""
+
+    def _note(self, event: str) -> None:
+        with Path("events.txt").open("a") as file:
+            file.write(f"{event}\n")
+
+    def on_multirun_start(self, config: DictConfig, **more: Any) -> None:
+        self._note("multirun starts")
+
+    def on_multirun_end(self, config: DictConfig, **more: Any) -> None:
+        self._note("multirun ends")
+
+    def on_job_start(self, config: DictConfig, **more: Any) -> None:
+        self._note("job starts")
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **more: Any) -> None:
+        self._note(f"job ends: {job_return.status.name}")
 
 
 @hydra.main(config_path=str(Path(__file__).parent / "conf"), config_name="config")
