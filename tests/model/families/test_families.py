@@ -112,12 +112,17 @@ def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def check(
-    case: Case, found: torch.Tensor, expected: torch.Tensor, wanted: Gradients, tolerance: float
+    case: Case,
+    found: torch.Tensor,
+    expected: torch.Tensor,
+    wanted: Gradients,
+    tolerance: float,
+    of_gradients: float | None = None,
 ) -> None:
     grads = by_adapter(case, found)
     assert distance(found, expected) <= tolerance
     assert grads.keys() == wanted.keys()
-    assert max(distance(grads[name], wanted[name]) for name in wanted) <= tolerance
+    assert max(distance(grads[name], wanted[name]) for name in wanted) <= (of_gradients or tolerance)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -142,9 +147,13 @@ def test_a_batch_is_exact_in_float64_however_memory_is_saved(name: str, recomput
     wanted = by_adapter(case, expected)
     tolerance = 1e-4 if name in LINEAR_ATTENTION else 1e-9
     for shares in (False, True):
+        # transformers' norms compute in float32: the prefix's gradients are rounded there once for all
+        # questions, and not question by question
+        of_gradients = max(tolerance, 1e-6) if shares else tolerance
         case.text.shares_prefix = shares
         batch = case.text.batch(case.prefix, case.suffixes, outside=False, conversation=False)
-        check(case, case.text.logits(batch, None, recompute), expected, wanted, tolerance)
+        logits = case.text.logits(batch, None, recompute)
+        check(case, logits, expected, wanted, tolerance, of_gradients)
 
 
 def step_gradients(case: Case, recompute: Recompute) -> tuple[torch.Tensor, Gradients]:
