@@ -35,6 +35,7 @@ from vqa.model.vision.generic_pictures import GenericPictures, Prepared
 CPU = torch.device("cpu")
 TARGETS = torch.tensor([11, 12, 13])
 LINEAR_ATTENTION = ("qwen3_5", "qwen3_5_moe", "minicpmv4_6")  # transformers' code is in float32 there
+FLOAT32_NORMS = ("gemma4_e", "gemma4_31b", "gemma4_unified", "muse_glimmer")  # their backward sums in float32
 Gradients = dict[str, torch.Tensor]
 
 
@@ -149,7 +150,7 @@ def test_a_batch_is_exact_in_float64_however_memory_is_saved(name: str, recomput
     for shares in (False, True):
         # transformers' norms compute in float32: the prefix's gradients are rounded there once for all
         # questions, and not question by question
-        of_gradients = max(tolerance, 1e-6) if shares else tolerance
+        of_gradients = max(tolerance, 1e-6) if shares or name in FLOAT32_NORMS else tolerance
         case.text.shares_prefix = shares
         batch = case.text.batch(case.prefix, case.suffixes, outside=False, conversation=False)
         logits = case.text.logits(batch, None, recompute)
