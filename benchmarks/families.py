@@ -159,7 +159,8 @@ def plain_row(base: Base, settings: Settings, batch: int, gib: int, rows: list[Q
             _forget_positions(base.model)
             moved = {name: value.to(base.device) for name, value in inputs.items()}
             logits = model(**moved, use_cache=False, logits_to_keep=1).logits[:, -1]
-            torch.nn.functional.cross_entropy(logits.float(), targets.to(base.device)).backward()  # type: ignore[no-untyped-call]
+            loss = torch.nn.functional.cross_entropy(logits.float(), targets.to(base.device))
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
             optimizer.zero_grad()

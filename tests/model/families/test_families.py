@@ -35,6 +35,7 @@ from vqa.model.vision.generic_pictures import GenericPictures, Prepared
 CPU = torch.device("cpu")
 TARGETS = torch.tensor([11, 12, 13])
 LINEAR_ATTENTION = ("qwen3_5", "qwen3_5_moe", "minicpmv4_6")  # transformers' code is in float32 there
+FLOAT32_NORMS = ("gemma4_e", "gemma4_31b", "gemma4_unified", "muse_glimmer")  # their backward sums in float32
 Gradients = dict[str, torch.Tensor]
 
 
@@ -112,12 +113,17 @@ def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def check(
-    case: Case, found: torch.Tensor, expected: torch.Tensor, wanted: Gradients, tolerance: float
+    case: Case,
+    found: torch.Tensor,
+    expected: torch.Tensor,
+    wanted: Gradients,
+    tolerance: float,
+    of_gradients: float | None = None,
 ) -> None:
     grads = by_adapter(case, found)
     assert distance(found, expected) <= tolerance
     assert grads.keys() == wanted.keys()
-    assert max(distance(grads[name], wanted[name]) for name in wanted) <= tolerance
+    assert max(distance(grads[name], wanted[name]) for name in wanted) <= (of_gradients or tolerance)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -142,9 +148,13 @@ def test_a_batch_is_exact_in_float64_however_memory_is_saved(name: str, recomput
     wanted = by_adapter(case, expected)
     tolerance = 1e-4 if name in LINEAR_ATTENTION else 1e-9
     for shares in (False, True):
+        # transformers' norms compute in float32: the prefix's gradients are rounded there once for all
+        # questions, and not question by question
+        of_gradients = max(tolerance, 1e-6) if shares or name in FLOAT32_NORMS else tolerance
         case.text.shares_prefix = shares
         batch = case.text.batch(case.prefix, case.suffixes, outside=False, conversation=False)
-        check(case, case.text.logits(batch, None, recompute), expected, wanted, tolerance)
+        logits = case.text.logits(batch, None, recompute)
+        check(case, logits, expected, wanted, tolerance, of_gradients)
 
 
 def step_gradients(case: Case, recompute: Recompute) -> tuple[torch.Tensor, Gradients]:
