@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from vqa.errors import UserError
-from vqa.machine import files
 from vqa.machine.files import is_locked, try_lock, wait_for_lock
 
 
@@ -30,13 +29,12 @@ def test_the_kernel_drops_the_lock_of_a_dead_process(tmp_path: Path) -> None:
 
 
 def test_whoever_waits_names_the_holder_again_and_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(files, "MESSAGE_EVERY_S", 0.1)
     held = try_lock(tmp_path / "study")
     assert held is not None
     threading.Timer(0.35, held.close).start()
-    with wait_for_lock(tmp_path / "study"):
+    with wait_for_lock(tmp_path / "study", say_every_s=0.1):
         pass
     said = [record.getMessage() for record in caplog.records]
     assert len(said) in (2, 3)

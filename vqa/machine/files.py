@@ -19,7 +19,6 @@ from vqa.errors import UserError
 log = logging.getLogger(__name__)
 
 POLL_S = 0.02
-MESSAGE_EVERY_S = 60.0
 
 
 def replace_text(path: Path, text: str, mode: int | None = None) -> None:
@@ -66,11 +65,12 @@ def try_lock(path: Path) -> IO[str] | None:
     return file
 
 
-def wait_for_lock(path: Path) -> IO[str]:
-    """Take the lock as soon as its present holder lets go; name the holder once a minute.
+def wait_for_lock(path: Path, say_every_s: float = 60.0) -> IO[str]:
+    """Take the lock as soon as its present holder lets go; name the holder now and then.
 
     Args:
         path: As for `try_lock`.
+        say_every_s: Seconds between two messages.
 
     Raises:
         UserError: As `try_lock`.
@@ -78,7 +78,7 @@ def wait_for_lock(path: Path) -> IO[str]:
     began = said_at = time.monotonic()
     while (lock := try_lock(path)) is None:
         now = time.monotonic()
-        if now - said_at >= MESSAGE_EVERY_S:
+        if now - said_at >= say_every_s:
             said_at = now
             log.warning(
                 f"waiting for {path} for {(now - began) / 60:.0f} min: it is held by {_holder(path)}. "

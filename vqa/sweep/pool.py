@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 
 from vqa.errors import UserError
 from vqa.machine.files import is_locked, replace_text
+from vqa.results.folder import StudyFolder
 from vqa.sweep.study import SharedStudy
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def own_deadline() -> float:
 
 def refusal_file(study_folder: Path, slot: int) -> Path:
     """Where a worker leaves the UserError that ended it."""
-    return study_folder / "workers" / f"{slot}.refused"
+    return StudyFolder(study_folder).workers / f"{slot}.refused"
 
 
 def visible_gpus() -> list[str]:
@@ -132,7 +133,7 @@ class WorkerPool:
         self.command = command
         self.deadline = deadline
         self.on_poll = on_poll
-        self.folder = shared.folder / "workers"
+        self.folder = StudyFolder(shared.folder).workers
         self.gpus = visible_gpus()
         self.up: dict[int, subprocess.Popen[bytes]] = {}
         self.deaths: Counter[int] = Counter()  # by slot, since the last trial that ended well

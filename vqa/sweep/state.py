@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from vqa.machine.files import is_locked, replace_text, try_lock
+from vqa.results.folder import StudyFolder
 
 WRITE_EVERY_S = 1.0
 
@@ -69,7 +70,7 @@ class StateWriter:
     """
 
     def __init__(self, folder: Path, slot: int) -> None:
-        self.path = folder / "workers" / f"{slot}.json"
+        self.path = StudyFolder(folder).workers / f"{slot}.json"
         self.state = WorkerState(slot, socket.gethostname(), os.getpid())
 
     def begin(self, trial: int | None) -> None:
@@ -104,8 +105,9 @@ def memory_gib() -> float:
 
 def read_states(folder: Path) -> list[WorkerState]:
     """Read what the workers that are alive are doing, by slot."""
-    paths = sorted((folder / "workers").glob("*.json"), key=lambda path: int(path.stem))
-    alive = [path for path in paths if is_locked(folder / ".locks" / f"worker_{path.stem}")]
+    study = StudyFolder(folder)
+    paths = sorted(study.workers.glob("*.json"), key=lambda path: int(path.stem))
+    alive = [path for path in paths if is_locked(study.locks / f"worker_{path.stem}")]
     return [WorkerState(**json.loads(path.read_text(encoding="utf-8"))) for path in alive]
 
 

@@ -240,7 +240,7 @@ class Sweep:
         overrides = [*self.shared.space.fixed, *chosen]
         if (lock := try_lock(self.shared.locks / FINAL)) is None:
             log.info("another process is at the final run; waiting for its end")
-            lock = wait_for_lock(self.shared.locks / FINAL)
+            lock = wait_for_lock(self.shared.locks / FINAL, say_every_s=1800)  # it takes hours
         with lock:
             if self._final_exists(overrides):
                 return
