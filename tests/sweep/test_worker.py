@@ -107,7 +107,8 @@ def test_a_trial_that_keeps_dying_fails_with_that_reason(tmp_path: Path) -> None
     settings = (*SHORT, "hydra.sweeper.n_trials=1", "hydra.sweeper.max_retries=1")
     for _ in range(2):
         run_toy_cut_off(tmp_path, 30, signal.SIGKILL, *settings, "fails=dies")
-    run_toy(tmp_path, *settings, "fails=dies")
+    with pytest.raises(UserError, match="has no complete trial"):
+        run_toy(tmp_path, *settings, "fails=dies")
     trial = trials_of(tmp_path)[0]
     assert trial.state.name == "FAIL"
     assert trial.user_attrs["error"] == "it was cut off 2 times, more than max_retries=1"
