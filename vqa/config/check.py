@@ -17,6 +17,7 @@ from vqa.config.library import TRUSTED, check_target
 from vqa.config.place import detected
 from vqa.config.reference import help_text, rule, type_of
 from vqa.config.settings import ImageSettings, InferenceSettings, PromptSettings, Settings
+from vqa.config.stages import stages_text
 from vqa.errors import UserError, require
 
 LORA_STARTS = (True, False, "gaussian", "orthogonal")  # lora.init_lora_weights that leave the base alone
@@ -24,10 +25,11 @@ OUT_OF_RANGE = ("greater_than_equal", "greater_than", "less_than_equal", "less_t
 
 
 def register_resolvers() -> None:
-    """Make `${times:x,y}`, `${detected_env:key}` and `${key_meanings:}` known to the files in conf/."""
+    """Make `${times:x,y}`, `${detected_env:key}` and the texts of `--help` known to the files in conf/."""
     OmegaConf.register_resolver("times", lambda *factors: math.prod(factors), replace=True)
     OmegaConf.register_resolver("detected_env", detected, replace=True)
     OmegaConf.register_resolver("key_meanings", help_text, replace=True)
+    OmegaConf.register_resolver("stage_meanings", stages_text, replace=True)
 
 
 def read_settings(cfg: DictConfig) -> Settings:

@@ -22,10 +22,14 @@ LOW_DISK_GIB = 5.0
 GPU_ONLY = "bitsandbytes.optim."
 
 
-def run_doctor(settings: Settings) -> None:
+def run_doctor(settings: Settings, folder: Path | None = None) -> None:
     """Check configuration, data, model files, cache folder, device, disk and tracking.
 
     Prints one line per check, and writes a page about the data of a contest file.
+
+    Args:
+        settings: What is checked.
+        folder: Not used: nothing is run.
 
     Raises:
         UserError: Lists everything that is wrong.

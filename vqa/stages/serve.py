@@ -10,12 +10,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
+from vqa.config.messages import message
 from vqa.config.settings import Settings
 from vqa.errors import UserError
 from vqa.question import LETTERS, Question
 from vqa.report.page import render
 from vqa.results.folder import adapter_folder
 from vqa.results.predictions import Prediction
+from vqa.stages.preflight import prepare
 
 HOST = "127.0.0.1"  # never another: whoever reaches the page may use the machine
 LARGEST_BYTES = 40 * 2**20  # of a request: a phone's photo is 3 to 12 MiB
@@ -52,6 +56,9 @@ def run_serve(settings: Settings, folder: Path) -> None:
     from vqa.model.base import load_base
     from vqa.model.encode import Encoder
 
+    prepare(settings)
+    address = f"http://{HOST}:{settings.env.port}"
+    Console(stderr=True, soft_wrap=True).print(message(settings.lang, "serving", address=address))
     adapter = adapter_folder(settings)
     encoder = Encoder(load_base(settings), settings.prompt, settings.image)
     with ExitStack() as stack:
