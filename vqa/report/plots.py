@@ -1,7 +1,7 @@
 """Charts of one run: confusion matrix, reliability, learning curve.
 
 Ours rather than scikit-learn's displays: these import pyplot, whose figures are global state, and know
-neither Wilson intervals nor answers without a letter. Every label is given in both languages where it is drawn.
+no Wilson intervals and no missing answers. Every label is given in both languages where it is drawn.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

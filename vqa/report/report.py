@@ -36,56 +36,71 @@ def write_report(run: Path, language: str) -> Path:
     Raises:
         UserError: There is nothing to report, or a file of the run cannot be read.
     """
-    folder, study_folder = RunFolder(run), RunFolder(run).study
-    study, has_study = study_folder.path, study_folder.leaderboard.exists()
+    folder = RunFolder(run)
+    study, has_study = folder.study, folder.study.leaderboard.exists()
     if not has_study and not folder.metrics_file.exists():
         raise UserError(
-            f"nothing to report: neither {study_folder.leaderboard} nor {folder.metrics_file} is there; "
+            f"nothing to report: neither {study.leaderboard} nor {folder.metrics_file} is there; "
             "run stage=final or a sweep first, or name another study (study=...)"
         )
-    trials = study_folder.trials()
-    best = min(complete_trials(trials), key=lambda trial: trial.nll, default=None)
-    source = folder
-    if not folder.metrics_file.exists() and best is not None:
-        source = study_folder.trial(best.number)
-    parts = _predictions(source)
-    config = source.config()
-    questions, trouble = _questions(config)
-    labelled = next((rows for name, rows in parts.items() if name != "test"), [])
-    metrics = folder.metrics()
-    manifest = folder.manifest()
-    names, ranking = facts.leaderboard(study_folder)
-    runs = facts.long_runs(study, trials)
-    texts = {id: question for part in ("train", "test") for id, question in questions.get(part, {}).items()}
+    trials = study.trials()
     page = render(
         "report.html",
         language=language,
-        title=study.name if folder.report == study_folder.report else run.name,
-        config=config,
-        metrics=metrics,
-        manifest=manifest,
-        manifest_text=json.dumps(manifest, indent=2, ensure_ascii=False),
+        title=study.path.name if folder.report == study.report else run.name,
         chance=CHANCE,
-        names=names,
-        ranking=ranking,
-        best=best,
-        trial_seconds=sum(float(row["seconds"] or 0) for row in ranking),
-        charts=study_charts(trials) | run_charts(metrics.get("epochs", []), labelled),
-        agreement=facts.fold_agreement(study, trials),
-        runs=runs,
-        run_tau=facts.rank_correlation(runs),
-        confusion=facts.confusion_table(labelled) if labelled else None,
-        kinds=facts.by_kind(labelled),
-        sizes=facts.by_size(labelled, texts),
-        n_labelled=len(labelled),
-        out_of_fold="oof" in parts,
-        gallery=gallery(parts, _by_part(parts, questions)),
-        trouble=trouble,
-        command=folder.command() if not has_study else _study_command(study_folder),
+        command=folder.command() if not has_study else _study_command(study),
         final_command=folder.command(),
+        **_search(study, trials),
+        **_answers(folder, trials),
     )
     replace_text(folder.report, page)
     return folder.report
+
+
+def _search(study: StudyFolder, trials: Sequence[TrialRow]) -> dict[str, Any]:
+    """What the page says of the search; empty values where there was none."""
+    names, ranking = facts.leaderboard(study)
+    runs = facts.long_runs(study.path, trials)
+    return {
+        "names": names,
+        "ranking": ranking,
+        "best": _best(trials),
+        "trial_seconds": sum(float(row["seconds"] or 0) for row in ranking),
+        "agreement": facts.fold_agreement(study.path, trials),
+        "runs": runs,
+        "run_tau": facts.rank_correlation(runs),
+    }
+
+
+def _answers(folder: RunFolder, trials: Sequence[TrialRow]) -> dict[str, Any]:
+    """What the page says of the run and its answers; of the best trial's where there was no final run."""
+    source, best = folder, _best(trials)
+    if not folder.metrics_file.exists() and best is not None:
+        source = folder.study.trial(best.number)
+    parts, config = _predictions(source), source.config()
+    questions, trouble = _questions(config)
+    labelled = next((rows for name, rows in parts.items() if name != "test"), [])
+    texts = {id: question for part in ("train", "test") for id, question in questions.get(part, {}).items()}
+    metrics, manifest = folder.metrics(), folder.manifest()
+    return {
+        "config": config,
+        "metrics": metrics,
+        "manifest": manifest,
+        "manifest_text": json.dumps(manifest, indent=2, ensure_ascii=False),
+        "charts": study_charts(trials) | run_charts(metrics.get("epochs", []), labelled),
+        "confusion": facts.confusion_table(labelled) if labelled else None,
+        "kinds": facts.by_kind(labelled),
+        "sizes": facts.by_size(labelled, texts),
+        "n_labelled": len(labelled),
+        "out_of_fold": "oof" in parts,
+        "gallery": gallery(parts, _by_part(parts, questions)),
+        "trouble": trouble,
+    }
+
+
+def _best(trials: Sequence[TrialRow]) -> TrialRow | None:
+    return min(complete_trials(trials), key=lambda trial: trial.nll, default=None)
 
 
 def _predictions(folder: RunFolder) -> dict[str, list[Prediction]]:
