@@ -8,6 +8,7 @@ import pytest
 
 from vqa.config import settings
 from vqa.config.reference import help_text, keys, meanings, page, rule, type_of
+from vqa.config.settings import is_under
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 
@@ -29,6 +30,13 @@ def test_help_names_every_key_once() -> None:
     lines = help_text().splitlines()
     assert [line.split()[0] for line in lines] == [key for key, _, _ in keys()]
     assert len(set(lines)) > 80
+
+
+def test_a_key_is_under_its_own_names_only() -> None:
+    assert is_under("env.device", ["winner", "env"])
+    assert is_under("winner", ["winner", "env"])
+    assert not is_under("environment", ["winner", "env"])
+    assert not is_under("env", ["env.device"])
 
 
 @pytest.mark.parametrize(

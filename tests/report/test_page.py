@@ -6,19 +6,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vqa.report.page import drawn_for_page, in_both_languages, inline_svg, thumbnail, thumbnails
-from vqa.report.plots import learning_curve
-
-
-def translated(label: str) -> str:
-    return {"Loss": "손실"}.get(label, label)
+from vqa.report.page import in_both_languages, inline_svg, thumbnail, thumbnails
+from vqa.report.plots import drawn_for_page, learning_curve
 
 
 def curve(folder: Path) -> str:
-    with drawn_for_page():
+    with drawn_for_page() as korean:
         path = learning_curve([{"step": 1, "nll": 1.0}, {"step": 2, "nll": 0.5}], folder / "curve.png")
     assert path.suffix == ".svg"
-    return inline_svg(path, translated)
+    return inline_svg(path, korean)
 
 
 def test_a_chart_follows_the_pages_colours_and_language(tmp_path: Path) -> None:

@@ -3,10 +3,8 @@
 import re
 from pathlib import Path
 
-import pytest
-
 from tests.helpers.written_study import write_leaderboard
-from vqa.report.report import korean, run_charts, study_charts
+from vqa.report.report import run_charts, study_charts
 from vqa.results.predictions import Prediction
 from vqa.results.trials import read_trials
 
@@ -42,13 +40,16 @@ def test_every_label_with_words_has_its_korean(tmp_path: Path) -> None:
         assert [label for label in alone if label not in UNTRANSLATED] == [], name
 
 
-@pytest.mark.parametrize(
-    ("label", "translated"),
-    [
-        ("Optimisation history: 3 of 12 trials complete", "탐색 과정: 시도 12회 중 3회 완료"),
-        ("optimizer.lr", "optimizer.lr"),
-        ("0.5", "0.5"),
-    ],
-)
-def test_numbers_keep_their_places_in_korean(label: str, translated: str) -> None:
-    assert korean(label) == translated
+def test_numbers_keep_their_places_in_korean(tmp_path: Path) -> None:
+    write_leaderboard(tmp_path, 12)
+    svg = study_charts(read_trials(tmp_path / "leaderboard.csv"))["optimisation_history"].svg
+    labels = dict(re.findall(r'<text lang="(..)" [^>]*>([^<]*12[^<]*)</text>', svg))
+    assert labels["en"] == "Optimisation history: 9 of 12 trials complete"
+    assert labels["ko"] == "탐색 과정: 시도 12회 중 9회 완료"
+
+
+def test_names_and_numbers_are_not_translated(tmp_path: Path) -> None:
+    write_leaderboard(tmp_path, 12)
+    svg = study_charts(read_trials(tmp_path / "leaderboard.csv"))["learning_rate_by_rank"].svg
+    assert re.search(r"<text (?!lang)[^>]*>optimizer.lr</text>", svg)
+    assert re.search(r"<text (?!lang)[^>]*>8</text>", svg)

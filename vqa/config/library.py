@@ -1,9 +1,14 @@
 """Library objects straight from configuration: a new option of theirs needs no code of ours.
 
 Only targets on a narrow list are executed; an argument the target does not have is refused before the call.
-The arguments are read from the target's source, because importing torch takes seconds. Reading follows
-`from ... import` through a package to where the name is defined. What the text alone does not settle (a name
-defined twice, a star import, a base class that is computed) is left open; the target is imported then.
+
+The arguments are read from the target's source, not by `inspect` after an import, for two reasons. First,
+importing costs 9.6 s of CPU time for peft, 10.5 s for `transformers.get_scheduler` and 2.6 s for torch on two
+shared cores; `+lora.rnak=8` is refused after 1.1 s in all. Second, settings are checked before `env.hf_home`
+is set, and the hub's library reads HF_HOME once, when it is imported.
+
+Reading follows `from ... import` through a package to where the name is defined. What the text alone does not
+settle (a name defined twice, a star import, a computed base class) is left open; the target is imported then.
 """
 
 import ast

@@ -4,6 +4,7 @@ The values stand in conf/; there are no defaults here. `vqa.config.check` refuse
 `vqa.config.reference` prints the page docs/settings.md from the strings below the fields.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
@@ -31,6 +32,11 @@ Method = Literal[
     "prompt_tuning_online",
     "prompt_align",
 ]
+
+
+def is_under(key: str, names: Iterable[str]) -> bool:
+    """Whether a dotted key is one of the names or below one: `env.device` is under `env`, `envy` is not."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 class Data(Protocol):

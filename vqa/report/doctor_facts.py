@@ -63,6 +63,9 @@ def exact_twins(parts: Mapping[str, Sequence[Question]]) -> Twins:
 def near_twins(parts: Mapping[str, Sequence[Question]]) -> Twins:
     """Pairs of different files that show nearly the same: scaled, recompressed, slightly cropped.
 
+    Ours rather than imagehash: the hash is four lines, and imagehash has neither the comparison of all pairs
+    nor a rule for pictures without structure.
+
     Source: difference hash, N. Krawetz (2013), "Kind of like that": signs of 8 x 8 horizontal steps.
     """
     unique: dict[str, tuple[str, Question]] = {}

@@ -68,26 +68,11 @@ def _card(
     manifest: Mapping[str, Any],
     lora: Mapping[str, Any],
 ) -> str:
-    model, image = config["model"], config["image"]
-    base = model["path"]
-    licence = model.get("license")
-    head = [
-        "---",
-        "library_name: peft",
-        "pipeline_tag: image-text-to-text",
-        f"base_model: {base}",
-        *([f"license: {licence}"] if licence else []),
-        "tags: [lora, visual-question-answering, multiple-choice]",
-        "---",
-    ]
-    serve = vllm_command(base, "./adapter", lora)
-    if base.startswith("asset:") or "no_vllm" in metrics:
-        serve = None  # vLLM knows no packaged models
-    why = f" ({metrics['no_vllm']})" if "no_vllm" in metrics else ""
-    how = "picture as it is" if image["mode"] == "native" else f"{image['mode']} to {image['size']} pixels"
-    commit = (manifest.get("git") or {}).get("commit")
+    base, licence = config["model"]["path"], config["model"].get("license")
     lines = [
-        *head,
+        "---",
+        *_head(base, licence),
+        "---",
         "",
         f"# LoRA adapter for 4-choice visual questions: {config['study']}",
         "",
@@ -107,6 +92,35 @@ def _card(
         if metrics.get("note")
         else "",
         "",
+        *_training(config, metrics, manifest, lora),
+        *_usage(config, metrics, lora),
+    ]
+    return "\n".join(lines)
+
+
+def _head(base: str, licence: str | None) -> list[str]:
+    """What the hub reads of a card, as YAML."""
+    from huggingface_hub import ModelCardData
+
+    data = ModelCardData(
+        library_name="peft",
+        pipeline_tag="image-text-to-text",
+        base_model=base,
+        license=licence,
+        tags=["lora", "visual-question-answering", "multiple-choice"],
+    )
+    return data.to_yaml().splitlines()
+
+
+def _training(
+    config: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    manifest: Mapping[str, Any],
+    lora: Mapping[str, Any],
+) -> list[str]:
+    commit = (manifest.get("git") or {}).get("commit")
+    licence = config["model"].get("license")
+    return [
         "## How it was made",
         "",
         f"- LoRA: r {lora['r']}, alpha {lora['lora_alpha']}, rank-stabilised "
@@ -120,6 +134,17 @@ def _card(
         f"- licence of the base: {licence or 'see its own card'}; "
         "the adapter may be used under the same terms",
         "",
+    ]
+
+
+def _usage(config: Mapping[str, Any], metrics: Mapping[str, Any], lora: Mapping[str, Any]) -> list[str]:
+    base, image = config["model"]["path"], config["image"]
+    how = "picture as it is" if image["mode"] == "native" else f"{image['mode']} to {image['size']} pixels"
+    serve = vllm_command(base, "./adapter", lora)
+    if base.startswith("asset:") or "no_vllm" in metrics:
+        serve = None  # vLLM knows no packaged models
+    why = f" ({metrics['no_vllm']})" if "no_vllm" in metrics else ""
+    return [
         "## How to use it",
         "",
         f"Pixels: {how}, {image['min_visual_tokens']} to {image['max_visual_tokens']} visual tokens "
@@ -127,7 +152,8 @@ def _card(
         "",
         *_quoted("system", config["prompt"]["system"]),
         *_quoted("user, after the picture", config["prompt"]["user"]),
-        "`PeftModel.from_pretrained(base, this_folder)` loads it; ten lines stand in the project's README.",
+        "`PeftModel.from_pretrained(base, this_folder)` loads it; "
+        "the ten lines for it stand in the project's docs/take_it_away.md.",
         "",
         *(
             ["```sh", serve, "```", ""]
@@ -135,7 +161,6 @@ def _card(
             else [f"vLLM: `stage=merge` first, then serve the merged model{why}.", ""]
         ),
     ]
-    return "\n".join(lines)
 
 
 SCORES = ("accuracy", "accuracy_ci95", "nll")

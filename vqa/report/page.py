@@ -8,9 +8,8 @@ import base64
 import html
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,21 +57,12 @@ def in_both_languages(english: str, korean: str) -> Any:
     return Markup('<span lang="en">{}</span><span lang="ko">{}</span>').format(english, korean)
 
 
-@contextmanager
-def drawn_for_page() -> Iterator[None]:
-    """Inside the block charts become SVG with texts that stay texts: they scale, and can be translated."""
-    import matplotlib
-
-    with matplotlib.rc_context({"savefig.format": "svg", "svg.fonttype": "none", "svg.hashsalt": "vqa"}):
-        yield
-
-
-def inline_svg(path: Path, translate: Callable[[str], str]) -> str:
+def inline_svg(path: Path, translations: Mapping[str, str]) -> str:
     """Make a drawn chart part of a page: it follows the page's colours, font and language.
 
     Args:
         path: The SVG; its name sets the chart's ids apart from those of the page's other charts.
-        translate: English label -> Korean; the same text back where there is nothing to translate.
+        translations: The Korean of the English labels; other texts, such as numbers, stay alone.
 
     Returns:
         The `svg` element, hidden from screen readers: the page gives the chart's text beside it.
@@ -89,8 +79,8 @@ def inline_svg(path: Path, translate: Callable[[str], str]) -> str:
 
     def both(match: re.Match[str]) -> str:
         english = match[2]
-        korean = translate(html.unescape(english))
-        if korean == english:
+        korean = translations.get(html.unescape(english))
+        if korean is None:
             return match[0]
         korean = html.escape(korean, quote=False)
         return f'<text lang="en" {match[1]}>{english}</text><text lang="ko" {match[1]}>{korean}</text>'

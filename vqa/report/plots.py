@@ -1,6 +1,12 @@
-"""Pictures of one run: confusion matrix, reliability, learning curve. No pyplot, so no global state."""
+"""Charts of one run: confusion matrix, reliability, learning curve.
 
-from collections.abc import Mapping, Sequence
+Ours rather than scikit-learn's displays: these import pyplot, whose figures are global state, and know
+no Wilson intervals and no missing answers. Every label is given in both languages where it is drawn.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +24,7 @@ if TYPE_CHECKING:
 # Source: M. Okabe & K. Ito (2008), Color Universal Design: told apart with every colour vision.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8C8C8C"
 CONFIDENCE_BINS = 10
+CHANCE_NLL = float(np.log(len(LETTERS)))
 
 
 def new_figure(width_in: float = 6.4, height_in: float = 4.4, panels: int = 1) -> "tuple[Figure, list[Axes]]":
@@ -39,11 +46,39 @@ def new_figure(width_in: float = 6.4, height_in: float = 4.4, panels: int = 1) -
     return figure, axes
 
 
+_korean: ContextVar[dict[str, str] | None] = ContextVar("korean", default=None)
+
+
+@contextmanager
+def drawn_for_page() -> Iterator[dict[str, str]]:
+    """Inside the block charts become SVG with texts that stay texts: they scale, and can be translated.
+
+    Yields:
+        The Korean of every label that has been drawn in the block, by its English.
+    """
+    import matplotlib
+
+    korean: dict[str, str] = {}
+    token = _korean.set(korean)
+    try:
+        with matplotlib.rc_context({"savefig.format": "svg", "svg.fonttype": "none", "svg.hashsalt": "vqa"}):
+            yield korean
+    finally:
+        _korean.reset(token)
+
+
+def label(english: str, korean: str) -> str:
+    """A chart's label: English in the picture; a page shows the Korean to those who read it."""
+    if (found := _korean.get()) is not None:
+        found[english] = korean
+    return english
+
+
 def save_figure(figure: "Figure", path: Path) -> Path:
     """Write a figure, making the folder; returns the path.
 
     The format is matplotlib's own setting: PNG, and SVG where a page asks for it
-    (`vqa.report.page.drawn_for_page`).
+    (`drawn_for_page`).
     """
     from matplotlib import rcParams
 
@@ -99,8 +134,15 @@ def reliability(predictions: Sequence[Prediction], path: Path) -> Path:
     edges = np.linspace(0, 1, CONFIDENCE_BINS + 1)
     bins = np.clip(np.digitize(confidence, edges) - 1, 0, CONFIDENCE_BINS - 1)
     figure, (curve, histogram) = new_figure(9.0, 4.2, panels=2)
-    curve.plot([CHANCE, 1], [CHANCE, 1], color=GREY, linestyle="--", label="perfectly calibrated")
-    curve.axhline(CHANCE, color=GREY, linestyle=":", label=f"chance {CHANCE:.0%}")
+    curve.plot(
+        [CHANCE, 1],
+        [CHANCE, 1],
+        color=GREY,
+        linestyle="--",
+        label=label("perfectly calibrated", "완벽한 보정"),
+    )
+    curve.axhline(CHANCE, color=GREY, linestyle=":", label=chance_label())
+    confidence_label = label("confidence (top option probability)", "확신도 (가장 높은 보기 확률)")
     error = 0.0
     for index in np.unique(bins):
         inside = bins == index
@@ -110,14 +152,18 @@ def reliability(predictions: Sequence[Prediction], path: Path) -> Path:
         curve.errorbar(x, share, [[share - low], [high - share]], fmt="o", color=BLUE, capsize=3)
         error += abs(share - x) * n / len(predictions)
     curve.set(xlim=(CHANCE - 0.03, 1.03), ylim=(-0.03, 1.03))
-    curve.set(xlabel="confidence (top option probability)", ylabel="accuracy")
-    curve.set_title(f"Reliability: accuracy {overall:.1%}, calibration error {error:.3f}")
+    curve.set(xlabel=confidence_label, ylabel=label("accuracy", "정확도"))
+    curve.set_title(
+        label(
+            f"Reliability: accuracy {overall:.1%}, calibration error {error:.3f}",
+            f"신뢰도: 정확도 {overall:.1%}, 보정 오차 {error:.3f}",
+        )
+    )
     curve.legend(loc="upper left", frameon=False)
     histogram.hist(confidence, bins=list(edges), color=BLUE, edgecolor="white")
-    histogram.set(
-        xlim=(CHANCE - 0.03, 1.03), xlabel="confidence (top option probability)", ylabel="questions"
-    )
-    histogram.set_title(f"Confidence of {len(predictions)} questions")
+    histogram.set(xlim=(CHANCE - 0.03, 1.03), xlabel=confidence_label, ylabel=label("questions", "문항 수"))
+    n = len(predictions)
+    histogram.set_title(label(f"Confidence of {n} questions", f"문항 {n}개의 확신도"))
     return save_figure(figure, path)
 
 
@@ -139,21 +185,43 @@ def learning_curve(rows: Sequence[Mapping[str, float]], path: Path) -> Path:
         )
     figure, (losses, scores) = new_figure(9.0, 4.2, panels=2)
     if series["train_loss"]:
-        losses.plot(*zip(*series["train_loss"], strict=True), color=GREY, label="training loss")
+        losses.plot(
+            *zip(*series["train_loss"], strict=True), color=GREY, label=label("training loss", "학습 손실")
+        )
     if series["nll"]:
-        losses.plot(*zip(*series["nll"], strict=True), "o-", color=BLUE, label="held-out NLL")
+        losses.plot(
+            *zip(*series["nll"], strict=True), "o-", color=BLUE, label=label("held-out NLL", "검증 NLL")
+        )
         step, value = min(series["nll"], key=lambda point: point[1])
-        losses.plot(step, value, "*", color=RED, markersize=14, label=f"best {value:.3f} at step {step:g}")
-    know_nothing = float(np.log(len(LETTERS)))
-    losses.axhline(know_nothing, color=GREY, linestyle=":", label=f"chance ln 4 = {know_nothing:.2f}")
-    losses.set(xlabel="optimizer steps", ylabel="loss (nats per question)", title="Loss", ylim=(0, None))
+        best = label(f"best {value:.3f} at step {step:g}", f"최고 {value:.3f} (단계 {step:g})")
+        losses.plot(step, value, "*", color=RED, markersize=14, label=best)
+    losses.axhline(CHANCE_NLL, color=GREY, linestyle=":", label=chance_nll_label())
+    steps = label("optimizer steps", "학습 단계")
+    loss = label("loss (nats per question)", "손실 (문항당 nat)")
+    losses.set(xlabel=steps, ylabel=loss, title=label("Loss", "손실"), ylim=(0, None))
     losses.legend(frameon=False)
     if series["accuracy"]:
-        scores.plot(*zip(*series["accuracy"], strict=True), "o-", color=GREEN, label="held-out accuracy")
-    scores.axhline(CHANCE, color=GREY, linestyle=":", label=f"chance {CHANCE:.0%}")
-    scores.set(xlabel="optimizer steps", ylabel="accuracy", title="Held-out accuracy", ylim=(0, 1.03))
+        scores.plot(
+            *zip(*series["accuracy"], strict=True),
+            "o-",
+            color=GREEN,
+            label=label("held-out accuracy", "검증 정확도"),
+        )
+    scores.axhline(CHANCE, color=GREY, linestyle=":", label=chance_label())
+    scores.set(xlabel=steps, ylabel=label("accuracy", "정확도"), ylim=(0, 1.03))
+    scores.set_title(label("Held-out accuracy", "검증 정확도"))
     scores.legend(loc="lower right", frameon=False)
     return save_figure(figure, path)
+
+
+def chance_label() -> str:
+    """The label of the accuracy that guessing has."""
+    return label(f"chance {CHANCE:.0%}", f"무작위 {CHANCE:.0%}")
+
+
+def chance_nll_label() -> str:
+    """The label of the NLL that guessing has."""
+    return label(f"chance ln 4 = {CHANCE_NLL:.2f}", f"무작위 ln 4 = {CHANCE_NLL:.2f}")
 
 
 def _points(rows: Sequence[Mapping[str, float]], name: str) -> list[tuple[float, float]]:

@@ -4,7 +4,6 @@ Its charts are the pictures that MLflow gets, drawn for the page, each with its 
 """
 
 import json
-import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from vqa.errors import UserError
 from vqa.machine.files import replace_text
 from vqa.question import CHANCE, Question
 from vqa.report import facts, plots, study_plots
-from vqa.report.page import drawn_for_page, gallery, inline_svg, render
+from vqa.report.page import gallery, inline_svg, render
 from vqa.results.folder import RunFolder, StudyFolder
 from vqa.results.predictions import Prediction, read_predictions
 from vqa.results.trials import TrialRow, complete_trials, varied_parameters
@@ -37,56 +36,71 @@ def write_report(run: Path, language: str) -> Path:
     Raises:
         UserError: There is nothing to report, or a file of the run cannot be read.
     """
-    folder, study_folder = RunFolder(run), RunFolder(run).study
-    study, has_study = study_folder.path, study_folder.leaderboard.exists()
+    folder = RunFolder(run)
+    study, has_study = folder.study, folder.study.leaderboard.exists()
     if not has_study and not folder.metrics_file.exists():
         raise UserError(
-            f"nothing to report: neither {study_folder.leaderboard} nor {folder.metrics_file} is there; "
+            f"nothing to report: neither {study.leaderboard} nor {folder.metrics_file} is there; "
             "run stage=final or a sweep first, or name another study (study=...)"
         )
-    trials = study_folder.trials()
-    best = min(complete_trials(trials), key=lambda trial: trial.nll, default=None)
-    source = folder
-    if not folder.metrics_file.exists() and best is not None:
-        source = study_folder.trial(best.number)
-    parts = _predictions(source)
-    config = source.config()
-    questions, trouble = _questions(config)
-    labelled = next((rows for name, rows in parts.items() if name != "test"), [])
-    metrics = folder.metrics()
-    manifest = folder.manifest()
-    names, ranking = facts.leaderboard(study_folder)
-    runs = facts.long_runs(study, trials)
-    texts = {id: question for part in ("train", "test") for id, question in questions.get(part, {}).items()}
+    trials = study.trials()
     page = render(
         "report.html",
         language=language,
-        title=study.name if folder.report == study_folder.report else run.name,
-        config=config,
-        metrics=metrics,
-        manifest=manifest,
-        manifest_text=json.dumps(manifest, indent=2, ensure_ascii=False),
+        title=study.path.name if folder.report == study.report else run.name,
         chance=CHANCE,
-        names=names,
-        ranking=ranking,
-        best=best,
-        trial_seconds=sum(float(row["seconds"] or 0) for row in ranking),
-        charts=study_charts(trials) | run_charts(metrics.get("epochs", []), labelled),
-        agreement=facts.fold_agreement(study, trials),
-        runs=runs,
-        run_tau=facts.rank_correlation(runs),
-        confusion=facts.confusion_table(labelled) if labelled else None,
-        kinds=facts.by_kind(labelled),
-        sizes=facts.by_size(labelled, texts),
-        n_labelled=len(labelled),
-        out_of_fold="oof" in parts,
-        gallery=gallery(parts, _by_part(parts, questions)),
-        trouble=trouble,
-        command=folder.command() if not has_study else _study_command(study_folder),
+        command=folder.command() if not has_study else _study_command(study),
         final_command=folder.command(),
+        **_search(study, trials),
+        **_answers(folder, trials),
     )
     replace_text(folder.report, page)
     return folder.report
+
+
+def _search(study: StudyFolder, trials: Sequence[TrialRow]) -> dict[str, Any]:
+    """What the page says of the search; empty values where there was none."""
+    names, ranking = facts.leaderboard(study)
+    runs = facts.long_runs(study.path, trials)
+    return {
+        "names": names,
+        "ranking": ranking,
+        "best": _best(trials),
+        "trial_seconds": sum(float(row["seconds"] or 0) for row in ranking),
+        "agreement": facts.fold_agreement(study.path, trials),
+        "runs": runs,
+        "run_tau": facts.rank_correlation(runs),
+    }
+
+
+def _answers(folder: RunFolder, trials: Sequence[TrialRow]) -> dict[str, Any]:
+    """What the page says of the run and its answers; of the best trial's where there was no final run."""
+    source, best = folder, _best(trials)
+    if not folder.metrics_file.exists() and best is not None:
+        source = folder.study.trial(best.number)
+    parts, config = _predictions(source), source.config()
+    questions, trouble = _questions(config)
+    labelled = next((rows for name, rows in parts.items() if name != "test"), [])
+    texts = {id: question for part in ("train", "test") for id, question in questions.get(part, {}).items()}
+    metrics, manifest = folder.metrics(), folder.manifest()
+    return {
+        "config": config,
+        "metrics": metrics,
+        "manifest": manifest,
+        "manifest_text": json.dumps(manifest, indent=2, ensure_ascii=False),
+        "charts": study_charts(trials) | run_charts(metrics.get("epochs", []), labelled),
+        "confusion": facts.confusion_table(labelled) if labelled else None,
+        "kinds": facts.by_kind(labelled),
+        "sizes": facts.by_size(labelled, texts),
+        "n_labelled": len(labelled),
+        "out_of_fold": "oof" in parts,
+        "gallery": gallery(parts, _by_part(parts, questions)),
+        "trouble": trouble,
+    }
+
+
+def _best(trials: Sequence[TrialRow]) -> TrialRow | None:
+    return min(complete_trials(trials), key=lambda trial: trial.nll, default=None)
 
 
 def _predictions(folder: RunFolder) -> dict[str, list[Prediction]]:
@@ -123,37 +137,6 @@ def _study_command(study: StudyFolder) -> str:
     return shlex.join(["python", "-m", "vqa.run", "-m", *map(str, fixed), f"study={study.path.name}"])
 
 
-# English labels of the plots -> Korean; \1 and \2 are numbers in them.
-KOREAN = {
-    r"trial": "시도",
-    r"out-of-fold NLL \(nats per question\)": "교차검증 NLL (문항당 nat)",
-    r"Optimisation history: (\d+) of (\d+) trials complete": r"탐색 과정: 시도 \2회 중 \1회 완료",
-    r"complete \(± 1 s\.e\.\)": "완료 (± 표준오차)",
-    r"pruned": "조기 중단",
-    r"best so far": "지금까지 최고",
-    r"chance (\d+)%": r"무작위 \1%",
-    r"chance ln 4 = (.+)": r"무작위 ln 4 = \1",
-    r"share of the NLL's variation explained \(fANOVA\)": "NLL 변동 중 설명하는 비율 (fANOVA)",
-    r"Parameter importance, (\d+) complete trials": r"파라미터 중요도, 완료된 시도 \1회",
-    r"(\d+) complete trials; dark = low NLL": r"완료된 시도 \1회; 어두울수록 NLL이 낮음",
-    r"Where the good trials are": "좋은 시도가 있는 곳",
-    r"best: trial (\d+), NLL (.+)": r"최고: 시도 \1, NLL \2",
-    r"optimizer steps": "학습 단계",
-    r"loss \(nats per question\)": "손실 (문항당 nat)",
-    r"training loss": "학습 손실",
-    r"held-out NLL": "검증 NLL",
-    r"held-out accuracy|Held-out accuracy": "검증 정확도",
-    r"accuracy": "정확도",
-    r"Loss": "손실",
-    r"best (\S+) at step (\d+)": r"최고 \1 (단계 \2)",
-    r"confidence \(top option probability\)": "확신도 (가장 높은 보기 확률)",
-    r"questions": "문항 수",
-    r"perfectly calibrated": "완벽한 보정",
-    r"Reliability: accuracy (\S+), calibration error (\S+)": r"신뢰도: 정확도 \1, 보정 오차 \2",
-    r"Confidence of (\d+) questions": r"문항 \1개의 확신도",
-}
-
-
 @dataclass(frozen=True)
 class Chart:
     """One chart on the page.
@@ -165,14 +148,6 @@ class Chart:
 
     svg: str
     text: tuple[str, str]
-
-
-def korean(label: str) -> str:
-    """The Korean for a chart's label; numbers and names stay as they are."""
-    for pattern, translation in KOREAN.items():
-        if match := re.fullmatch(pattern, label):
-            return match.expand(translation)
-    return label
 
 
 def study_charts(trials: Sequence[TrialRow]) -> dict[str, Chart]:
@@ -204,7 +179,7 @@ def study_charts(trials: Sequence[TrialRow]) -> dict[str, Chart]:
             f"학습률과 랭크에 따른 시도, 색은 NLL. 최고: {values}.",
         ),
     }
-    with tempfile.TemporaryDirectory() as folder, drawn_for_page():
+    with tempfile.TemporaryDirectory() as folder, plots.drawn_for_page() as korean:
         paths = study_plots.study_plots(trials, Path(folder))
         return {path.stem: Chart(inline_svg(path, korean), texts[path.stem]) for path in paths}
 
@@ -235,7 +210,7 @@ def run_charts(history: Sequence[Mapping[str, Any]], labelled: Sequence[Predicti
 
 
 def _chart(name: str, draw: Callable[[Path], object], english: str, in_korean: str) -> Chart:
-    with tempfile.TemporaryDirectory() as folder, drawn_for_page():
+    with tempfile.TemporaryDirectory() as folder, plots.drawn_for_page() as korean:
         path = Path(folder) / f"{name}.svg"
         draw(path)
         return Chart(inline_svg(path, korean), (english, in_korean))

@@ -1,4 +1,8 @@
-"""Pictures and scores of a whole study, all from its leaderboard.csv, wherever the Optuna storage is."""
+"""Charts of a whole study, all from its leaderboard.csv, wherever the Optuna storage is.
+
+Ours rather than `optuna.visualization.matplotlib`: that draws through pyplot (global state), and shows
+neither standard errors nor pruned trials nor the NLL of guessing. The importance of parameters is Optuna's.
+"""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vqa.report.plots import BLUE, GREY, ORANGE, RED, new_figure, save_figure
+from vqa.report.plots import (
+    BLUE,
+    CHANCE_NLL,
+    GREY,
+    ORANGE,
+    RED,
+    chance_nll_label,
+    label,
+    new_figure,
+    save_figure,
+)
 from vqa.results.trials import TrialRow, Value, complete_trials, varied_parameters
 
 if TYPE_CHECKING:
@@ -18,7 +32,6 @@ if TYPE_CHECKING:
 RANK_NAMES = ("r", "rank")
 RATE_NAMES = ("lr", "learning_rate")
 LOG_RATIO = 8  # a parameter whose largest value is that many times its smallest is drawn on a log axis
-KNOW_NOTHING_NLL = float(np.log(4))
 
 
 def study_plots(trials: Sequence[TrialRow], folder: Path) -> list[Path]:
@@ -46,13 +59,21 @@ def optimisation_history(trials: Sequence[TrialRow], path: Path) -> Path:
     pruned = [trial for trial in trials if trial.state == "PRUNED" and math.isfinite(trial.nll)]
     numbers, values = [t.number for t in complete], [t.nll for t in complete]
     errors = [t.nll_se for t in complete]
-    axes.errorbar(numbers, values, errors, fmt="o", color=BLUE, capsize=2, label="complete (± 1 s.e.)")
+    done = label("complete (± 1 s.e.)", "완료 (± 표준오차)")
+    axes.errorbar(numbers, values, errors, fmt="o", color=BLUE, capsize=2, label=done)
     if pruned:
-        axes.plot([t.number for t in pruned], [t.nll for t in pruned], "x", color=ORANGE, label="pruned")
-    axes.step(numbers, np.minimum.accumulate(values), where="post", color=RED, label="best so far")
+        cut = label("pruned", "조기 중단")
+        axes.plot([t.number for t in pruned], [t.nll for t in pruned], "x", color=ORANGE, label=cut)
+    so_far = label("best so far", "지금까지 최고")
+    axes.step(numbers, np.minimum.accumulate(values), where="post", color=RED, label=so_far)
     _draw_chance(axes, values + [t.nll for t in pruned])
-    axes.set(xlabel="trial", ylabel="out-of-fold NLL (nats per question)")
-    axes.set_title(f"Optimisation history: {len(complete)} of {len(trials)} trials complete")
+    axes.set(xlabel=label("trial", "시도"), ylabel=_nll_label())
+    axes.set_title(
+        label(
+            f"Optimisation history: {len(complete)} of {len(trials)} trials complete",
+            f"탐색 과정: 시도 {len(trials)}회 중 {len(complete)}회 완료",
+        )
+    )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
     return save_figure(figure, path)
@@ -70,8 +91,10 @@ def parameter_importance(trials: Sequence[TrialRow], path: Path) -> Path:
     figure, (axes,) = new_figure(6.8, 1.6 + 0.45 * len(names))
     bars = axes.barh(names, [shares[name] for name in names], color=BLUE)
     axes.bar_label(bars, fmt="%.2f", padding=3)
-    axes.set(xlim=(0, 1.08), xlabel="share of the NLL's variation explained (fANOVA)")
-    axes.set_title(f"Parameter importance, {len(complete_trials(trials))} complete trials")
+    explained = label("share of the NLL's variation explained (fANOVA)", "NLL 변동 중 설명하는 비율 (fANOVA)")
+    axes.set(xlim=(0, 1.08), xlabel=explained)
+    n = len(complete_trials(trials))
+    axes.set_title(label(f"Parameter importance, {n} complete trials", f"파라미터 중요도, 완료된 시도 {n}회"))
     return save_figure(figure, path)
 
 
@@ -93,13 +116,14 @@ def parallel_coordinates(trials: Sequence[TrialRow], path: Path) -> Path:
     for x, scale in enumerate([*scales, losses]):
         axes.axvline(x, color=GREY, linewidth=0.8)
         shift, side = (0.03, "left") if scale is losses else (-0.03, "right")
-        for height, label in scale.ticks():
-            axes.text(x + shift, height, label, ha=side, va="center", fontsize=8, bbox=plate)
+        for height, text in scale.ticks():
+            axes.text(x + shift, height, text, ha=side, va="center", fontsize=8, bbox=plate)
     labels = [f"{n}\n(log)" if s.log else n for n, s in zip(names, scales, strict=True)]
     axes.set_xticks(range(len(names) + 1), [*labels, "NLL\n(nats)"])
     axes.set(yticks=[], xlim=(-0.45, len(names) + 0.4))
     axes.spines[:].set_visible(False)
-    axes.set_title(f"{len(complete)} complete trials; dark = low NLL")
+    n = len(complete)
+    axes.set_title(label(f"{n} complete trials; dark = low NLL", f"완료된 시도 {n}회; 어두울수록 NLL이 낮음"))
     return save_figure(figure, path)
 
 
@@ -119,10 +143,12 @@ def parameter_map(trials: Sequence[TrialRow], x: str, y: str, path: Path) -> Pat
     columns, rows = ([trial.parameters[name] for trial in complete] for name in (x, y))
     if pruned:
         where = [[trial.parameters[name] for trial in pruned] for name in (x, y)]
-        axes.plot(where[0], where[1], "x", color=ORANGE, label="pruned")
+        axes.plot(where[0], where[1], "x", color=ORANGE, label=label("pruned", "조기 중단"))
     dots = axes.scatter(columns, rows, c=losses, cmap="viridis", s=70, edgecolors="white", zorder=3)
     best = min(complete, key=lambda trial: trial.nll)
-    label = f"best: trial {best.number}, NLL {best.nll:.3f}"
+    ringed = label(
+        f"best: trial {best.number}, NLL {best.nll:.3f}", f"최고: 시도 {best.number}, NLL {best.nll:.3f}"
+    )
     axes.scatter(
         best.parameters[x],
         best.parameters[y],
@@ -130,7 +156,7 @@ def parameter_map(trials: Sequence[TrialRow], x: str, y: str, path: Path) -> Pat
         facecolors="none",
         edgecolors=RED,
         linewidths=2,
-        label=label,
+        label=ringed,
         zorder=4,
     )
     axes.set(xscale="log" if scales[0].log else "linear", xlabel=x, ylabel=y)
@@ -139,10 +165,14 @@ def parameter_map(trials: Sequence[TrialRow], x: str, y: str, path: Path) -> Pat
         axes.set_yticks(scales[1].distinct, [f"{value:g}" for value in scales[1].distinct])
         axes.yaxis.minorticks_off()
     axes.margins(0.12)
-    axes.set_title("Where the good trials are")
+    axes.set_title(label("Where the good trials are", "좋은 시도가 있는 곳"))
     axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
-    figure.colorbar(dots, ax=axes, label="out-of-fold NLL (nats per question)")
+    figure.colorbar(dots, ax=axes, label=_nll_label())
     return save_figure(figure, path)
+
+
+def _nll_label() -> str:
+    return label("out-of-fold NLL (nats per question)", "교차검증 NLL (문항당 nat)")
 
 
 class _Scale:
@@ -150,14 +180,14 @@ class _Scale:
 
     def __init__(self, values: Sequence[Value], may_be_log: bool = True) -> None:
         numbers = [float(value) for value in values if _is_number(value)]
-        self.words = [] if len(numbers) == len(values) else sorted({_label(value) for value in values})
+        self.words = [] if len(numbers) == len(values) else sorted({_word(value) for value in values})
         self.distinct = sorted(set(numbers))
         self.low, self.high = (min(numbers), max(numbers)) if numbers else (0.0, 0.0)
         self.log = may_be_log and not self.words and self.low > 0 and self.high / self.low >= LOG_RATIO
 
     def place(self, value: Value) -> float:
         if self.words:
-            return (self.words.index(_label(value)) + 0.5) / len(self.words)
+            return (self.words.index(_word(value)) + 0.5) / len(self.words)
         low, high, x = self.low, self.high, float(value)
         if self.log:
             low, high, x = math.log(low), math.log(high), math.log(x)
@@ -177,7 +207,7 @@ def _is_number(value: Value) -> bool:
     return isinstance(value, float) and math.isfinite(value)
 
 
-def _label(value: Value) -> str:
+def _word(value: Value) -> str:
     return f"{value:g}" if isinstance(value, float) else value
 
 
@@ -189,9 +219,8 @@ def _rate_and_rank(names: Sequence[str]) -> tuple[str, str] | None:
 
 def _draw_chance(axes: "Axes", values: Sequence[float]) -> None:
     """Mark the NLL of a model that knows nothing, unless that would squeeze the trials into a strip."""
-    if max(values) > 0.4 * KNOW_NOTHING_NLL:
-        label = f"chance ln 4 = {KNOW_NOTHING_NLL:.2f}"
-        axes.axhline(KNOW_NOTHING_NLL, color=GREY, linestyle=":", label=label)
+    if max(values) > 0.4 * CHANCE_NLL:
+        axes.axhline(CHANCE_NLL, color=GREY, linestyle=":", label=chance_nll_label())
 
 
 def _as_study(trials: Sequence[TrialRow]) -> "Study":
@@ -213,7 +242,7 @@ def _as_study(trials: Sequence[TrialRow]) -> "Study":
     optuna.logging.set_verbosity(verbosity)
     for trial in complete:
         parameters = {
-            name: _label(trial.parameters[name])
+            name: _word(trial.parameters[name])
             if isinstance(distributions[name], optuna.distributions.CategoricalDistribution)
             else trial.parameters[name]
             for name in names

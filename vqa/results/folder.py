@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vqa.config.settings import Settings
+from vqa.config.settings import Settings, is_under
 from vqa.errors import UserError
 from vqa.results.folds import FoldResult, read_folds
 from vqa.results.trials import TrialRow, read_leaderboard, read_trials
@@ -283,7 +283,7 @@ def _refuse_other(folder: Path, before: Any, now: DictConfig) -> None:
 
 def _asked(cfg: Any) -> dict[str, str]:
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    return {key: text for key, text in flatten(plain).items() if not key.startswith(MAY_DIFFER)}
+    return {key: text for key, text in flatten(plain).items() if not is_under(key, MAY_DIFFER)}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

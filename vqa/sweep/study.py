@@ -26,6 +26,7 @@ from omegaconf import OmegaConf
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from vqa.config.settings import is_under
 from vqa.errors import UserError
 from vqa.machine.files import is_locked, replace_text, try_lock, wait_for_lock
 from vqa.results.folder import MAY_DIFFER, StudyFolder
@@ -57,8 +58,7 @@ def study_terms(settings: SweepSettings, space: SearchSpace) -> dict[str, Any]:
 
 
 def _matters(override: str) -> bool:
-    key = override.lstrip("+~").split("=", 1)[0]
-    return not any(key == name or key.startswith(f"{name}.") for name in NOT_PART_OF_THE_TERMS)
+    return not is_under(override.lstrip("+~").split("=", 1)[0], NOT_PART_OF_THE_TERMS)
 
 
 def refuse_other_terms(study: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

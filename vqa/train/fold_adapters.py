@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from vqa.config.settings import Settings
+from vqa.config.settings import Settings, is_under
 from vqa.data.source import split_questions
 from vqa.machine.files import try_lock
 from vqa.model.adapter import attached, loaded, save_adapter
@@ -59,14 +59,10 @@ def fold_digest(settings: Settings) -> str:
     Returns:
         20 hexadecimal digits; equal digests mean equal adapters on one machine.
     """
-    asked = {key: text for key, text in flatten(settings.plain).items() if _trains(key)}
+    asked = {key: text for key, text in flatten(settings.plain).items() if not is_under(key, NOT_TRAINING)}
     _, data_sha256 = split_questions(settings)
     text = json.dumps([asked, data_sha256], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
-
-
-def _trains(key: str) -> bool:
-    return not any(key == name or key.startswith(f"{name}.") for name in NOT_TRAINING)
 
 
 @contextmanager
