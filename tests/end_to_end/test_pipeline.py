@@ -22,6 +22,7 @@ SWEEP = [
     *("data.train_size=120", "data.test_size=16", "budget.subsample=48", "env.threads=1"),
     *("budget.batch_size=8", "budget.micro_batch_size=8"),
 ]
+SEARCH = [*SWEEP, "hydra.sweeper.final=false"]
 
 
 @pytest.fixture
@@ -114,33 +115,45 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_another_split(
     assert ids[0] != ids[1]
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+    """The ranking of a study that nothing interrupts."""
+    root = tmp_path_factory.mktemp("whole")
+    done = subprocess.run(
+        [sys.executable, "-m", "vqa.run", f"env.output_root={root}", "tracking=none", *SEARCH],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return ranking(root / "lora")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_study_ends_as_an_uninterrupted_one(
-    how: signal.Signals, command: Vqa, tmp_path: Path
+    how: signal.Signals, command: Vqa, tmp_path: Path, whole: list[dict[str, str]]
 ) -> None:
-    short = [*SWEEP, "hydra.sweeper.final=false"]
-    assert command(*short).code == 0
-    other = tmp_path / "other"
     process = subprocess.Popen(
-        [sys.executable, "-m", "vqa.run", f"env.output_root={other}", "tracking=none", *short],
+        [sys.executable, "-m", "vqa.run", f"env.output_root={tmp_path}", "tracking=none", *SEARCH],
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
     deadline = time.monotonic() + 120
-    while not (other / "lora/trials/001/folds.csv").exists():  # one fold of the second trial is done
+    while not (tmp_path / "lora/trials/001/folds.csv").exists():  # one fold of the second trial is done
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(process.pid, how)
     process.communicate(timeout=60)
     assert process.returncode != 0
-    assert command(*short, f"env.output_root={other}").code == 0
-    cut, whole = ranking(other / "lora"), ranking(tmp_path / "lora")
-    assert cut == whole
-    assert len(cut) == 4
+    assert command(*SEARCH).code == 0
+    assert ranking(tmp_path / "lora") == whole
+    assert len(whole) == 4
 
 
 @pytest.mark.slow
