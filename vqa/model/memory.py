@@ -36,7 +36,7 @@ def rungs(batch_size: int) -> list[Rung]:
     sizes = [batch_size]
     while sizes[-1] > 1:
         sizes.append((sizes[-1] + 1) // 2)
-    # measured (benchmarks/README.md): computing twice what a large micro-batch cannot keep is faster than
+    # measured (docs/benchmarks.md): computing twice what a large micro-batch cannot keep is faster than
     # small micro-batches, whose products do not fill the device, and slower than two large ones
     large = [size for size in sizes if size >= LARGE] or [batch_size]
     keeping = [Rung(size, recompute) for recompute in KEEPING for size in large]

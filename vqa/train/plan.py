@@ -64,7 +64,7 @@ def plan_fit(settings: Settings, questions: int, pool: int = 0) -> Plan:
         pool: How many the trials drew their subsample from; 0 when no trials chose the rate.
 
     Source: the form is that of Bjorck et al. 2024, "Scaling optimal LR across token horizons". Their exponent
-    for pre-training, 0.32, lowers LoRA's rate too far; benchmarks/README.md measures it beside the default.
+    for pre-training, 0.32, lowers LoRA's rate too far; docs/benchmarks.md measures it beside the default.
     """
     b = settings.budget
     lr = float(settings.optimizer["lr"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from benchmarks.true_sizes import SIZES, few_layers, true_config
+from benchmarks.harness.true_sizes import SIZES, few_layers, true_config
 from tests.conftest import CONF
 from vqa.model.families.structure import lora_targets, model_class, structure_of
 from vqa.model.families.table import FAMILIES, family_of

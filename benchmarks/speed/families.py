@@ -4,7 +4,7 @@ The workload is that of benchmarks.speed.throughput. "plain" is a loop as model 
 forward on whole padded prompts with pixels, PEFT, gradient checkpointing, AdamW; its pictures are processed
 before the clock starts. Needs a GPU and a folder with a Qwen tokenizer:
 
-    python -m benchmarks.families --tokenizer FOLDER --work FOLDER --model internvl3_5_8b --cases 16:76 16:24
+    python -m benchmarks.speed.families --tokenizer FOLDER --work FOLDER --model internvl3_5_8b --cases 16:76 16:24
 """
 
 import argparse
@@ -18,8 +18,8 @@ import torch
 
 from benchmarks.harness.full_size import make_contest
 from benchmarks.harness.record import write_rows
+from benchmarks.harness.true_sizes import true_config
 from benchmarks.speed.throughput import peak_gib, score_row, settings_for, train_row
-from benchmarks.true_sizes import true_config
 from vqa.config.settings import Settings
 from vqa.data.image import fit_image, load_image
 from vqa.data.source import data_source
@@ -216,7 +216,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder with a Qwen tokenizer")
     parser.add_argument("--work", type=Path, required=True, help="scratch folder for checkpoint and contest")
-    parser.add_argument("--model", required=True, help="a name of benchmarks/true_sizes.py")
+    parser.add_argument("--model", required=True, help="a name of benchmarks/harness/true_sizes.py")
     parser.add_argument("--quantization", default="none")
     parser.add_argument("--cases", nargs="*", default=["16:76"], help="batch:GiB of training runs")
     parser.add_argument("--plain", nargs="*", default=["16:76"], help="the same of plain transformers")
