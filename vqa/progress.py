@@ -1,16 +1,15 @@
-"""All that training code knows of who watches: report a score to the sweep, and show how far it has come.
+"""What a run tells while it trains: scores to the sweep's pruner, progress to a bar or the sweep's table.
 
-On a terminal without a sweep, a bar shows it; while trials run, the live table does.
-
-Outside a sweep every function here does nothing. What training code has to keep to, inside:
+Outside a sweep nobody listens, and every function here does nothing. Rules for code that reports:
 
 - Steps count up from 1 within a trial, several to a fold: step n means that n units of the pruner's resource
-  are spent. Do not report the very last one: a trial that is paid for in full should end COMPLETE.
-- A trial that was cut off runs again and may report its steps again from any point on: steps that are
-  already on record are skipped, and the sweep itself asks the pruner about the last of them before the job
-  starts. Only `report_questions` must be called again for the folds that were already finished.
-- `report` is heeded when `reports_by()` is "part", `report_questions` when it is "question": calling both
-  is fine.
+  are spent. The last evaluation of the last fold is not reported: a trial that is paid for in full should end
+  COMPLETE, not pruned.
+- A trial that was cut off runs again and may report its steps again from any point on. The sweep skips steps
+  that the storage has already, and asks the pruner about the last of them before the job starts. Only
+  `report_questions` must be called again for the folds that were already finished.
+- Calling both `report` and `report_questions` is fine: `reports_by()` says which one the pruner reads, "part"
+  the first, "question" the second.
 """
 
 from collections.abc import Callable, Iterator, Mapping

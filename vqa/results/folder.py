@@ -23,8 +23,9 @@ MANIFEST = "manifest.json"  # written last: its presence means "complete"
 CHECKPOINT = "checkpoint.pt"  # there while the training is not over
 FINAL, SPEED = "final", "speed"  # folders in a study's: the final run, the trial that measures the speed
 FOLDS, OUT_OF_FOLD = "folds.csv", "oof_predictions.csv"
-BOOKKEEPING = (".hydra", "run.log", ".mlflow_run_id", "split.csv")  # not worth protecting on their own
-# Where and how, not what: a run may go on with other values of these.
+# a folder with only these may be claimed by another run
+BOOKKEEPING = (".hydra", "run.log", ".mlflow_run_id", "split.csv")
+# Where and how a run computes, not what: it may be resumed with other values of these keys.
 MAY_DIFFER = (
     "tracking",
     "env",

@@ -59,7 +59,7 @@ def cache_problem(settings: Settings) -> str | None:
 
 
 def hub_problem(settings: Settings) -> str | None:
-    """Why the model cannot be fetched; asked once, where the hub's library would try for half a minute."""
+    """Why the model cannot be fetched; checked once: the hub's library would retry for 30 s."""
     if not _download_ahead(settings):
         return None
     hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")

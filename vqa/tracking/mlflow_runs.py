@@ -235,7 +235,7 @@ class MlflowTracker:
                 client.set_terminated(child.info.run_id, "KILLED")
 
     def settle(self) -> None:
-        """Send what waits for a store that is away, for a while; then say what is lost."""
+        """Retry what the store did not take yet, for a limited time; then log what is lost."""
         open_store(client_uri(self._uri)).outbox.settle(SETTLE_S)
 
 

@@ -1,4 +1,4 @@
-"""What a tracking server shall get, kept in order while it is away, so that training never waits for it."""
+"""A retry queue for a tracking server: calls wait in order while it does not answer, training does not."""
 
 import logging
 import time
@@ -13,12 +13,12 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
 
 
 class Outbox:
-    """Makes calls to a server in order, later where it does not answer.
+    """Makes calls to a server in order; retries them later, with growing pauses, while it does not answer.
 
     Args:
         server: How messages name the server.
         kinds: Exceptions that calls raise on trouble with it.
-        is_away: Whether one of these means that it does not answer just now; the others go to the caller.
+        is_away: Whether one of these means that it does not answer at present; the others go to the caller.
         clock: Seconds, ever growing.
         sleep: Waits some seconds.
     """
@@ -80,7 +80,7 @@ class Outbox:
         self._next_try = self.clock() + self._pause_s
 
     def settle(self, wait_s: float) -> None:
-        """Make what waits, for a while; then give it up and say what is lost.
+        """Retry the calls that wait for a limited time; then drop them and log what is lost.
 
         Args:
             wait_s: Seconds to try for.

@@ -1,4 +1,4 @@
-"""The connection to an MLflow store: is anybody there, one client per process, and a way out of a refusal."""
+"""The connection to an MLflow store: a quick check that it answers, one client per process."""
 
 import atexit
 import functools
@@ -44,10 +44,10 @@ def probe(uri: str) -> None:
 
 
 def client_uri(uri: str) -> str:
-    """Return the address as MLflow should get it: SQLite's made absolute and patient.
+    """Return the address as MLflow should get it: SQLite's made absolute, with a longer timeout.
 
     MLflow keeps one connection pool per address, so a relative one would go on meaning the first working
-    folder. SQLite shall wait 60 s for another worker's write, not 5.
+    folder. SQLite waits 60 s for another worker's write instead of 5.
     """
     prefix, _, database = uri.partition(":///")
     if prefix != "sqlite" or "?" in database or not database:
@@ -73,9 +73,9 @@ def store_lock(uri: str) -> AbstractContextManager[object]:
     return FileLock(Path(tempfile.gettempdir()) / f"vqa-tracking-{where}.lock")
 
 
-SETTLE_S = 30.0  # how long a run that is over goes on trying to reach its store
-# MLflow's own way of waiting would keep training waiting for minutes; `vqa.tracking.outbox` waits better.
-PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+SETTLE_S = 30.0  # how long a finished run still tries to reach its store
+# MLflow's own retries would hold up the training for minutes; `vqa.tracking.outbox` retries beside it.
+RETRY_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 AWAY_CODES = (
     "TEMPORARILY_UNAVAILABLE",
     "INTERNAL_ERROR",
@@ -119,7 +119,7 @@ def _connect(uri: str) -> Any:
     # a page of INFO lines while the database is made, and of every error that is raised to us anyway
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    for name, value in PATIENCE.items():
+    for name, value in RETRY_LIMITS.items():
         os.environ.setdefault(name, value)
     client = mlflow.MlflowClient(uri)
     client.search_experiments(max_results=1)  # now, not later, it makes the database

@@ -1,4 +1,4 @@
-"""The file that an interrupted training goes on from, written beside the training."""
+"""Checkpoints: what an interrupted fit resumes from, written by a thread while the training goes on."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor

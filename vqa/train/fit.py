@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class DivergedError(Exception):
-    """The loss is not a number any more; the trial fails, the sweep goes on."""
+    """The loss became NaN or infinite; the trial fails, the sweep goes on."""
 
 
 @dataclass(frozen=True)

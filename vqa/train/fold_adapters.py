@@ -1,4 +1,4 @@
-"""Adapters of a study's folds, kept: trials that differ only in how answers are read off train them once."""
+"""A cache of fold adapters: trials that differ only in how answers are read off share their training."""
 
 import hashlib
 import json
@@ -22,8 +22,8 @@ from vqa.train.fit import Evaluation
 
 log = logging.getLogger(__name__)
 TRAINING = "training.json"
-POLL_S = 0.5  # between looks at whether another worker has trained the fold
-# Everything else counts: a new key changes the digest until somebody has shown here that it need not.
+POLL_S = 0.5  # between two checks whether another worker has trained the fold
+# Keys that do not change a trained adapter. Every other key is part of the digest, new ones included.
 NOT_TRAINING = (
     *MAY_DIFFER,
     "study",
@@ -101,7 +101,7 @@ def fold_adapter(
 
 @contextmanager
 def _turn(path: Path) -> Iterator[None]:
-    """Hold a lock; while another holds it look again and again, so that Ctrl-C is heard."""
+    """Hold a lock; poll while another process holds it, so that Ctrl-C interrupts the wait."""
     lock: IO[str] | None = try_lock(path)
     while lock is None:
         progress("waiting for a fold that another worker trains", 0, 1)
@@ -112,7 +112,7 @@ def _turn(path: Path) -> Iterator[None]:
 
 
 def _keep(model: Any, base: Base, trained: TrainedFold, folder: Path) -> None:
-    """Write adapter and record; the folder appears complete or not at all."""
+    """Write the adapter and how its training went; the folder appears complete or not at all."""
     unfinished = folder.with_name(f"{folder.name}.unfinished")  # the lock keeps others from it
     shutil.rmtree(unfinished, ignore_errors=True)
     save_adapter(model, unfinished, base)
