@@ -4,7 +4,7 @@ The workload is that of benchmarks.speed.throughput. "plain" is a loop as model 
 forward on whole padded prompts with pixels, PEFT, gradient checkpointing, AdamW; its pictures are processed
 before the clock starts. Needs a GPU and a folder with a Qwen tokenizer:
 
-    python -m benchmarks.speed.families --tokenizer FOLDER --work FOLDER --model internvl3_5_8b --cases 16:76 16:24
+    python -m benchmarks.speed.families --tokenizer FOLDER --work FOLDER --model internvl3_5_8b
 """
 
 import argparse
@@ -143,6 +143,7 @@ def make_checkpoint(name: str, folder: Path, tokenizer: Path) -> None:
 def plain_row(base: Base, settings: Settings, batch: int, gib: int, rows: list[Question]) -> dict[str, Any]:
     """Train as model cards show it, on the same questions; the first batch warms up."""
     limit_memory(gib, base.device)
+    base.vision.unpark()
     batches = [_plain_batch(base, settings, rows[i : i + batch]) for i in range(0, len(rows), batch)]
     with attached(base, settings.lora, seed=0) as model:
         model.train()
