@@ -59,11 +59,7 @@ def cache_problem(settings: Settings) -> str | None:
 
 
 def hub_problem(settings: Settings) -> str | None:
-<<<<<<< HEAD
-    """Why the model cannot be fetched; one request, where the hub library retries for half a minute."""
-=======
     """Why the model cannot be fetched; checked once: the hub's library would retry for 30 s."""
->>>>>>> owners
     if not _download_ahead(settings):
         return None
     hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
