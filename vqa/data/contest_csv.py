@@ -46,7 +46,7 @@ class ContestCsv:
     on_bad_image: str = "error"
 
     def train(self) -> list[Question]:
-        """Reads the training file: every question has its answer and an image that decodes.
+        """Read the training file: every question has its answer and an image that decodes.
 
         Raises:
             UserError: There is no training file, or it has problems: all counted, the first ten shown.
@@ -56,7 +56,7 @@ class ContestCsv:
         return self._questions(self.train_csv, "train")
 
     def test(self) -> list[Question] | None:
-        """Reads the test file, one question for each row; None when there is no test file.
+        """Read the test file, one question for each row; None when there is no test file.
 
         Raises:
             UserError: The file has problems: all counted, the first ten shown.
@@ -64,7 +64,7 @@ class ContestCsv:
         return None if self.test_csv is None else self._questions(self.test_csv, "test")
 
     def check(self) -> list[str]:
-        """Reads both files and lists every problem that would stop a run; empty when there is none."""
+        """Read both files and list every problem that would stop a run; empty when there is none."""
         problems = self._setting_problems()
         if self.train_csv is None and self.test_csv is None:
             problems.append("data.train_csv and data.test_csv are both null: set data.train_csv=FILE")
@@ -150,7 +150,7 @@ class _Reading:
 
 
 def _attach_images(rows: list[Row], root: Path) -> list[Problem]:
-    """Sets path and digest of each image that decodes to its end, and the flag of each row without one."""
+    """Set path and digest of each image that decodes to its end, and the flag of each row without one."""
     problems = []
     paths: dict[int, Path] = {}
     for row in rows:

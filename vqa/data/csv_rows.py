@@ -65,7 +65,7 @@ class Row:
 
 
 def read_rows(path: Path, part: Part, min_votes: int) -> tuple[list[Row], list[Problem]]:
-    """Reads and checks a file, images aside.
+    """Read and check a file, images aside.
 
     Args:
         path: UTF-8 CSV file, with or without BOM, any line ends.
@@ -149,7 +149,7 @@ def _check_cells(rows: list[Row]) -> list[Problem]:
 
 
 def _label(rows: list[Row], part: Part, min_votes: int) -> list[Problem]:
-    """Sets the answer of each row that has one."""
+    """Set the answer of each row that has one."""
     header = rows[0].cells if rows else {}
     columns = ["answer"] if "answer" in header else [name for name in VOTES if name in header]
     if not columns:

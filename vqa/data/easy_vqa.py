@@ -57,7 +57,7 @@ class EasyVqa:
     seed: int
 
     def train(self) -> list[Question]:
-        """Draws from the official training part; all labelled.
+        """Draw from the official training part; all labelled.
 
         Raises:
             UserError: The size is below 1 or larger than what exists.
@@ -65,7 +65,7 @@ class EasyVqa:
         return _draw("train", self.train_size, self.seed)
 
     def test(self) -> list[Question]:
-        """Draws from the official test part; all labelled.
+        """Draw from the official test part; all labelled.
 
         Raises:
             UserError: The size is below 1 or larger than what exists.
@@ -73,7 +73,7 @@ class EasyVqa:
         return _draw("test", self.test_size, self.seed)
 
     def check(self) -> list[str]:
-        """Draws both parts and lists what would stop a run; empty when nothing would."""
+        """Draw both parts and list what would stop a run; empty when nothing would."""
         return problems_of(self.train, self.test)
 
 

@@ -88,7 +88,7 @@ class EmojiQuiz:
     folder: str
 
     def train(self) -> list[Question]:
-        """Draws training questions; all labelled.
+        """Draw training questions; all labelled.
 
         Raises:
             UserError: The size is out of range, or `folder` cannot be written.
@@ -96,7 +96,7 @@ class EmojiQuiz:
         return _draw("train", self.train_size, self.seed, TRAINING_STYLES, Path(self.folder))
 
     def test(self) -> list[Question]:
-        """Draws test questions in the unseen style; all labelled.
+        """Draw test questions in the unseen style; all labelled.
 
         Raises:
             UserError: The size is out of range, or `folder` cannot be written.
@@ -104,7 +104,7 @@ class EmojiQuiz:
         return _draw("test", self.test_size, self.seed, (TEST_STYLE,), Path(self.folder))
 
     def check(self) -> list[str]:
-        """Draws both parts and lists what would stop a run; empty when nothing would."""
+        """Draw both parts and list what would stop a run; empty when nothing would."""
         return problems_of(self.train, self.test)
 
 
@@ -145,7 +145,7 @@ def picture_path(thing: Thing, style: str) -> Path:
 
 
 def with_particle(word: str, pair: str) -> str:
-    """Adds the particle that Korean grammar wants: the first of the pair after a final consonant.
+    """Add the particle that Korean grammar wants: the first of the pair after a final consonant.
 
     A Hangul syllable's index modulo 28 tells whether it ends in a consonant.
 

@@ -65,7 +65,7 @@ class ImageError(ValueError):
 
 
 def load_image(path: Path) -> Image.Image:
-    """Opens a picture as a person would see it: upright (EXIF) and RGB, transparent parts laid on white.
+    """Open a picture as a person would see it: upright (EXIF) and RGB, transparent parts laid on white.
 
     Of an animation the first frame counts.
 
@@ -76,7 +76,7 @@ def load_image(path: Path) -> Image.Image:
 
 
 def check_image(path: Path) -> str:
-    """Decodes a picture to its last row and gives its identity, without making an RGB copy.
+    """Decode a picture to its last row and give its identity, without making an RGB copy.
 
     Pillow's `verify()` reads headers only and passes a truncated JPEG, so the pixels are decoded; those of a
     JPEG at an eighth of its size, which still walks through all of its bytes. A 512 x 512 JPEG of 116 kB
@@ -104,7 +104,7 @@ def file_sha256(path: Path) -> str:
 
 
 def resolve_inside(root: Path, relative: str) -> Path:
-    """Joins a path from a data file to its root, and never lets it out of there.
+    """Join a path from a data file to its root; refuse one that leads out of the root.
 
     Symbolic links are followed before the check: a link inside the root that points out of it is refused,
     a root that is itself a link is fine.

@@ -1,4 +1,4 @@
-"""Who learns, who is held out, and who is in which fold: by seed, by letter, and never two twins apart."""
+"""Which questions are trained on, held out, and in which fold: stratified by letter, grouped by image."""
 
 import csv
 import hashlib
@@ -15,7 +15,7 @@ from vqa.question import Question
 
 @dataclass(frozen=True)
 class Split:
-    """The 80 % that may be learned from and the 20 % that only judges.
+    """The 80 % for training and the 20 % that only scores.
 
     Args:
         train: Questions for the sweep and for the final fit, in file order.
@@ -34,14 +34,14 @@ class Split:
 
 @dataclass(frozen=True)
 class Fold:
-    """One of K folds: `valid` is judged by what learned from `train`. Both keep the order of the input."""
+    """One of K folds: the model trained on `train` is scored on `valid`. Both keep the order of the input."""
 
     train: list[Question]
     valid: list[Question]
 
 
 def hold_out(questions: Sequence[Question], share: float, seed: int) -> Split:
-    """Holds a share of labelled questions out, stratified by letter and grouped by image.
+    """Hold a share of labelled questions out, stratified by letter and grouped by image.
 
     The first of round(1 / share) group folds, so the held-out part is 1/2, 1/3, 1/4, ... of the questions,
     give or take one group.
@@ -49,7 +49,7 @@ def hold_out(questions: Sequence[Question], share: float, seed: int) -> Split:
     Args:
         questions: Labelled questions.
         share: Part to hold out, 0 < share <= 0.5.
-        seed: Decides who is held out.
+        seed: Decides which questions are held out.
 
     Raises:
         UserError: The share is out of range, or there are too few questions or images for it.
@@ -62,7 +62,7 @@ def hold_out(questions: Sequence[Question], share: float, seed: int) -> Split:
 
 
 def subsample(questions: Sequence[Question], size: int | None, seed: int) -> list[Question]:
-    """Draws the part of the training questions that a sweep's trials work on, stratified by letter.
+    """Draw the part of the training questions that a sweep's trials work on, stratified by letter.
 
     Groups need not stay whole: the folds are made afterwards and keep twins together.
 
@@ -102,12 +102,12 @@ def subsample(questions: Sequence[Question], size: int | None, seed: int) -> lis
 
 
 def make_folds(questions: Sequence[Question], k: int, seed: int) -> list[Fold]:
-    """Cuts questions into K folds, stratified by letter, all questions on an image in the same fold.
+    """Cut questions into K folds, stratified by letter, all questions on an image in the same fold.
 
     Args:
         questions: Labelled questions.
         k: Number of folds, >= 2.
-        seed: Decides who is in which fold.
+        seed: Decides the folds.
 
     Returns:
         K folds; their `valid` parts are an exact partition of the questions.
@@ -122,7 +122,7 @@ def make_folds(questions: Sequence[Question], k: int, seed: int) -> list[Fold]:
 
 
 def write_split(split: Split, path: Path) -> None:
-    """Writes `id,part` rows, part being train or valid: first all of train, then all of valid."""
+    """Write `id,part` rows, part being train or valid: first all of train, then all of valid."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["id", "part"])

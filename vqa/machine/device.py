@@ -14,7 +14,7 @@ import torch
 from vqa.errors import UserError
 from vqa.machine import processes
 
-_earlier_peak = 0  # bytes on the GPU, before its peak was last counted anew
+_earlier_peak = 0  # bytes on the GPU, before its peak was last reset
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -62,19 +62,19 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy host memory to the device without waiting for what the device has still to do."""
+    """Copy host memory to the device without waiting for its queued work."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def copied_beside(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy pinned host memory while the device computes; what is launched from now on waits for the copy."""
+    """Copy pinned host memory while the device computes; work that is launched later waits for the copy."""
     if device.type != "cuda":
         return tensor
     stream, computing = _copying(device), torch.cuda.current_stream(device)
     with torch.cuda.stream(stream):
         moved = tensor.to(device, non_blocking=True)
     computing.wait_stream(stream)
-    moved.record_stream(computing)  # its memory is not copied to again before it was used
+    moved.record_stream(computing)  # its memory is not reused before the computing stream has read it
     return moved
 
 
@@ -84,7 +84,7 @@ def _copying(device: torch.device) -> torch.cuda.Stream:
 
 
 def pinned_copy(tensor: torch.Tensor) -> torch.Tensor:
-    """A GPU tensor's copy in host memory, without waiting: complete when the current stream has got there."""
+    """A GPU tensor's copy in host memory; it is complete when the current stream has reached it."""
     return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
 
 
@@ -92,7 +92,7 @@ def sent_to_host(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
     """Copy the tensor to host memory as soon as it is computed.
 
     Returns:
-        Waits for the copy, but for nothing that was launched after it, and gives it.
+        A function that waits for the copy, but for nothing launched after it, and returns it.
     """
     if not tensor.is_cuda:
         return lambda: tensor
@@ -107,7 +107,7 @@ def sent_to_host(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
 
 
 def join_on_host(parts: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """One after the other along the first dimension, in memory from which a GPU copies beside its work."""
+    """Join tensors along the first dimension; for a GPU in pinned memory, which it copies while computing."""
     if device.type != "cuda":
         return torch.cat(list(parts))
     rows = sum(len(part) for part in parts)
@@ -116,7 +116,7 @@ def join_on_host(parts: Sequence[torch.Tensor], device: torch.device) -> torch.T
 
 
 def limit_memory(gib: float | None, device: torch.device) -> None:
-    """Behave as a card with that much memory would; None: use what is there."""
+    """Use at most that many GiB of the GPU, which simulates a smaller one; None: all of it."""
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory / 2**30
         torch.cuda.set_per_process_memory_fraction(min(1.0, gib / total) if gib else 1.0)
@@ -137,8 +137,8 @@ def memory_gib(device: torch.device) -> float:
 def release_memory() -> None:
     """Give unused GPU memory back, between trials and folds; a CPU has nothing to give back.
 
-    Not within a fold: collecting garbage alone takes 0.4 s, and torch gives back what it keeps unused before
-    it says that memory is short.
+    Not within a fold: garbage collection alone takes 0.4 s, and torch frees its unused memory
+    by itself before it reports that memory ran out.
     """
     if torch.cuda.is_available():
         gc.collect()
@@ -146,10 +146,10 @@ def release_memory() -> None:
 
 
 def restart_peak(device: torch.device) -> int:
-    """Count the GPU's peak anew, for what one part of a run takes; `peak_memory_gib` keeps the earlier one.
+    """Reset the GPU's peak, to measure one part of a run; `peak_memory_gib` remembers the earlier peak.
 
     Returns:
-        Bytes held now; 0 on a CPU, whose peak cannot be counted anew.
+        Bytes held now; 0 on a CPU, whose peak cannot be reset.
     """
     global _earlier_peak
     if device.type != "cuda":

@@ -1,4 +1,4 @@
-"""Work given out ahead, so that the GPU finds its next batch ready."""
+"""Prefetch: a thread makes the next batches while the GPU computes."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -18,11 +18,11 @@ AHEAD = 2
 def prefetched(make: Callable[[Job], Result], jobs: Iterable[Job], device: torch.device) -> Iterator[Result]:
     """make(job) for every job, in order; on a GPU the next two are made meanwhile.
 
-    On a CPU there is nothing to hide: each is made when it is asked for. What does not fit into the device's
-    memory beside the computation is made again when it is due.
+    On a CPU nothing runs meanwhile: each is made when it is asked for. A result that ran out of device memory
+    beside the computation is made again when it is due.
 
     Raises:
-        Whatever `make` raises, when the result is due.
+        Whatever `make` raises; when its result is due.
     """
     if device.type == "cpu":
         yield from map(make, jobs)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-# for the process that waits while another looks at pictures or writes; a dead one is noticed by the launcher
-PATIENCE = timedelta(hours=1)
+# one process waits while another computes vision features or writes; the launcher notices a dead one
+TIMEOUT = timedelta(hours=1)
 
 
 def count() -> int:
@@ -60,7 +60,7 @@ def refuse_several(what: str) -> None:
 
 @contextmanager
 def joined(choose_device: "Callable[[], torch.device]") -> Iterator[None]:
-    """Connect the processes for the length of the block; all but the main one fall silent.
+    """Connect the processes for the length of the block; all but the main one stop logging.
 
     An error in the block is not waited for: the process ends, and its launcher ends the others.
 
@@ -77,7 +77,7 @@ def joined(choose_device: "Callable[[], torch.device]") -> Iterator[None]:
 
     gpu = choose_device().type == "cuda"
     # objects travel over gloo: no detour through GPU memory
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=TIMEOUT)
     if not is_main():
         _fall_silent()
     yield
@@ -123,7 +123,8 @@ def agreed(decide: Callable[[], Result]) -> Result:
 def share(chosen: Sequence[int]) -> list[int]:
     """Places in a step's batch that are this process's.
 
-    A question goes to the same process in nearly every epoch, so that few pictures are looked at by two.
+    A question goes to the same process in nearly every epoch, so that few pictures pass through the tower
+    twice.
 
     Args:
         chosen: Numbers of the batch's questions.
