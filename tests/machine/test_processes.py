@@ -21,7 +21,7 @@ from tests.conftest import CONF, environment
 from tests.conftest import SMALL as SMALLEST
 from tests.helpers.command_line import vqa
 from tests.helpers.two_processes import free_port, in_two
-from vqa import run, stage
+from vqa import run
 from vqa.answer.score import score
 from vqa.config.check import read_settings, register_resolvers
 from vqa.data.source import split_questions
@@ -33,7 +33,7 @@ from vqa.model.base import load_base
 from vqa.model.encode import Encoder
 from vqa.report import plots
 from vqa.results.folder import CHECKPOINT, MANIFEST
-from vqa.stages import final
+from vqa.stages import final, report
 from vqa.train import fit
 from vqa.train.plan import plan_fit
 
@@ -51,7 +51,7 @@ def undrawn() -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("confusion_matrix", "reliability", "learning_curve"):
             patch.setattr(plots, name, lambda *arguments: None)
-        patch.setattr(stage, "_record_report", lambda *arguments: "unwritten")
+        patch.setattr(report, "show_report", lambda *arguments: None)
         yield patch
 
 
