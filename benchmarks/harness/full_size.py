@@ -75,6 +75,19 @@ QWEN2_5_7B = {
 }
 
 
+def fill_randomly(model: Any) -> None:
+    """Give every weight the size that a fresh model's has; norms 1, biases 0."""
+    import torch
+
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(0.0 if key.endswith("bias") else 1.0)
+            else:
+                parameter.normal_(0, 0.02)
+
+
 def make_checkpoint(name: str, folder: Path, tokenizer: Path) -> None:
     """Write a checkpoint of the true size with random bfloat16 weights, as the hub would hold it."""
     import torch
@@ -98,13 +111,7 @@ def make_checkpoint(name: str, folder: Path, tokenizer: Path) -> None:
     with torch.device("cuda"), no_init_weights():
         model = family(config)
     torch.set_default_dtype(torch.float32)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if parameter.ndim == 1:
-                parameter.fill_(0.0 if key.endswith("bias") else 1.0)
-            else:
-                parameter.normal_(0, 0.02)
+    fill_randomly(model)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
     patch = config.vision_config.patch_size

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness.full_size import make_contest
+from benchmarks.harness.full_size import fill_randomly, make_contest
 from benchmarks.harness.record import write_rows
 from benchmarks.harness.true_sizes import true_config
 from benchmarks.speed.throughput import peak_gib, score_row, settings_for, train_row
@@ -126,13 +126,7 @@ def make_checkpoint(name: str, folder: Path, tokenizer: Path) -> None:
         model = model_class(config)(config)
     torch.set_default_dtype(torch.float32)
     model.tie_weights()
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if parameter.ndim == 1:
-                parameter.fill_(0.0 if key.endswith("bias") else 1.0)
-            else:
-                parameter.normal_(0, 0.02)
+    fill_randomly(model)
     model.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(files.pixels))
     (folder / "processor_config.json").write_text(json.dumps(files.whole))

@@ -38,3 +38,8 @@ def test_nf4_fits_where_sixteen_bits_do_not(settings: Make, folder: Path) -> Non
 
 def test_the_embedded_model_needs_no_forecast(settings: Make) -> None:
     assert memory_lines(settings()) == []
+
+
+def test_a_folder_without_a_tokenizer_ends_no_doctor(settings: Make, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(true_size("qwen3_vl_8b").to_dict()))
+    assert memory_lines(settings("model=qwen3_vl_8b", f"model.path={tmp_path}")) == []

@@ -24,6 +24,7 @@ from vqa.model.families.structure import (
     lora_targets,
     model_class,
     read_structure,
+    stored_quantization,
     structure_of,
 )
 from vqa.model.families.table import family_of
@@ -112,6 +113,16 @@ def model_folder(path: str) -> str:
     return str(local) if looks_local else path
 
 
+def model_source(settings: Settings) -> tuple[str, dict[str, Any]]:
+    """Where transformers finds a run's model: folder or hub id, and `from_pretrained`'s further arguments.
+
+    Raises:
+        UserError: A local folder was named that does not exist, or holds no model.
+    """
+    where = {"revision": settings.model.revision, "local_files_only": settings.env.offline}
+    return model_folder(settings.model.path), where
+
+
 def read_model_config(settings: Settings) -> Any:
     """The model's own configuration, without its weights: from a folder, the cache or the hub.
 
@@ -121,10 +132,9 @@ def read_model_config(settings: Settings) -> Any:
     from transformers import AutoConfig
 
     path = settings.model.path
+    folder, where = model_source(settings)
     try:
-        config: Any = AutoConfig.from_pretrained(
-            model_folder(path), revision=settings.model.revision, local_files_only=settings.env.offline
-        )
+        config: Any = AutoConfig.from_pretrained(folder, **where)
     except (OSError, ValueError) as error:
         raise UserError(_cannot_load(path, error)) from error
     model_class(config, path)
@@ -143,8 +153,7 @@ def read_processor(settings: Settings, config: Any) -> Any | None:
     family = family_of(config)
     if family.is_own(config):
         return None
-    folder = model_folder(settings.model.path)
-    where = {"revision": settings.model.revision, "local_files_only": settings.env.offline}
+    folder, where = model_source(settings)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **where)
         pixels = load_image_processor(folder, config, family, where)
@@ -202,8 +211,7 @@ def _load(settings: Settings, device: torch.device, dtype: torch.dtype) -> Base:
         disable_progress_bar()  # type: ignore[no-untyped-call]
     # cuDNN's SDPA backward gave NaN for a tower with 64 patches on Hopper (pytorch issue 196678)
     torch.backends.cuda.enable_cudnn_sdp(False)
-    folder = model_folder(settings.model.path)
-    where: dict[str, Any] = {"revision": settings.model.revision, "local_files_only": settings.env.offline}
+    folder, where = model_source(settings)
     log.info("loading %s (%s, %s) on %s", settings.model.path, settings.quantization.name, dtype, device)
     config = read_model_config(settings)
     family = family_of(config)
@@ -261,11 +269,8 @@ def _refuse_needs(settings: Settings, family: Family, config: Any) -> None:
 
 def _quantization(settings: Settings, config: Any, dtype: torch.dtype) -> Any | None:
     """The quantisation to apply while loading; None leaves the checkpoint as it is."""
-    stored = getattr(config, "quantization_config", None)
-    wanted = settings.quantization.weights
-    if stored is not None:
-        four_bit = dict(stored).get("load_in_4bit", False)
-        kind = "nf4" if four_bit else "int8"
+    kind, wanted = stored_quantization(config), settings.quantization.weights
+    if kind is not None:
         if wanted is not None and settings.quantization.name != kind:
             raise UserError(
                 f"quantization={settings.quantization.name}, but {settings.model.path} is stored as {kind}; "

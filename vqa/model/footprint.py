@@ -15,8 +15,15 @@ from typing import Any
 import torch
 
 from vqa.config.settings import Settings
+from vqa.model.adapter import TARGETS
 from vqa.model.families.family import Family
-from vqa.model.families.structure import Structure, lora_targets, model_class, structure_of
+from vqa.model.families.structure import (
+    Structure,
+    empty_model,
+    lora_targets,
+    stored_quantization,
+    structure_of,
+)
 from vqa.model.memory import Rung, rungs
 
 GIB = 2**30
@@ -90,8 +97,7 @@ def estimate(settings: Settings, config: Any, family: Family) -> Footprint:
         config: The model's configuration.
         family: What is known of its kind.
     """
-    with torch.device("meta"):
-        model = model_class(config)(config)
+    model = empty_model(config)
     structure = structure_of(model)
     parameters = _adapter_parameters(model, settings, family, structure)
     optimizer = str(settings.optimizer["_target_"]).rpartition(".")[2]
@@ -114,10 +120,7 @@ def estimate(settings: Settings, config: Any, family: Family) -> Footprint:
 
 
 def _weight_bytes(model: Any, config: Any, settings: Settings, structure: Structure) -> float:
-    stored = getattr(config, "quantization_config", None)
-    kind = settings.quantization.name if settings.quantization.weights else "none"
-    if stored is not None:
-        kind = "nf4" if dict(stored).get("load_in_4bit", False) else "int8"
+    kind = stored_quantization(config) or settings.quantization.name
     total = sum(p.numel() for p in model.parameters()) * HALF
     if kind not in QUANTISED:
         return float(total)
@@ -130,9 +133,9 @@ def _weight_bytes(model: Any, config: Any, settings: Settings, structure: Struct
 
 
 def _adapter_parameters(model: Any, settings: Settings, family: Family, structure: Structure) -> int:
-    targets = settings.lora.get("target_modules")
-    if targets in (None, "all_linear", "attention"):
-        targets = lora_targets(family, structure, targets or "all_linear")
+    targets = settings.lora["target_modules"]
+    if targets in TARGETS:
+        targets = lora_targets(family, structure, targets)
     pattern = targets if isinstance(targets, str) else rf".*\.({'|'.join(map(re.escape, targets))})"
     return sum(
         settings.lora["r"] * (module.in_features + module.out_features)

@@ -293,13 +293,16 @@ def _recomputing(layers: Sequence[Any], recompute: Recompute) -> Iterator[None]:
     wrapped = [layer if recompute == "layer" else getattr(layer, "mlp", layer) for layer in layers]
     if recompute == "nothing" or not torch.is_grad_enabled():
         wrapped = []
+    before = [vars(module).get("forward") for module in wrapped]
     for module in wrapped:
         module.forward = partial(_checkpointed, module.forward)
     try:
         yield
     finally:
-        for module in wrapped:
+        for module, own in zip(wrapped, before, strict=True):
             del module.forward
+            if own is not None:  # put there by others, as accelerate does
+                module.forward = own
 
 
 def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

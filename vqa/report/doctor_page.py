@@ -10,7 +10,7 @@ from vqa.config.settings import Settings
 from vqa.data.contest_csv import ContestCsv
 from vqa.errors import UserError
 from vqa.machine.files import replace_text
-from vqa.model.base import model_folder, read_model_config, read_processor
+from vqa.model.base import model_source, read_model_config, read_processor
 from vqa.model.families.table import family_of
 from vqa.question import Question
 from vqa.report import doctor_facts as facts
@@ -91,8 +91,7 @@ def _sizes(settings: Settings, questions: Sequence[Question]) -> dict[str, Any]:
 
     if not questions:
         return {}
-    folder = model_folder(settings.model.path)
-    where = {"revision": settings.model.revision, "local_files_only": settings.env.offline}
+    folder, where = model_source(settings)
     try:
         config = read_model_config(settings)
         tokenizer = AutoTokenizer.from_pretrained(folder, **where)

@@ -7,7 +7,7 @@ import numpy as np
 from vqa.config.messages import message
 from vqa.config.settings import Settings
 from vqa.data.source import data_source
-from vqa.model.base import ASSET, model_folder, read_model_config
+from vqa.model.base import ASSET, model_source, read_model_config
 from vqa.model.families.table import family_of
 from vqa.model.footprint import GIB, HALF, Footprint, estimate
 from vqa.model.prompt import AS_WRITTEN, render
@@ -22,7 +22,7 @@ SAMPLED = 64  # questions whose tokens are counted
 def memory_lines(settings: Settings) -> list[str]:
     """One line a card, and one on the features of pictures in the host's memory.
 
-    Nothing is said of the embedded model, which fits anywhere.
+    Nothing is said of the embedded model, which fits anywhere, and nothing without questions or a tokenizer.
 
     Raises:
         UserError: The model's configuration or the data cannot be read.
@@ -31,11 +31,16 @@ def memory_lines(settings: Settings) -> list[str]:
         return []
     config = read_model_config(settings)
     family = family_of(config)
-    footprint = estimate(settings, config, family)
     source = data_source(settings)
     train = source.train()
+    if not train:
+        return []
+    try:
+        tokens = _tokens(settings, config, train[:SAMPLED]) if family.is_own(config) else (0, 0, 0)
+    except (OSError, ValueError):  # no tokenizer beside the configuration; loading the model will say why
+        return []
+    footprint = estimate(settings, config, family)
     lines = []
-    tokens = _tokens(settings, config, train[:SAMPLED]) if family.is_own(config) else (0, 0, 0)
     for card in CARDS:
         way = _way(settings, footprint, card * 1e9 / GIB * USABLE, tokens[0], tokens[1])
         lines.append(message(settings.lang, "memory", card=card, way=way))
@@ -72,11 +77,8 @@ def _tokens(settings: Settings, config: Any, questions: list[Question]) -> tuple
     """Tokens of the prefix, of a question with its picture (95 % are shorter), and of its picture."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(
-        model_folder(settings.model.path),
-        revision=settings.model.revision,
-        local_files_only=settings.env.offline,
-    )
+    folder, where = model_source(settings)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **where)
     prefix = render(tokenizer, settings.prompt, questions[0], AS_WRITTEN).prefix
     before = len(tokenizer(prefix, add_special_tokens=False)["input_ids"])
     found = sizes(settings, questions, config, tokenizer)

@@ -6,7 +6,7 @@ from typing import Any
 
 from vqa.config.settings import Settings
 from vqa.errors import UserError
-from vqa.model.base import model_folder, read_model_config
+from vqa.model.base import model_source, read_model_config
 from vqa.model.families.processor import copy_processor, load_image_processor
 from vqa.model.families.table import family_of
 from vqa.results.finish import Results, finish_run
@@ -38,8 +38,7 @@ def run_merge(settings: Settings, folder: Path) -> dict[str, Any]:
     started = time.time()
     _refuse_quantised(settings)
     adapter = adapter_folder(settings)
-    base = model_folder(settings.model.path)
-    where: dict[str, Any] = {"revision": settings.model.revision, "local_files_only": settings.env.offline}
+    base, where = model_source(settings)
     model: Any = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.bfloat16, **where)
     merged = plain_adapter(model, adapter, settings.model.path).merge_and_unload(safe_merge=True)
     run = RunFolder(folder)

@@ -21,10 +21,8 @@ class Family:
 
     Args:
         types: `model_type` of its configurations.
-        own_text: Text types that our own decoder computes; others go through transformers' forward.
-        own_tower: Whether our own code prepares its pictures and runs its tower.
-        shares_prefix: Whether the prefix may be computed once: held exact by
-        tests/model/families/test_families.py.
+        own_text: Text types that our own decoder and tower compute; others go through transformers' forward.
+        shares_prefix: Whether the prefix may be computed once (tests/model/families/test_families.py).
         linear: Names of the linear layers that `lora=all_linear` adapts; "" takes all of its text layers.
         attention: Those that `lora=attention` adapts.
         unquantised: Modules that stay in 16 bits; () takes all that stand beside its language model.
@@ -37,7 +35,6 @@ class Family:
 
     types: tuple[str, ...]
     own_text: tuple[str, ...] = ()
-    own_tower: bool = False
     shares_prefix: bool = False
     linear: str = ""
     attention: str = "q_proj|k_proj|v_proj|o_proj"
@@ -55,10 +52,8 @@ class Family:
 
 QWEN_LINEAR = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
 
-
-tested = partial(
-    Family, shares_prefix=True, looks_at_many=True, linear=QWEN_LINEAR
-)  # tests/model/families/test_families.py
+# held exact by tests/model/families/test_families.py
+tested = partial(Family, shares_prefix=True, looks_at_many=True, linear=QWEN_LINEAR)
 
 
 def pixel_budget(processor: Any, least: int, most: int | None) -> dict[str, Any]:

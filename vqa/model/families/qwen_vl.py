@@ -7,7 +7,6 @@ from vqa.model.families.family import QWEN_LINEAR, Family, pixel_budget
 FAMILY = Family(
     types=("qwen2_5_vl", "qwen3_vl"),
     own_text=("qwen2_5_vl_text", "qwen3_vl_text"),
-    own_tower=True,
     shares_prefix=True,
     looks_at_many=True,
     linear=QWEN_LINEAR,

@@ -9,11 +9,7 @@ import torch
 from vqa.errors import UserError
 from vqa.model.families.family import Family
 
-EXPERT_ROUTERS = (
-    "gate",
-    "router",
-    "shared_expert_gate",
-)  # they choose who computes
+EXPERT_ROUTERS = ("gate", "router", "shared_expert_gate")  # they choose who computes
 
 
 @dataclass(frozen=True)
@@ -66,11 +62,24 @@ def model_class(config: Any, path: str = "") -> Any:
     return found
 
 
-def read_structure(config: Any) -> Structure:
-    """Build the model without memory for its weights, and look."""
+def empty_model(config: Any) -> Any:
+    """The model without memory for its weights."""
     found = model_class(config)
     with torch.device("meta"):
-        return structure_of(found(config))
+        return found(config)
+
+
+def read_structure(config: Any) -> Structure:
+    """Names in the model of a configuration."""
+    return structure_of(empty_model(config))
+
+
+def stored_quantization(config: Any) -> str | None:
+    """nf4 or int8 for a checkpoint that says it is stored in 4 or 8 bits; else None."""
+    stored = getattr(config, "quantization_config", None)
+    if stored is None:
+        return None
+    return "nf4" if dict(stored).get("load_in_4bit", False) else "int8"
 
 
 def structure_of(model: Any) -> Structure:
