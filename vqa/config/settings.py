@@ -298,7 +298,10 @@ class Settings(Group):
     stage: Stage
     """What to do; a sweep sets trial."""
     seed: Annotated[int, Ge(0), Lt(2**31)]
-    """Seed of the split, folds, order of questions and options, and the adapter's first weights."""
+    """Seed of the split, the subsample and the folds; what trials must share to be compared."""
+    train_seed: Annotated[int, Ge(0), Lt(2**31)]
+    """Seed of the training: the adapter's first weights, order of questions and options. Another one trains
+    the same configuration on the same folds again."""
     loss: Literal["answer_only", "choice_ce", "full"]
     """Loss. answer_only: on the answer's tokens; choice_ce: on the four letters; full: on every token."""
     precision: Literal["auto", "float32", "bfloat16", "float16"]

@@ -128,7 +128,7 @@ def _training(
         f"targets `{lora['target_modules']}`",
         f"- base loaded as: quantization {config['quantization']['name']}",
         f"- learning rate {metrics.get('learning_rate', config['optimizer']['lr']):.3g}, "
-        f"seed {config['seed']}, {metrics.get('n_train', '?')} training questions",
+        f"seed {config.get('train_seed', config['seed'])}, {metrics.get('n_train', '?')} training questions",
         f"- data sha256 `{manifest['data_sha256']}`, split sha256 `{manifest['split_sha256']}`",
         *([f"- code: commit `{commit}`"] if commit else []),
         f"- licence of the base: {licence or 'see its own card'}; "

@@ -109,7 +109,7 @@ def run_final(settings: Settings, folder: Path) -> dict[str, Any]:
         tracked.tags({"data_sha256": job.data_sha256, "split_sha256": job.split.sha256})
         log.info("scoring the base model on %d held-out questions", len(job.split.valid))
         base = score(encoder, job.split.valid, settings.budget.eval_batch_size, "base model")
-        with attached(encoder.base, settings.lora, settings.seed) as model:
+        with attached(encoder.base, settings.lora, settings.train_seed) as model:
             trained = _train(settings, encoder, model, job, run, tracked)
             if processes.is_main():
                 save_adapter(model, run.adapter, encoder.base)

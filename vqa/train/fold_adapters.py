@@ -83,7 +83,7 @@ def fold_adapter(
         The PEFT model in evaluation mode, how its training went, and whether that was another trial's.
     """
     if not settings.budget.keep_fold_adapters:
-        with attached(base, settings.lora, settings.seed) as model:
+        with attached(base, settings.lora, settings.train_seed) as model:
             yield model, train(model), False
         return
     folder = StudyFolder.of(settings).fold_adapter(fold_digest(settings), number)
@@ -91,7 +91,7 @@ def fold_adapter(
     with _turn(folder.with_suffix(".lock")):
         found = folder.exists()
         if not found:
-            with attached(base, settings.lora, settings.seed) as model:
+            with attached(base, settings.lora, settings.train_seed) as model:
                 _keep(model, base, train(model), folder)
     if found:
         log.info("fold %d: the adapter was trained before, see %s", number, folder)
