@@ -205,6 +205,9 @@ class InferenceSettings(Group):
     """Most tokens of a reasoning; a text that is cut off before its answer counts as no answer."""
     on_no_answer: Literal["letters", "error"]
     """When a text holds no answer. letters: take the letter probabilities and flag the row; error: stop."""
+    temperature: Literal["auto"] | Annotated[float, Gt(0)]
+    """Temperature of calibrated probabilities. auto: fitted on the held-out rows by stage=final, and kept
+    beside the adapter; 1: the model's own. Prediction files keep the model's own."""
     min_option_mass: float
     """Warn when the four letters together have less probability than this on average."""
 
@@ -245,6 +248,13 @@ class AdaptSettings(Group):
     """Distance (KL divergence) from the trained model's answers above which the weights are reset."""
     seed: int
     """Seed of views and random starts."""
+
+
+@dataclass
+class FinalSettings(Group):
+    members: Literal["folds"] | Count
+    """Adapters that stage=final trains and averages. A number: with `train_seed` and those after it; folds:
+    one without each fold of the training part."""
 
 
 @dataclass
@@ -326,6 +336,7 @@ class Settings(Group):
     budget: BudgetSettings
     inference: InferenceSettings
     adapt: AdaptSettings
+    final: FinalSettings
     ensemble: EnsembleSettings
     tracking: TrackingSettings
     env: EnvSettings

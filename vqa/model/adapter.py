@@ -115,6 +115,20 @@ def stored_names(folder: Path) -> set[str]:
         return set(stored.keys())
 
 
+def stored_state(folder: Path, device: torch.device) -> dict[str, torch.Tensor]:
+    """The weights in an adapter's file, on a device.
+
+    Raises:
+        UserError: The folder holds no adapter.
+    """
+    from safetensors.torch import load_file
+
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        raise UserError(f"adapter={folder}: no {file.name} there; train it with stage=final")
+    return load_file(str(file), device=str(device))
+
+
 def detach(model: Any) -> None:
     """Take the adapter off again and free its memory."""
     base = model.unload()

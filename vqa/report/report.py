@@ -17,6 +17,7 @@ from vqa.machine.files import replace_text
 from vqa.question import CHANCE, Question
 from vqa.report import facts, plots, study_plots
 from vqa.report.page import gallery, inline_svg, render
+from vqa.results.calibration import UNCHANGED, tempered
 from vqa.results.folder import RunFolder, StudyFolder
 from vqa.results.predictions import Prediction, read_predictions
 from vqa.results.trials import TrialRow, complete_trials, varied_parameters
@@ -94,7 +95,11 @@ def _answers(folder: RunFolder, trials: Sequence[TrialRow]) -> dict[str, Any]:
         "sizes": facts.by_size(labelled, texts),
         "n_labelled": len(labelled),
         "out_of_fold": "oof" in parts,
-        "gallery": gallery(parts, _by_part(parts, questions)),
+        # a trial has no temperature: its own probabilities are shown
+        "gallery": gallery(
+            {part: tempered(rows, metrics.get("temperature", UNCHANGED)) for part, rows in parts.items()},
+            _by_part(parts, questions),
+        ),
         "trouble": trouble,
     }
 

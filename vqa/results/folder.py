@@ -23,6 +23,8 @@ MANIFEST = "manifest.json"  # written last: its presence means "complete"
 CHECKPOINT = "checkpoint.pt"  # there while the training is not over
 FINAL, SPEED = "final", "speed"  # folders in a study's: the final run, the trial that measures the speed
 FOLDS, OUT_OF_FOLD = "folds.csv", "oof_predictions.csv"
+CALIBRATION = "calibration.json"  # beside an adapter's weights: its temperature
+MEMBER = "member_"  # and its number, from 0: one of several adapters in the folder of all
 # a folder with only these may be claimed by another run
 BOOKKEEPING = (".hydra", "run.log", ".mlflow_run_id", "split.csv")
 # Where and how a run computes, not what: it may be resumed with other values of these keys.
@@ -84,6 +86,10 @@ class RunFolder:
         """The run's page: in its study's folder, or beside its own files where there is no study."""
         of_study = self.study.leaderboard.exists() or self.path == self.study.final.path
         return self.study.report if of_study else self.path / "report.html"
+
+    def member(self, number: int) -> "RunFolder":
+        """The files of one of several adapters that the run trains and averages, from 0."""
+        return RunFolder(self.path / "members" / str(number))
 
     def results(self) -> list[Path]:
         """The files worth a copy where the run is tracked, those that exist."""
@@ -221,6 +227,27 @@ class StudyFolder:
 def adapter_folder(settings: Settings) -> Path:
     """The adapter a run works with: the one it was given, else that of its study's final run."""
     return Path(settings.adapter) if settings.adapter else StudyFolder.of(settings).final.adapter
+
+
+def member_folder(adapter: Path, number: int) -> Path:
+    """Where a member's weights lie within the folder of all."""
+    return adapter / f"{MEMBER}{number}"
+
+
+def member_folders(adapter: Path) -> list[Path]:
+    """The adapters in a folder, by number; the folder itself where it is one adapter.
+
+    Raises:
+        UserError: Members are missing that the answers were calibrated with.
+    """
+    found = [path for path in adapter.glob(f"{MEMBER}*") if path.name[len(MEMBER) :].isdigit()]
+    wanted = read_json(adapter / CALIBRATION).get("members", len(found))
+    if len(found) != wanted:
+        raise UserError(
+            f"adapter={adapter}: {CALIBRATION} tells of {wanted} members, but {len(found)} folders "
+            f"{MEMBER}* are there; copy the whole folder, or name one member's"
+        )
+    return sorted(found, key=lambda path: int(path.name[len(MEMBER) :])) or [adapter]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from vqa.question import CHANCE, LETTERS
 from vqa.results.predictions import NO_ANSWER, Prediction
 
 P_FLOOR = 1e-12  # p_gold is clipped here: one hopeless row costs at most 27.6 nats, not infinity
+CONFIDENCE_BINS = 10  # of the calibration error
 COLLAPSE_SHARE = 0.4  # one contest team's submission was 85 % "b", scored 0.24 and went unnoticed
 
 
@@ -69,6 +70,36 @@ def accuracy(predictions: Sequence[Prediction]) -> float:
         ValueError: there are no predictions or one has no gold letter.
     """
     return sum(p.answer == gold for p, gold in _labelled(predictions)) / len(predictions)
+
+
+def calibration_error(predictions: Sequence[Prediction]) -> float:
+    """Return the expected calibration error, 0..1: how far accuracy is from confidence in ten bins.
+
+    Confidence is the top probability. 0 is perfect; it is no smaller than chance makes it, which on 600 rows
+    is about 0.01.
+
+    Raises:
+        ValueError: there are no predictions or one has no gold letter.
+
+    Source: Naeini et al. 2015, Obtaining Well Calibrated Probabilities Using Bayesian Binning, with equal
+    widths as Guo et al. 2017 (arXiv 1706.04599, equation 3).
+    """
+    right = np.array([p.answer == gold for p, gold in _labelled(predictions)])
+    bins, confidence = confidence_bins(predictions)
+    error = 0.0
+    for index in np.unique(bins):
+        inside = bins == index
+        gap = abs(float(right[inside].mean()) - float(confidence[inside].mean()))
+        error += gap * int(inside.sum()) / len(predictions)
+    return error
+
+
+def confidence_bins(predictions: Sequence[Prediction]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the number of each prediction's bin, from 0, and its confidence, the top probability."""
+    confidence = np.array([max(p.p) for p in predictions])
+    edges = np.linspace(0, 1, CONFIDENCE_BINS + 1)
+    bins = np.clip(np.digitize(confidence, edges) - 1, 0, CONFIDENCE_BINS - 1)
+    return bins.astype(np.int64), confidence
 
 
 def paired_p_value(a: Mapping[str, float], b: Mapping[str, float]) -> float:
@@ -185,7 +216,7 @@ def summary(predictions: Sequence[Prediction]) -> dict[str, Any]:
     """Return the scores of labelled predictions under the names that files and MLflow use.
 
     Returns:
-        `accuracy`, `accuracy_ci95` [low, high], `nll` and `nll_se` in nats, `n`, `option_mass` (mean),
+        `accuracy`, `accuracy_ci95` [low, high], `nll` and `nll_se` in nats, `ece`, `n`, `option_mass` (mean),
         `no_answer_rate`, `accuracy_by_kind` (empty where kinds are unknown) and `chance`.
 
     Raises:
@@ -199,6 +230,7 @@ def summary(predictions: Sequence[Prediction]) -> dict[str, Any]:
         "accuracy_ci95": list(accuracy_interval(sum(p.answer == p.gold for p in predictions), n)),
         "nll": mean_nll,
         "nll_se": nll_se,
+        "ece": calibration_error(predictions),
         "n": n,
         "option_mass": sum(p.option_mass for p in predictions) / n,
         "no_answer_rate": no_answer_rate(predictions),

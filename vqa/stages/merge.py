@@ -10,7 +10,7 @@ from vqa.model.base import model_source, read_model_config
 from vqa.model.families.processor import copy_processor, load_image_processor
 from vqa.model.families.table import family_of
 from vqa.results.finish import Results, finish_run
-from vqa.results.folder import RunFolder, adapter_folder
+from vqa.results.folder import RunFolder, adapter_folder, member_folders
 from vqa.results.manifest import Provenance
 
 
@@ -38,6 +38,7 @@ def run_merge(settings: Settings, folder: Path) -> dict[str, Any]:
     started = time.time()
     _refuse_quantised(settings)
     adapter = adapter_folder(settings)
+    _refuse_members(adapter)
     base, where = model_source(settings)
     model: Any = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.bfloat16, **where)
     merged = plain_adapter(model, adapter, settings.model.path).merge_and_unload(safe_merge=True)
@@ -55,6 +56,15 @@ def run_merge(settings: Settings, folder: Path) -> dict[str, Any]:
     provenance = Provenance(settings.plain, settings.seed, started, extra={"adapter": str(adapter)})
     finish_run(run, Results(metrics), provenance)
     return metrics
+
+
+def _refuse_members(adapter: Path) -> None:
+    folders = member_folders(adapter)
+    if len(folders) > 1:
+        raise UserError(
+            f"stage=merge: {adapter} holds {len(folders)} adapters whose answers are averaged, and weights "
+            f"take one; give adapter={folders[0]}, or serve them apart (its README.md says how)"
+        )
 
 
 def _refuse_quantised(settings: Settings) -> None:

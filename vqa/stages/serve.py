@@ -5,7 +5,6 @@ import binascii
 import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,8 +50,7 @@ def run_serve(settings: Settings, folder: Path) -> None:
         raise UserError(
             f"stage=serve needs {error.name}: pip install -c constraints.txt '.[serve]'"
         ) from error
-    from vqa.answer.score import score
-    from vqa.model.adapter import loaded
+    from vqa.answer.members import asked_one_by_one, stored_temperature
     from vqa.model.base import load_base
     from vqa.model.encode import Encoder
 
@@ -61,12 +59,7 @@ def run_serve(settings: Settings, folder: Path) -> None:
     Console(stderr=True, soft_wrap=True).print(message(settings.lang, "serving", address=address))
     adapter = adapter_folder(settings)
     encoder = Encoder(load_base(settings), settings.prompt, settings.image)
-    with ExitStack() as stack:
-        stack.enter_context(loaded(encoder.base, adapter))
-
-        def answer(question: Question) -> Prediction:
-            return score(encoder, [question], 1)[0]
-
+    with asked_one_by_one(encoder, adapter, stored_temperature(adapter, settings)) as answer:
         app = make_app(answer, settings.lang, f"{settings.model.path} + {adapter}")
         # "server header": the page need not say what serves it
         uvicorn.run(app, host=HOST, port=settings.env.port, log_level="warning", server_header=False)

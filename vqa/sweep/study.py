@@ -42,7 +42,7 @@ RUNG_MARK = "completed_rung_"  # optuna.pruners._successive_halving notes a pass
 
 # These say where and how the study runs, not what it compares. A key below one of them counts as well
 # (env.threads); a group that holds one among others does not (budget=smoke).
-NOT_PART_OF_THE_TERMS = ("study", *MAY_DIFFER)
+NOT_PART_OF_THE_TERMS = ("study", "final", *MAY_DIFFER)
 
 
 def study_terms(settings: SweepSettings, space: SearchSpace) -> dict[str, Any]:

@@ -29,6 +29,7 @@ NOT_TRAINING = (
     "study",
     "stage",
     "adapter",
+    "final",
     "ensemble",
     "inference",
     "adapt",
