@@ -120,3 +120,10 @@ def test_a_missing_environment_variable_is_explained(composed: Compose) -> None:
 def test_pride_stands_alone(composed: Compose, more: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_settings(composed("inference=pride", more))
+
+
+@pytest.mark.parametrize("calibration", ["batch", "contextual"])
+def test_a_calibration_of_cyclic_orders_would_change_nothing(composed: Compose, calibration: str) -> None:
+    message = r"inference.calibration must be none with inference.orders=cyclic, which divides any preference"
+    with pytest.raises(UserError, match=message):
+        read_settings(composed("inference=cyclic", f"inference.calibration={calibration}"))
