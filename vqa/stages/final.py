@@ -213,6 +213,7 @@ def _train_member(
         metrics |= {"train_seed": settings.train_seed, "seconds": time.time() - started}
         tracked.metrics({name: metrics[name] for name in ("nll", "accuracy", "ece", "seconds")})
         if processes.is_main():
+            write_calibration(own.adapter, _calibration(settings, metrics))
             files = {run.valid_predictions: answers.valid}
             results = Results(metrics, files | ({run.test_predictions: answers.test} if job.test else {}))
             digests = job.data_sha256, job.split.sha256
