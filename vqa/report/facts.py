@@ -8,7 +8,7 @@ from typing import Any
 
 from vqa.question import LETTERS, Question
 from vqa.results.folder import StudyFolder
-from vqa.results.metrics import accuracy_interval
+from vqa.results.metrics import accuracy_ci95
 from vqa.results.predictions import Prediction
 from vqa.results.trials import TrialRow, Value, complete_trials
 
@@ -24,7 +24,7 @@ class Share:
         name: The group.
         n: Its questions.
         accuracy: Share of right answers.
-        low: Lower end of the 95 % Wilson interval.
+        low: Lower end of the 95 % Wilson interval, over pictures.
         high: Its upper end.
     """
 
@@ -67,7 +67,7 @@ def shares(groups: Mapping[str, Sequence[Prediction]]) -> list[Share]:
     found = []
     for name, predictions in groups.items():
         right = sum(p.answer == p.gold for p in predictions)
-        low, high = accuracy_interval(right, len(predictions))
+        low, high = accuracy_ci95(predictions)
         found.append(Share(name, len(predictions), right / len(predictions), low, high))
     return found
 

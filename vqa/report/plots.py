@@ -121,12 +121,12 @@ def confusion_matrix(predictions: Sequence[Prediction], path: Path) -> Path:
 def reliability(predictions: Sequence[Prediction], path: Path) -> Path:
     """Draw accuracy against confidence (top probability), and how many questions have which confidence.
 
-    Below the diagonal the model is surer than it may be. Whiskers: 95 % Wilson intervals.
+    Below the diagonal the model is surer than it may be. Whiskers: 95 % Wilson intervals, over pictures.
 
     Raises:
         ValueError: there are no predictions or one has no gold letter.
     """
-    from vqa.results.metrics import accuracy_interval
+    from vqa.results.metrics import accuracy_ci95
 
     overall = accuracy(predictions)
     confidence = np.array([max(p.p) for p in predictions])
@@ -148,7 +148,7 @@ def reliability(predictions: Sequence[Prediction], path: Path) -> Path:
         inside = bins == index
         n, share = int(inside.sum()), float(right[inside].mean())
         x = float(confidence[inside].mean())
-        low, high = accuracy_interval(int(right[inside].sum()), n)
+        low, high = accuracy_ci95([predictions[i] for i in np.flatnonzero(inside)])
         curve.errorbar(x, share, [[share - low], [high - share]], fmt="o", color=BLUE, capsize=3)
         error += abs(share - x) * n / len(predictions)
     curve.set(xlim=(CHANCE - 0.03, 1.03), ylim=(-0.03, 1.03))
