@@ -22,6 +22,7 @@ from vqa.results.trials import TrialRow, read_leaderboard, read_trials
 MANIFEST = "manifest.json"  # written last: its presence means "complete"
 CHECKPOINT = "checkpoint.pt"  # there while the training is not over
 FINAL, SPEED = "final", "speed"  # folders in a study's: the final run, the trial that measures the speed
+AGAIN, DONE = "again", "done"  # further trainings of a trial; written last into each
 FOLDS, OUT_OF_FOLD = "folds.csv", "oof_predictions.csv"
 # a folder with only these may be claimed by another run
 BOOKKEEPING = (".hydra", "run.log", ".mlflow_run_id", "split.csv")
@@ -68,6 +69,15 @@ class RunFolder:
         self.manifest_file = path / MANIFEST
         self.folds_file = path / FOLDS  # of a trial, as is the next
         self.out_of_fold = path / OUT_OF_FOLD
+
+    def again(self, seed: int) -> Path:
+        """The folder of a trial's further training with another `train_seed`."""
+        return self.path / AGAIN / f"{seed:03d}"
+
+    def trained_again(self) -> list[Path]:
+        """The folders of a trial's further trainings that are done, by rising seed."""
+        folders = sorted(self.path.glob(f"{AGAIN}/*"))
+        return [folder for folder in folders if (folder / DONE).exists()]
 
     @property
     def complete(self) -> bool:

@@ -131,8 +131,8 @@ def tie_width(values: Floats, codes: Codes, noise: Floats | None = None) -> floa
 
     The 95 % quantile of max - min of the trials' means when all are equally good: each trial's questions are
     centred, then pictures are drawn with replacement, the same ones for all trials. Testing each trial
-    against the best by itself would find a false winner in 87 of 100 studies of 16 equal trials. The spread of
-    a bootstrap over G pictures is too small by (G - 1) / G, which is put right.
+    against the best by itself would find a false winner in 87 of 100 studies of 16 equal trials. The spread
+    of a bootstrap over G pictures is too small by (G - 1) / G, which is put right.
 
     Args:
         values: NLL of every trial and question, shape (T, n).
