@@ -148,7 +148,7 @@ def reliability(predictions: Sequence[Prediction], path: Path) -> Path:
         inside = bins == index
         n, share = int(inside.sum()), float(right[inside].mean())
         x = float(confidence[inside].mean())
-        low, high = accuracy_ci95([predictions[i] for i in np.flatnonzero(inside)])
+        low, high = accuracy_ci95([predictions[i] for i in np.flatnonzero(inside).tolist()])
         curve.errorbar(x, share, [[share - low], [high - share]], fmt="o", color=BLUE, capsize=3)
         error += abs(share - x) * n / len(predictions)
     curve.set(xlim=(CHANCE - 0.03, 1.03), ylim=(-0.03, 1.03))

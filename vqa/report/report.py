@@ -66,6 +66,7 @@ def _search(study: StudyFolder, trials: Sequence[TrialRow]) -> dict[str, Any]:
         "names": names,
         "ranking": ranking,
         "best": _best(trials),
+        "doubts": facts.doubts(study.ranking()),
         "trial_seconds": sum(float(row["seconds"] or 0) for row in ranking),
         "agreement": facts.fold_agreement(study.path, trials),
         "runs": runs,

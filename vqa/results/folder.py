@@ -161,6 +161,7 @@ class StudyFolder:
         self.report = path / "report.html"
         self.locks = path / ".locks"
         self.workers = path / "workers"
+        self.race = path / ".race"  # the round of trainings that is run: seed, then trials
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
