@@ -1,8 +1,9 @@
 """How much does a trial's score change when the same configuration is trained again on the same folds?
 
-`short` runs K-fold trials of several configurations, each with several `train_seed`s; split, subsample and folds
-are the same in all. `long` runs full-length final runs of some of them. Every trial leaves the NLL of each of
-its questions, so that `benchmarks.search.ranking` can replay on them what a study would have said and chosen.
+`short` runs K-fold trials of several configurations, each with several `train_seed`s; split, subsample and
+folds are the same in all. `long` runs full-length final runs of some of them. Every trial leaves the NLL of
+each of its questions, so that `benchmarks.search.ranking` can replay on them what a study would have said and
+chosen.
 
     python -m benchmarks.search.retraining short --seeds 8 --processes 2 --work FOLDER --out FILE
     python -m benchmarks.search.retraining long --seeds 3 --processes 2 --work FOLDER --out FILE

@@ -18,7 +18,7 @@ from vqa.model.prompt import AS_WRITTEN, render
 from vqa.model.vision.generic_pictures import budget_arguments, processed
 from vqa.question import LETTERS, Question
 from vqa.report.facts import picture_size
-from vqa.results.metrics import accuracy_interval
+from vqa.results.uncertainty import picture_codes, share_interval
 
 HASH_SIDE = 8
 NEAR_BITS = 4  # of 64: a picture saved again differs in 0 to 2 bits, unrelated ones in about 32
@@ -148,7 +148,8 @@ def text_floor(questions: Sequence[Question], seed: int) -> dict[str, Any] | Non
     by picture. A fine-tuned model that scores no better does not look.
 
     Returns:
-        `accuracy`, `low`, `high` (95 % Wilson) and `n`; None with fewer than 50 labelled questions.
+        `accuracy`, `low`, `high` (95 % Wilson, over pictures) and `n`; None with fewer than 50 labelled
+        questions.
     """
     from sklearn.feature_extraction import FeatureHasher
     from sklearn.linear_model import LogisticRegression
@@ -162,16 +163,14 @@ def text_floor(questions: Sequence[Question], seed: int) -> dict[str, Any] | Non
         [_words(q, i) for q in labelled for i in range(len(LETTERS))]
     )
     right = np.array([LETTERS[i] == q.answer for q in labelled for i in range(len(LETTERS))])
-    correct = 0
+    correct = np.zeros(len(labelled), dtype=bool)
     folds = GroupKFold(FOLDS, shuffle=True, random_state=seed)
     for train, test in folds.split(labelled, groups=groups):
         learner = LogisticRegression(C=1.0, max_iter=200).fit(features[_rows(train)], right[_rows(train)])
         scores = learner.decision_function(features[_rows(test)]).reshape(-1, len(LETTERS))
-        correct += int(
-            right[_rows(test)].reshape(-1, len(LETTERS))[np.arange(len(test)), scores.argmax(1)].sum()
-        )
-    low, high = accuracy_interval(correct, len(labelled))
-    return {"accuracy": correct / len(labelled), "low": low, "high": high, "n": len(labelled)}
+        correct[test] = right[_rows(test)].reshape(-1, len(LETTERS))[np.arange(len(test)), scores.argmax(1)]
+    low, high = share_interval(correct, picture_codes([q.image_sha256 for q in labelled]))
+    return {"accuracy": float(correct.mean()), "low": low, "high": high, "n": len(labelled)}
 
 
 def _rows(questions: NDArray[np.int64]) -> NDArray[np.int64]:

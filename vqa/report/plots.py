@@ -16,7 +16,7 @@ from vqa.question import CHANCE, LETTERS
 from vqa.results.metrics import (
     CONFIDENCE_BINS,
     accuracy,
-    accuracy_interval,
+    accuracy_ci95,
     calibration_error,
     confidence_bins,
     confusion,
@@ -127,7 +127,7 @@ def confusion_matrix(predictions: Sequence[Prediction], path: Path) -> Path:
 def reliability(predictions: Sequence[Prediction], path: Path) -> Path:
     """Draw accuracy against confidence (top probability), and how many questions have which confidence.
 
-    Below the diagonal the model is surer than it may be. Whiskers: 95 % Wilson intervals.
+    Below the diagonal the model is surer than it may be. Whiskers: 95 % Wilson intervals, over pictures.
 
     Raises:
         ValueError: there are no predictions or one has no gold letter.
@@ -150,7 +150,7 @@ def reliability(predictions: Sequence[Prediction], path: Path) -> Path:
         inside = bins == index
         n, share = int(inside.sum()), float(right[inside].mean())
         x = float(confidence[inside].mean())
-        low, high = accuracy_interval(int(right[inside].sum()), n)
+        low, high = accuracy_ci95([predictions[i] for i in np.flatnonzero(inside).tolist()])
         curve.errorbar(x, share, [[share - low], [high - share]], fmt="o", color=BLUE, capsize=3)
     curve.set(xlim=(CHANCE - 0.03, 1.03), ylim=(-0.03, 1.03))
     curve.set(xlabel=confidence_label, ylabel=label("accuracy", "정확도"))

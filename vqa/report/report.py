@@ -20,7 +20,7 @@ from vqa.report.page import gallery, inline_svg, render
 from vqa.results.calibration import UNCHANGED, tempered
 from vqa.results.folder import RunFolder, StudyFolder
 from vqa.results.predictions import Prediction, read_predictions
-from vqa.results.trials import TrialRow, complete_trials, varied_parameters
+from vqa.results.trials import TrialRow, best_trial, complete_trials, varied_parameters
 
 
 def write_report(run: Path, language: str) -> Path:
@@ -67,6 +67,7 @@ def _search(study: StudyFolder, trials: Sequence[TrialRow]) -> dict[str, Any]:
         "names": names,
         "ranking": ranking,
         "best": _best(trials),
+        "doubts": facts.doubts(study.ranking()),
         "trial_seconds": sum(float(row["seconds"] or 0) for row in ranking),
         "agreement": facts.fold_agreement(study.path, trials),
         "runs": runs,
@@ -105,7 +106,8 @@ def _answers(folder: RunFolder, trials: Sequence[TrialRow]) -> dict[str, Any]:
 
 
 def _best(trials: Sequence[TrialRow]) -> TrialRow | None:
-    return min(complete_trials(trials), key=lambda trial: trial.nll, default=None)
+    complete = complete_trials(trials)
+    return best_trial(complete) if complete else None
 
 
 def _predictions(folder: RunFolder) -> dict[str, list[Prediction]]:
@@ -160,7 +162,7 @@ def study_charts(trials: Sequence[TrialRow]) -> dict[str, Chart]:
     complete = complete_trials(trials)
     if not complete:
         return {}
-    best = min(complete, key=lambda trial: trial.nll)
+    best = best_trial(complete)
     values = ", ".join(f"{name} = {_short(value)}" for name, value in best.parameters.items())
     names = ", ".join(varied_parameters(trials))
     pruned = sum(trial.state == "PRUNED" for trial in trials)

@@ -1,6 +1,5 @@
 """Several models' answers to the same questions as one: the average, and what it gains over one of them."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,8 +10,7 @@ from numpy.typing import NDArray
 from vqa.question import LETTERS
 from vqa.results.metrics import P_FLOOR, accuracy, calibration_error, nll, per_question_nll
 from vqa.results.predictions import Prediction
-
-Z95 = 1.959964  # two-sided 95 % of the normal distribution
+from vqa.results.uncertainty import Z95, mean_error, picture_codes
 
 
 def average(members: Sequence[Sequence[Prediction]], weights: Sequence[int]) -> list[Prediction]:
@@ -43,7 +41,7 @@ def disagreement(members: Sequence[Sequence[Prediction]]) -> float:
 def paired_gain(one: Sequence[Prediction], other: Sequence[Prediction]) -> dict[str, list[float]]:
     """The other's scores minus the first's on the same questions, each with its 95 % interval.
 
-    Errors are clustered by picture: questions on one picture are not independent.
+    Errors are taken over pictures (`vqa.results.uncertainty`): questions on one are not independent.
 
     Args:
         one: Labelled predictions.
@@ -55,8 +53,6 @@ def paired_gain(one: Sequence[Prediction], other: Sequence[Prediction]) -> dict[
 
     Raises:
         ValueError: Not the same questions, or one has no gold letter.
-
-    Source: cluster-robust variance with its small-sample factor (CR1), Cameron and Miller 2015, section II.B.
     """
     if [p.id for p in one] != [p.id for p in other]:
         raise ValueError("a paired difference needs the same questions in the same order")
@@ -65,7 +61,7 @@ def paired_gain(one: Sequence[Prediction], other: Sequence[Prediction]) -> dict[
     by_right = np.array(
         [(b.answer == b.gold) - (a.answer == a.gold) for a, b in zip(one, other, strict=True)]
     )
-    pictures = [p.id for p in one]
+    pictures = picture_codes([p.image_sha256 for p in one])
     return {"nll": _with_interval(by_nll, pictures), "accuracy": _with_interval(by_right, pictures)}
 
 
@@ -99,15 +95,6 @@ def compared_with_one(one: Rows, several: Rows) -> dict[str, Any]:
     }
 
 
-def _with_interval(differences: NDArray[np.float64], pictures: Sequence[str]) -> list[float]:
-    mean = float(differences.mean())
-    names = {name: number for number, name in enumerate(dict.fromkeys(pictures))}
-    sums = np.zeros(len(names))
-    np.add.at(sums, [names[name] for name in pictures], differences - mean)
-    groups = len(names)
-    error = (
-        math.sqrt(groups / (groups - 1) * float((sums**2).sum())) / len(differences)
-        if groups > 1
-        else math.inf
-    )
+def _with_interval(differences: NDArray[np.float64], pictures: NDArray[np.int64]) -> list[float]:
+    mean, error = float(differences.mean()), mean_error(differences, pictures)
     return [mean, mean - Z95 * error, mean + Z95 * error]

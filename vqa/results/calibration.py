@@ -87,11 +87,11 @@ def fitted_temperature(predictions: Sequence[Prediction]) -> float:
 def cross_fitted(predictions: Sequence[Prediction]) -> list[Prediction]:
     """The predictions, each tempered by a temperature that was fitted without it.
 
-    The rows fall into `PARTS` parts by a digest of their group, so that rows on one picture stay together and
-    the parts do not depend on the order.
+    The rows fall into `PARTS` parts by a digest of their picture, so that rows on one picture stay together
+    and the parts do not depend on the order.
 
     Args:
-        predictions: Labelled. With fewer than two groups they are returned as they are.
+        predictions: Labelled. Where all fall into one part they are returned as they are.
 
     Raises:
         ValueError: As `fitted_temperature`.
@@ -177,7 +177,8 @@ def write_calibration(adapter: Path, content: Mapping[str, Any]) -> None:
 
 
 def _part(prediction: Prediction) -> int:
-    return hashlib.sha256(prediction.id.encode()).digest()[0] * PARTS // 256
+    group = prediction.image_sha256 or prediction.id
+    return hashlib.sha256(group.encode()).digest()[0] * PARTS // 256
 
 
 def _log_p(predictions: Sequence[Prediction]) -> NDArray[np.float64]:

@@ -22,6 +22,7 @@ from vqa.results.trials import TrialRow, read_leaderboard, read_trials
 MANIFEST = "manifest.json"  # written last: its presence means "complete"
 CHECKPOINT = "checkpoint.pt"  # there while the training is not over
 FINAL, SPEED = "final", "speed"  # folders in a study's: the final run, the trial that measures the speed
+AGAIN, DONE = "again", "done"  # further trainings of a trial; written last into each
 FOLDS, OUT_OF_FOLD = "folds.csv", "oof_predictions.csv"
 CALIBRATION = "calibration.json"  # beside an adapter's weights: its temperature
 MEMBER = "member_"  # and its number, from 0: one of several adapters in the folder of all
@@ -70,6 +71,15 @@ class RunFolder:
         self.manifest_file = path / MANIFEST
         self.folds_file = path / FOLDS  # of a trial, as is the next
         self.out_of_fold = path / OUT_OF_FOLD
+
+    def again(self, seed: int) -> Path:
+        """The folder of a trial's further training with another `train_seed`."""
+        return self.path / AGAIN / f"{seed:03d}"
+
+    def trained_again(self) -> list[Path]:
+        """The folders of a trial's further trainings that are done, by rising seed."""
+        folders = sorted(self.path.glob(f"{AGAIN}/*"))
+        return [folder for folder in folders if (folder / DONE).exists()]
 
     @property
     def complete(self) -> bool:
@@ -157,6 +167,7 @@ class StudyFolder:
         self.report = path / "report.html"
         self.locks = path / ".locks"
         self.workers = path / "workers"
+        self.race = path / ".race"  # the round of trainings that is run: seed, then trials
 
     @classmethod
     def of(cls, settings: Settings) -> Self:

@@ -17,6 +17,7 @@ from vqa.machine.files import try_lock, wait_for_lock
 from vqa.machine.interrupt import Interrupt
 from vqa.results.folder import FINAL, StudyFolder
 from vqa.sweep.board import Board, write_address
+from vqa.sweep.confirmation import confirm
 from vqa.sweep.jobs import HydraJobs, refuse_unknown_keys
 from vqa.sweep.leaderboard import Standing, describe_scores, describe_ties, winner_of
 from vqa.sweep.pool import WorkerPool, note_refusal, own_command, own_deadline, own_slot
@@ -151,6 +152,8 @@ class Sweep:
         try:
             with board:
                 self._run_trials(worker)
+            if self.shared.tally().done >= self.shared.n_trials and not self.shared.too_many_failures():
+                confirm(self.shared, self.jobs, worker)
             complete = self._check_complete(worker.standings())
             if complete and self.settings.final:
                 self._run_final(worker.standings())
