@@ -5,6 +5,8 @@ from vqa.model.families.family import QWEN_LINEAR, pixel_budget, tested
 MIXERS = "in_proj_qkv|in_proj_z|in_proj_a|in_proj_b|out_proj"
 FAMILY = tested(
     types=("qwen3_5", "qwen3_5_moe"),
+    packed_text=("qwen3_5_text",),
+    own_tower=True,
     linear=f"{QWEN_LINEAR}|{MIXERS}",
     attention=f"q_proj|k_proj|v_proj|o_proj|{MIXERS}",
     budget=pixel_budget,
