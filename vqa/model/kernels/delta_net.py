@@ -1,7 +1,7 @@
 """Gated DeltaNet over a packed row: convolution, delta rule and gated norm of Qwen3.5's linear layers.
 
-The prefix's state and last inputs go on into every suffix, in the row or from outside it. What lies in the row
-on several levels (prefix, suffixes, branches) is computed level by level.
+The prefix's state and last inputs go on into every suffix, in the row or from outside it. What lies in the
+row on several levels (prefix, suffixes, branches) is computed level by level.
 
 Notation: T tokens, H key heads, V value heads, K and D width of a key's and a value's head, W width of the
 convolution.
@@ -47,7 +47,9 @@ def mix_by_delta_rule(
     weight = mixer.conv1d.weight[:, 0]
     sizes = [level.tokens for level in levels]
     decay, beta = gates(a, b, mixer.A_log, mixer.dt_bias)
-    before = inputs.new_zeros(1, weight.shape[1] - 1, inputs.shape[1]) if outside is None else outside[0][None]
+    before = (
+        inputs.new_zeros(1, weight.shape[1] - 1, inputs.shape[1]) if outside is None else outside[0][None]
+    )
     state = None if outside is None else outside[1][None]
     parts = []
     rows = zip(levels, *(_split(x, sizes) for x in (inputs, decay, beta)), strict=True)
@@ -93,7 +95,7 @@ class _SigmoidGate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Any, gate: Any) -> Any:
         ctx.save_for_backward(x, gate)
-        return gate_by_sigmoid(x, gate)
+        return gate_by_sigmoid(x.detach(), gate.detach())
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
@@ -105,7 +107,7 @@ class _GatedNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Any, gate: Any, weight: Any, eps: float) -> Any:
         ctx.eps = eps
         ctx.save_for_backward(x, gate, weight)
-        return gated_norm(x, gate, weight, eps)
+        return gated_norm(x.detach(), gate.detach(), weight, eps)
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:

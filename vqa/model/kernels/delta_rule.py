@@ -8,9 +8,9 @@ Notation: T tokens, N sequences, H key heads, V value heads, K and D width of a 
 Source: Gated Delta Networks, Yang et al. 2024; the chunked form is that of transformers' Qwen3.5.
 """
 
+import importlib
 import importlib.metadata
 import importlib.util
-import logging
 from typing import Any
 
 import torch
@@ -19,9 +19,7 @@ import torch.nn.functional as F
 from vqa.model.kernels.pointwise import fused
 from vqa.model.kernels.short_conv import CHUNK, Level
 
-log = logging.getLogger(__name__)
-PACKAGE = "flash-linear-attention"
-OLDEST = (0, 6)
+OLDEST = (0, 6)  # of flash-linear-attention
 MENDED_TRITON = (3, 7, 1)  # from 3.4 on, the kernels' backward is wrong on Hopper (their issue 640)
 BROKEN_TRITON = (3, 4)
 HOPPER = (9, 0)
@@ -66,7 +64,7 @@ def missing_kernel(device: torch.device) -> str:
         return f"pip install -U 'flash-linear-attention>=0.6' (found {version})"
     if torch.cuda.get_device_capability(device) != HOPPER or importlib.util.find_spec("tilelang"):
         return ""
-    triton = importlib.metadata.version("triton")
+    triton = importlib.import_module("triton").__version__
     if BROKEN_TRITON <= _numbers(triton) < MENDED_TRITON:
         return f"pip install 'triton>=3.7.1' or tilelang: Triton {triton} computes wrong gradients on Hopper"
     return ""
@@ -176,7 +174,7 @@ class _Gates(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Any, b: Any, log_rate: Any, bias: Any) -> Any:
         ctx.save_for_backward(a, b, log_rate, bias)
-        return _gates(a, b, log_rate, bias)
+        return _gates(a.detach(), b.detach(), log_rate, bias)
 
     @staticmethod
     def backward(ctx: Any, by_decay: Any, by_beta: Any) -> Any:

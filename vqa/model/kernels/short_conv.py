@@ -111,15 +111,15 @@ def short_conv(x: torch.Tensor, before: torch.Tensor, weight: torch.Tensor, leve
 class _ShortConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Any, before: Any, weight: Any, level: Level) -> Any:
-        ctx.level = level
+        ctx.level, before = level, before.contiguous()  # one layout: fewer kernels are compiled
         ctx.save_for_backward(x, before, weight)
-        return _forward(x, before, weight, level.owners, level.offsets)
+        return _forward(x.detach(), before.detach(), weight, level.owners, level.offsets)
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
         x, before, weight = ctx.saved_tensors
         level, needed = ctx.level, ctx.needs_input_grad
-        by_sum = _by_sum(grad, x, before, weight, level.owners, level.offsets)
+        by_sum = _by_sum(grad, x.detach(), before.detach(), weight, level.owners, level.offsets)
         dx = _by_input(by_sum, weight, level.offsets) if needed[0] else None
         dbefore = _by_before(by_sum, weight, level).to(before.dtype) if needed[1] else None
         return dx, dbefore, None, None
@@ -169,7 +169,9 @@ def _by_input(by_sum: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor)
     total = by_sum.to(wide) * weight[:, W - 1].to(wide)
     for lag in range(1, W):  # rolled round, a row's first tokens are in no sequence of its last ones
         inside = (offsets.roll(-lag, 0) >= lag)[:, None]
-        total = total + torch.where(inside, by_sum.roll(-lag, 0), 0).to(wide) * weight[:, W - 1 - lag].to(wide)
+        total = total + torch.where(inside, by_sum.roll(-lag, 0), 0).to(wide) * weight[:, W - 1 - lag].to(
+            wide
+        )
     return total.to(by_sum.dtype)
 
 
