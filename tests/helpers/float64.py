@@ -1,4 +1,4 @@
-"""transformers' models in float64 throughout: without their float32 round trips, the delta rule written out."""
+"""transformers' models in float64 throughout: without float32 round trips, the delta rule written out."""
 
 from typing import Any
 

@@ -4,6 +4,9 @@ In float32 against transformers as it is; in float64 against transformers with i
 out and the delta rule one token at a time.
 """
 
+import importlib
+import importlib.metadata
+import importlib.util
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -222,11 +225,9 @@ def test_what_is_missing_on_a_gpu_is_said_once_and_transformers_computes(
 def test_versions_of_the_kernels_are_checked(
     found: str | None, triton: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delta_rule.importlib.util, "find_spec", lambda name: found if name == "fla" else None)
-    monkeypatch.setattr(delta_rule.importlib.metadata, "version", lambda name: found)
-    monkeypatch.setattr(
-        delta_rule.importlib, "import_module", lambda name: SimpleNamespace(__version__=triton)
-    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found if name == "fla" else None)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: found)
+    monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(__version__=triton))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     message = delta_rule.missing_kernel(torch.device("cuda"))
     assert (said in message) if said else message == ""

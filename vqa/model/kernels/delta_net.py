@@ -57,9 +57,8 @@ def mix_by_delta_rule(
         goes_on = kept or i + 1 < len(levels)
         before = children(before, level)
         state = None if state is None else children(state, level)
-        query, key, value = short_conv(x, before, weight, level).split(
-            [mixer.key_dim, mixer.key_dim, mixer.value_dim], dim=1
-        )
+        mixed = short_conv(x, before, weight, level)
+        query, key, value = torch.split(mixed, [mixer.key_dim, mixer.key_dim, mixer.value_dim], dim=1)
         found, state = delta_rule(
             query.view(len(x), -1, mixer.head_k_dim),
             key.view(len(x), -1, mixer.head_k_dim),
@@ -82,7 +81,7 @@ def mix_by_delta_rule(
 
 
 def _split(x: torch.Tensor, sizes: list[int]) -> Sequence[torch.Tensor]:
-    return [x] if len(sizes) == 1 else x.split(sizes)
+    return [x] if len(sizes) == 1 else torch.split(x, sizes)
 
 
 def gate_attention(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:

@@ -84,9 +84,8 @@ def _by_kernel(
     level: Level,
     final: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    from fla.ops.gated_delta_rule import chunk_gated_delta_rule
-
-    found, states = chunk_gated_delta_rule(
+    kernels: Any = importlib.import_module("fla.ops.gated_delta_rule")
+    found, states = kernels.chunk_gated_delta_rule(
         query[None],
         key[None],
         value[None],
@@ -178,7 +177,8 @@ class _Gates(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, by_decay: Any, by_beta: Any) -> Any:
-        return *_gates_backward(*ctx.saved_tensors, by_decay, by_beta), None, None
+        a, b, log_rate, bias = ctx.saved_tensors
+        return *_gates_backward(a, b, log_rate, bias, by_decay, by_beta), None, None
 
 
 @fused

@@ -45,7 +45,7 @@ class Level:
 
 def row_levels(layout: TreeLayout, device: torch.device) -> list[Level]:
     """The levels of a row, which follow each other in it: the prefix, the suffixes or stems, the branches."""
-    lengths = [(layout.prefix,)] if layout.prefix else []
+    lengths: list[tuple[int, ...]] = [(layout.prefix,)] if layout.prefix else []
     lengths += [layout.lengths] if layout.lengths else []
     lengths += [layout.branches.lengths] if layout.branches else []
     return [_level(sizes, device) for sizes in lengths]
