@@ -283,8 +283,8 @@ def _refuse_needs(settings: Settings, family: Family, config: Any) -> None:
     method = settings.adapt.method
     if method in NEED_OWN_DECODER and not family.is_own(config):
         raise UserError(
-            f"adapt={method} needs a prompt or hidden states inside the decoder, and {config.model_type} is "
-            "computed by transformers' own forward, which gives letter logits only; "
+            f"adapt={method} needs a prompt or hidden states inside the decoder, which can be had here "
+            f"for Qwen2.5-VL and Qwen3-VL only; {config.model_type} gives letter logits; "
             "use adapt=tent, sar, consistency, views, zero or repair, or a Qwen2.5-VL or Qwen3-VL model"
         )
 
