@@ -121,7 +121,7 @@ class _ShortConv(torch.autograd.Function):
         level, needed = ctx.level, ctx.needs_input_grad
         by_sum = _by_sum(grad, x.detach(), before.detach(), weight, level.owners, level.offsets)
         dx = _by_input(by_sum, weight, level.offsets) if needed[0] else None
-        dbefore = _by_before(by_sum, weight, level).to(before.dtype) if needed[1] else None
+        dbefore = _by_before(by_sum, weight, level.ends).to(before.dtype) if needed[1] else None
         return dx, dbefore, None, None
 
 
@@ -169,21 +169,21 @@ def _by_input(by_sum: torch.Tensor, weight: torch.Tensor, offsets: torch.Tensor)
     total = by_sum.to(wide) * weight[:, W - 1].to(wide)
     for lag in range(1, W):  # rolled round, a row's first tokens are in no sequence of its last ones
         inside = (offsets.roll(-lag, 0) >= lag)[:, None]
-        total = total + torch.where(inside, by_sum.roll(-lag, 0), 0).to(wide) * weight[:, W - 1 - lag].to(
-            wide
-        )
+        later = torch.where(inside, by_sum.roll(-lag, 0), 0).to(wide)
+        total = total + later * weight[:, W - 1 - lag].to(wide)
     return total.to(by_sum.dtype)
 
 
-def _by_before(by_sum: torch.Tensor, weight: torch.Tensor, level: Level) -> torch.Tensor:
+@fused
+def _by_before(by_sum: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     """Gradient (N, W - 1, D) by the inputs before each sequence: its first tokens read them."""
     W = weight.shape[1]
-    sizes, starts = level.ends.diff(), level.ends[:-1]
+    sizes, starts = ends.diff(), ends[:-1]
     wide = torch.promote_types(by_sum.dtype, torch.float32)
-    total = by_sum.new_zeros(len(starts), W - 1, by_sum.shape[1], dtype=wide)
-    for offset in range(W - 1):
-        there = (offset < sizes)[:, None, None]
+    columns = [by_sum.new_zeros(len(starts), by_sum.shape[1], dtype=wide)] * (W - 1)
+    for offset in range(W - 1):  # nothing where a sequence is shorter
         first = by_sum[(starts + offset).clamp_max(len(by_sum) - 1)].to(wide)
-        share = first[:, None] * weight[:, : W - 1 - offset].t().to(wide)
-        total[:, offset:] += torch.where(there, share, 0)
-    return total
+        first = torch.where((offset < sizes)[:, None], first, 0)
+        for place in range(offset, W - 1):
+            columns[place] = columns[place] + first * weight[:, place - offset].to(wide)
+    return torch.stack(columns, dim=1)
