@@ -216,7 +216,7 @@ def test_what_is_missing_on_a_gpu_is_said_once_and_transformers_computes(
 @pytest.mark.parametrize(
     ("found", "triton", "said"),
     [
-        (None, "3.7.1", "vqa"),
+        (None, "3.7.1", "extra qwen3_5"),
         ("0.4.1", "3.7.1", "0.4.1"),
         ("0.6.0", "3.5.1", "Triton 3.5.1"),
         ("0.6.0", "3.7.1", ""),

@@ -1,4 +1,7 @@
-"""Qwen3.5, 3.6, 3.8: three layers of Gated DeltaNet, then one of gated attention; Qwen3-VL's tower."""
+"""Qwen3.5, 3.6, 3.8: three layers of Gated DeltaNet, then one of gated attention; Qwen3-VL's tower.
+
+Those without experts go through our own decoder, on a GPU with flash-linear-attention's kernels.
+"""
 
 from vqa.model.families.family import QWEN_LINEAR, pixel_budget, tested
 

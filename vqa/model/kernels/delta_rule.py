@@ -58,7 +58,7 @@ def delta_rule(
 def missing_kernel(device: torch.device) -> str:
     """What to install so that a GPU computes the delta rule fast; "" where nothing is missing."""
     if importlib.util.find_spec("fla") is None:
-        return "pip install 'vqa[qwen3_5]'"
+        return "pip install 'flash-linear-attention>=0.6' (the extra qwen3_5 of this package)"
     version = importlib.metadata.version("fla-core")
     if _numbers(version) < OLDEST:
         return f"pip install -U 'flash-linear-attention>=0.6' (found {version})"
