@@ -92,7 +92,8 @@ def plain_logits(made: Settings, base: Base, questions: Any) -> torch.Tensor:
     from vqa.data.image import load_image
     from vqa.model.vision.generic_pictures import budget_arguments
 
-    writer = getattr(base.text, "prompts", base.text).writer
+    prompts: Any = getattr(base.text, "prompts", base.text)
+    writer = prompts.writer
     processor, found = writer.processor, []
     for question in questions:
         inputs = processor(

@@ -33,7 +33,7 @@ def alone(x: torch.Tensor, before: torch.Tensor, weight: torch.Tensor) -> torch.
 def test_a_convolution_reads_its_own_sequence_and_what_was_before_it() -> None:
     torch.manual_seed(0)
     x, before, weight = leaf(sum(LENGTHS), 6), leaf(len(LENGTHS), WIDTH - 1, 6), leaf(6, WIDTH).detach()
-    parts = zip(x.split(LENGTHS), before, strict=True)
+    parts = zip(torch.split(x, LENGTHS), before, strict=True)
     expected = torch.cat([alone(part, known, weight) for part, known in parts])
     found = short_conv(x, before, weight, level(LENGTHS))
     assert torch.allclose(found, expected, rtol=1e-12)
@@ -45,7 +45,7 @@ def test_a_convolution_reads_its_own_sequence_and_what_was_before_it() -> None:
 def test_the_last_inputs_reach_back_before_a_short_sequence() -> None:
     torch.manual_seed(0)
     x, before = leaf(sum(LENGTHS), 6), leaf(len(LENGTHS), WIDTH - 1, 6)
-    parts = zip(x.split(LENGTHS), before, strict=True)
+    parts = zip(torch.split(x, LENGTHS), before, strict=True)
     expected = torch.stack([torch.cat([known, part])[-WIDTH + 1 :] for part, known in parts])
     assert torch.equal(last_inputs(x, before, level(LENGTHS)), expected)
 
@@ -65,12 +65,12 @@ def test_chunks_give_the_rule_token_by_token(with_state: bool) -> None:
     x = [leaf(T, H, K), leaf(T, H, K), leaf(T, V, D), leaf(T, V), leaf(T, V)]
     state = leaf(len(lengths), V, K, D) if with_state else None
 
-    def given() -> tuple[torch.Tensor, ...]:
+    def given() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         return x[0], x[1], x[2], -F.softplus(x[3]), x[4].sigmoid()
 
     found, final = by_chunks(*given(), state, level(lengths), True)
     reads, ends = [], []
-    for i, parts in enumerate(zip(*(part.split(lengths) for part in given()), strict=True)):
+    for i, parts in enumerate(zip(*(torch.split(part, lengths) for part in given()), strict=True)):
         q, k, v, g, b = (part[None] for part in parts)
         read, end = token_by_token(q, k, v, g, b, None if state is None else state[i : i + 1])
         reads.append(read[0])
