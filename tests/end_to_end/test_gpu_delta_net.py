@@ -110,7 +110,7 @@ def step(model: Any, device: torch.device, recompute: Recompute, outside: bool) 
 
     if outside:
         base: Any = type("Base", (), {"text": text})()
-        with shared_prefix(base, prefix.to(device)) as known:
+        with shared_prefix(base, prefix) as known:
             logits = ask(known)
     else:
         logits = ask(None)
