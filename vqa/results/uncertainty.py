@@ -130,11 +130,11 @@ def sign_flip_p_value(differences: NDArray[np.int64], codes: Codes) -> float:
 def tie_widths(values: Floats, codes: Codes, best: int, noise: Floats | None = None) -> Floats:
     """Return how far from the best each trial may lie and still be tied, over all trials at once, shape (T,).
 
-    Each trial's questions are centred, so that all are equally good; then pictures are drawn with replacement,
-    the same ones for all trials. The widest difference of any two, in units of that pair's own standard
-    error, has a 95 % quantile: so many standard errors is a trial's difference to the best allowed. Testing
-    each against the best by itself would find a false winner in 87 of 100 studies of 16 equal trials. In units
-    of one width for all, a few wild trials would hide the differences between steady ones. The spread of a
+    Each trial's questions are centred, so that all are equally good; then pictures are drawn with
+    replacement, the same ones for all trials. The widest difference of any two, in units of that pair's own
+    standard error, has a 95 % quantile: so many standard errors is a trial's difference to the best allowed.
+    Testing each against the best by itself would find a false winner in 87 of 100 studies of 16 equal trials.
+    With one width for all, a few wild trials would hide the differences between steady ones. The spread of a
     bootstrap over G pictures is too small by (G - 1) / G, which is put right.
 
     Args:
