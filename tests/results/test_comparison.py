@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vqa.results.comparison import Trained, compare, next_trainings, retraining_noise, standing_order
-from vqa.results.uncertainty import picked_value, picture_codes, tie_width
+from vqa.results.uncertainty import picked_value, picture_codes, tie_widths
 
 N = 60
 
@@ -28,8 +28,8 @@ def test_ties_are_the_range_over_all_trials() -> None:
     names = sorted(trials[0].nll[0])
     values = np.array([[t.nll[0][name] for name in names] for t in trials])
     codes = picture_codes([trials[0].pictures[name] for name in names])
-    width = tie_width(values, codes)
-    edge = compare([trials[0], trial(1, 0.98 * width), trial(0, 1.1 * width)])
+    one, other = tie_widths(values, codes, 0)[1:]
+    edge = compare([trials[0], trial(1, 0.99 * one), trial(0, 1.01 * other)])
     assert [edge.tied[1], edge.tied[0]] == [True, False]
     assert found.corrected == picked_value(values, codes, 0)
     assert (found.retraining_sd, found.retraining_share) == (None, None)

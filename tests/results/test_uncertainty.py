@@ -15,7 +15,8 @@ from vqa.results.uncertainty import (
     picture_sums,
     share_interval,
     sign_flip_p_value,
-    tie_width,
+    swapped_halves,
+    tie_widths,
 )
 
 
@@ -64,7 +65,7 @@ def test_copies_of_a_question_add_nothing() -> None:
 def test_one_picture_tells_nothing() -> None:
     one = np.zeros(4, dtype=np.int64)
     assert mean_error(np.array([0.1, 0.2, 0.3, 0.4]), one) == math.inf
-    assert tie_width(np.array([[0.1, 0.2, 0.3, 0.4], [1.0, 1.0, 1.0, 1.0]]), one) == math.inf
+    assert tie_widths(np.array([[0.1, 0.2, 0.3, 0.4], [1.0, 1.0, 1.0, 1.0]]), one, 0)[1] == math.inf
     with pytest.raises(ValueError, match="at least 2 pictures, got 1"):
         mean_p_value(np.array([0.1, 0.2, 0.3, 0.4]), one)
 
@@ -97,22 +98,29 @@ def test_flipping_pictures_counts_all_signs() -> None:
     assert sign_flip_p_value(differences, codes) == pytest.approx(expected, rel=1e-12)
 
 
-def test_the_tie_width_is_the_quantile_of_the_range_under_resampled_pictures() -> None:
+def test_the_tie_widths_are_the_studentised_range_under_resampled_pictures() -> None:
     values, codes = drawn(5, 60, 3, seed=2)
+    values[4] += 2 * (values[4] - values[4].mean())  # a wild one
     centred = values - values.mean(axis=1, keepdims=True)
-    draw, ranges = np.random.default_rng(9), []
-    for _ in range(2000):
+    draw, means = np.random.default_rng(9), []
+    for _ in range(1500):
         questions = np.concatenate([np.flatnonzero(codes == g) for g in draw.integers(0, 60, 60)])
-        ranges.append(np.ptp(centred[:, questions].mean(axis=1)))
-    plain = float(np.quantile(ranges, 0.95)) * math.sqrt(60 / 59)
-    assert tie_width(values, codes) == pytest.approx(plain, rel=0.05)
-    assert tie_width(values, codes) == tie_width(values, codes)
+        means.append(centred[:, questions].mean(axis=1))
+    found = np.array(means) * math.sqrt(60 / 59)
+    error = {(i, j): (found[:, i] - found[:, j]).std() for i in range(5) for j in range(i)}
+    widest = [max(abs(row[i] - row[j]) / e for (i, j), e in error.items()) for row in found]
+    allowed = float(np.quantile(widest, 0.95))
+    widths = tie_widths(values, codes, 2)
+    assert widths[[3, 4]] == pytest.approx([error[3, 2] * allowed, error[4, 2] * allowed], rel=0.07)
+    assert widths[2] == 0
+    assert widths[4] > 1.5 * widths[3]
+    assert (tie_widths(values, codes, 2) == widths).all()
 
 
 def test_two_trials_are_as_wide_as_the_paired_test() -> None:
     values, codes = drawn(2, 300, 1, seed=3)
     error = mean_error(values[0] - values[1], codes)
-    assert tie_width(values, codes) == pytest.approx(1.96 * error, rel=0.06)
+    assert tie_widths(values, codes, 0)[1] == pytest.approx(1.96 * error, rel=0.06)
     shift = values[0].mean() - values[1].mean() + 1.96 * error
     assert ttest_rel(values[0] - shift, values[1]).pvalue == pytest.approx(0.05, abs=0.005)
 
@@ -122,14 +130,16 @@ def test_equal_trials_are_told_apart_in_about_one_study_of_twenty(trials: int, e
     studies, found = 120, 0
     for seed in range(studies):
         values, codes = drawn(trials, 150 // each, each, seed=1000 + seed)
-        found += float(np.ptp(values.mean(axis=1))) > tie_width(values, codes)
+        means = values.mean(axis=1)
+        best = int(means.argmin())
+        found += bool((means - means[best] > tie_widths(values, codes, best)).any())
     assert found <= 13  # at 5 % more have a chance of 0.3 %
 
 
 def test_noise_of_training_widens_ties() -> None:
     values, codes = drawn(2, 200, 1, seed=4)
-    plain = tie_width(values, codes)
-    wide = tie_width(values, codes, np.full(2, 0.2))
+    plain = tie_widths(values, codes, 0)[1]
+    wide = tie_widths(values, codes, 0, np.full(2, 0.2))[1]
     assert wide == pytest.approx(math.hypot(plain, 1.96 * 0.2 * math.sqrt(2)), rel=0.06)
 
 
@@ -150,7 +160,7 @@ def test_a_picked_value_is_bbc_cv_written_out() -> None:
     values, codes = drawn(4, 40, 2, seed=5)
     best = int(values.mean(axis=1).argmin())
     draw, outside = np.random.default_rng(7), []
-    for _ in range(4000):
+    for _ in range(2000):
         taken = draw.integers(0, 40, 40)
         inside = np.concatenate([np.flatnonzero(codes == g) for g in taken])
         chosen = values[:, inside].mean(axis=1).argmin()
@@ -169,3 +179,13 @@ def test_what_is_always_picked_needs_no_correction() -> None:
 def test_sums_by_picture_keep_the_shape() -> None:
     values = np.arange(12.0).reshape(2, 6)
     assert picture_sums(values, np.array([0, 0, 1, 1, 1, 2])).tolist() == [[1, 9, 5], [13, 27, 11]]
+
+
+def test_an_epoch_is_scored_on_the_half_that_did_not_choose_it() -> None:
+    codes = np.array([0, 1, 2, 3, 0])  # the first, third and last question are one half
+    nll = np.array([[0.1, 0.9, 0.1, 0.8, 0.1], [0.5, 0.2, 0.6, 0.3, 0.7]])
+    right = np.array([[True, False, True, False, True], [False, True, False, True, True]])
+    # the first half prefers epoch 0, the second epoch 1: each is scored with the other's choice
+    expected = (0.5 + 0.6 + 0.7 + 0.9 + 0.8) / 5, 1 / 5
+    assert swapped_halves(nll, right, codes) == pytest.approx(expected)
+    assert nll[1].mean() < expected[0]

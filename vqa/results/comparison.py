@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vqa.results.uncertainty import Floats, mean_error, picked_value, picture_codes, tie_width
+from vqa.results.uncertainty import Floats, mean_error, picked_value, picture_codes, tie_widths
 
 LEAST = 2  # questions, or pictures, that two trials must share to be compared
 
@@ -148,8 +148,9 @@ def _tied(trials: Sequence[Trained], names: Sequence[str], apart: float) -> dict
     if int(codes.max()) + 1 < LEAST:
         return {t.trial: None for t in trials[1:]}
     away = np.abs(values.mean(axis=1) - values[0].mean())
-    width = tie_width(values, codes, noise)
-    return {t.trial: bool(far <= width) for t, far in zip(trials[1:], away[1:], strict=True)}
+    widths = tie_widths(values, codes, 0, noise)
+    pairs = zip(trials[1:], away[1:].tolist(), widths[1:].tolist(), strict=True)
+    return {t.trial: far <= width for t, far, width in pairs}
 
 
 def _matrix(

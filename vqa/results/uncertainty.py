@@ -11,6 +11,7 @@ Shapes: T trials, n questions, G pictures, B bootstrap draws.
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,40 +127,45 @@ def sign_flip_p_value(differences: NDArray[np.int64], codes: Codes) -> float:
     return min(1.0, float(chances[totals >= abs(int(sums.sum()))].sum()))
 
 
-def tie_width(values: Floats, codes: Codes, noise: Floats | None = None) -> float:
-    """Return how far from the best a trial may lie and still be tied, over all trials at once.
+def tie_widths(values: Floats, codes: Codes, best: int, noise: Floats | None = None) -> Floats:
+    """Return how far from the best each trial may lie and still be tied, over all trials at once, shape (T,).
 
-    The 95 % quantile of max - min of the trials' means when all are equally good: each trial's questions are
-    centred, then pictures are drawn with replacement, the same ones for all trials. Testing each trial
-    against the best by itself would find a false winner in 87 of 100 studies of 16 equal trials. The spread
-    of a bootstrap over G pictures is too small by (G - 1) / G, which is put right.
+    Each trial's questions are centred, so that all are equally good; then pictures are drawn with
+    replacement, the same ones for all trials. The widest difference of any two, in units of that pair's own
+    standard error, has a 95 % quantile: so many standard errors is a trial's difference to the best allowed.
+    Testing each against the best by itself would find a false winner in 87 of 100 studies of 16 equal trials.
+    With one width for all, a few wild trials would hide the differences between steady ones. The spread of a
+    bootstrap over G pictures is too small by (G - 1) / G, which is put right.
 
     Args:
         values: NLL of every trial and question, shape (T, n).
         codes: As `picture_codes`.
+        best: The trial with which the others are compared, an index.
         noise: Standard deviation of each trial's mean from training anew, shape (T,); None = none.
 
     Returns:
-        A distance in the unit of `values`; infinite for one picture, 0 for one trial.
+        Distances in the unit of `values`; infinite for one picture.
 
-    Source: bootstrap of the studentised range without the studentising; kin of Hansen, Lunde & Nason 2011.
+    Source: bootstrap of the studentised range (Tukey-Kramer, 1956); kin of Hansen, Lunde & Nason 2011.
     """
     clusters = int(codes.max()) + 1
-    if len(values) < 2:
-        return 0.0
     if clusters < 2:
-        return math.inf
+        return np.full(len(values), math.inf)
     sums = picture_sums(values - values.mean(axis=1, keepdims=True), codes)
     sizes = np.bincount(codes).astype(float)
-    wide = math.sqrt(clusters / (clusters - 1))
-    random = np.random.default_rng(SEED + 1)  # apart from the pictures: noise or not, these stay the same
-    ranges = []
-    for counts in _drawn(clusters):
-        means = wide * (counts @ sums.T) / (counts @ sizes)[:, None]  # (draws, T)
-        if noise is not None:
-            means = means + noise * random.standard_normal(means.shape)
-        ranges.append(np.ptp(means, axis=1))
-    return float(np.quantile(np.concatenate(ranges), 1 - TIE_LEVEL))
+    means = np.concatenate([(counts @ sums.T) / (counts @ sizes)[:, None] for counts in _drawn(clusters)])
+    means *= math.sqrt(clusters / (clusters - 1))
+    if noise is not None:
+        means = means + noise * np.random.default_rng(SEED + 1).standard_normal(means.shape)
+    widest = np.zeros(len(means))  # by draw
+    for index in range(len(values) - 1):
+        differences = means[:, index + 1 :] - means[:, [index]]
+        error = differences.std(axis=0)
+        moved = error > 0  # two trials that answer alike differ in no draw
+        if moved.any():
+            np.maximum(widest, (np.abs(differences[:, moved]) / error[moved]).max(axis=1), out=widest)
+    errors: Floats = (means - means[:, [best]]).std(axis=0)
+    return errors * float(np.quantile(widest, 1 - TIE_LEVEL))
 
 
 def picked_value(values: Floats, codes: Codes, best: int, noise: Floats | None = None) -> float:
@@ -173,7 +179,7 @@ def picked_value(values: Floats, codes: Codes, best: int, noise: Floats | None =
         values: NLL of every trial and question, shape (T, n); lower is better.
         codes: As `picture_codes`.
         best: The trial that was picked, an index.
-        noise: As for `tie_width`; the picking is then subject to it too.
+        noise: As for `tie_widths`; the picking is then subject to it too.
 
     Source: BBC-CV, Tsamardinos, Greasidou & Borboudakis 2018, Bootstrapping the out-of-sample predictions.
     """
@@ -196,12 +202,41 @@ def picked_value(values: Floats, codes: Codes, best: int, noise: Floats | None =
     return raw + float(np.concatenate(shifts).mean())
 
 
+def swapped_halves(nll: Floats, right: NDArray[np.bool_], codes: Codes) -> tuple[float, float]:
+    """Return NLL and accuracy of the best epoch, with no epoch chosen on the questions it is scored on.
+
+    Every other picture makes a half. The epoch with the lowest NLL on one half is scored on the other, and
+    the other way round. The best of E epochs on the rows that are then reported looks better than it is.
+
+    Args:
+        nll: Of every epoch and question, shape (E, n).
+        right: Whether the answer was right, shape (E, n).
+        codes: As `picture_codes`; at least two pictures.
+    """
+    first = codes % 2 == 0
+    chosen_nll, chosen_right = np.empty(len(codes)), np.empty(len(codes))
+    for scored, chosen in ((first, ~first), (~first, first)):
+        epoch = int(nll[:, chosen].mean(axis=1).argmin())
+        chosen_nll[scored], chosen_right[scored] = nll[epoch, scored], right[epoch, scored]
+    return float(chosen_nll.mean()), float(chosen_right.mean())
+
+
 def _drawn(clusters: int) -> Iterator[Floats]:
     """How often each picture is drawn, shape (draws, G), in portions that make B draws in all."""
+    if DRAWS * clusters <= CHUNK:
+        yield _drawn_once(clusters)
+        return
     random = np.random.default_rng(SEED)
     portion = max(1, CHUNK // clusters)
     for start in range(0, DRAWS, portion):
-        rows = min(portion, DRAWS - start)
-        drawn = random.integers(0, clusters, (rows, clusters)) + clusters * np.arange(rows)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=rows * clusters)
-        yield counts.reshape(rows, clusters).astype(float)
+        yield _counts(random, min(portion, DRAWS - start), clusters)
+
+
+@lru_cache(maxsize=1)  # a study asks after each trial, for the same pictures
+def _drawn_once(clusters: int) -> Floats:
+    return _counts(np.random.default_rng(SEED), DRAWS, clusters)
+
+
+def _counts(random: np.random.Generator, rows: int, clusters: int) -> Floats:
+    drawn = random.integers(0, clusters, (rows, clusters)) + clusters * np.arange(rows)[:, None]
+    return np.bincount(drawn.ravel(), minlength=rows * clusters).reshape(rows, clusters).astype(float)

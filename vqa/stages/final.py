@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vqa.answer.members import read_out, refuse_texts
 from vqa.answer.readout import answer
 from vqa.answer.score import score
@@ -39,8 +41,9 @@ from vqa.results.calibration import (
 from vqa.results.finish import Results, finish_run
 from vqa.results.folder import RunFolder, member_folder
 from vqa.results.manifest import Provenance
-from vqa.results.metrics import collapse_alarm, letter_shares, mcnemar_p_value, summary
+from vqa.results.metrics import collapse_alarm, letter_shares, mcnemar_p_value, per_question_nll, summary
 from vqa.results.predictions import Prediction, read_predictions
+from vqa.results.uncertainty import picture_codes, swapped_halves
 from vqa.tracking.mlflow_runs import open_tracker
 from vqa.tracking.record import Run
 from vqa.train.checkpoint import Checkpoints
@@ -86,10 +89,14 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Trained:
-    """How the training went: questions per second, and one row per evaluation."""
+    """How the training went: questions per second, and one row per evaluation.
+
+    `unpicked` holds the held-out scores of the best epoch, chosen on one half and scored on the other.
+    """
 
     samples_per_s: float
     history: list[dict[str, float]]
+    unpicked: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -272,8 +279,9 @@ def _averaged(
     test = average([answers.test for _, answers in found], equal) if job.test else []
     answers = _Answers(base_answers, valid, {}, test, {})
     rate = sum(metrics["train_samples_per_s"] for metrics, _ in found) / len(found)
-    metrics = _metrics(settings, base, job, answers, _Trained(rate, first["epochs"]))
+    metrics = _metrics(settings, base, job, answers, _Trained(rate, first["epochs"], {}))
     metrics |= {name: first[name] for name in ("n_train", "learning_rate")}
+    metrics["note"] = "each member's best epoch was chosen on the held-out questions behind accuracy and nll"
     wanted, one = settings.inference.temperature, found[0][1]
     metrics["members"] = [{name: member[name] for name in OF_A_MEMBER} for member, _ in found]
     metrics["disagreement"] = disagreement([answers.valid for _, answers in found])
@@ -318,7 +326,9 @@ def _metrics(
         "peak_memory_gib": peak_memory_gib(base.device),
         "epochs": trained.history,
         "best_epoch": min(trained.history, key=lambda row: row["nll"])["evaluation"],
-        "note": "the best epoch was chosen on the held-out questions behind accuracy and nll",
+        "note": "the best epoch was chosen on the held-out questions behind accuracy and nll; nll_unpicked "
+        "and accuracy_unpicked choose it on one half of the pictures and score the other",
+        **trained.unpicked,
         "alarms": alarms(answers.valid, answers.test, job.train),
     }
     metrics |= base.vision.figures()
@@ -371,7 +381,8 @@ def _train(
     settings: Settings, encoder: Encoder, model: Any, job: _Job, run: RunFolder, tracked: Run
 ) -> _Trained:
     """Fit, score every epoch on the held-out questions, and put the best epoch's weights back."""
-    best: dict[str, Any] = {"history": [], "nll": math.inf, "adapter": {}}  # saved with every checkpoint
+    # saved with every checkpoint
+    best: dict[str, Any] = {"history": [], "nll": math.inf, "adapter": {}, "scored": []}
 
     def evaluate(at: Evaluation) -> None:
         predictions = score(encoder, job.split.valid, settings.budget.eval_batch_size, "held-out part")
@@ -385,6 +396,9 @@ def _train(
             "accuracy": scores["accuracy"],
         }
         best["history"].append(row)
+        best["scored"].append(
+            (list(per_question_nll(predictions).values()), [p.answer == p.gold for p in predictions])
+        )
         tracked.metrics({name: row[name] for name in CURVES}, at.step)
         log.info("evaluation %d: NLL %.4f, accuracy %.3f", row["evaluation"], row["nll"], row["accuracy"])
         if row["nll"] < best["nll"]:
@@ -396,7 +410,17 @@ def _train(
     checkpoints = Checkpoints(run.checkpoint, settings.budget.checkpoint_steps, best)
     cost = fit(encoder, model, job.train, job.plan, evaluate, checkpoints)
     restore(model, best["adapter"])
-    return _Trained(cost.train_samples_per_s, best["history"])
+    return _Trained(cost.train_samples_per_s, best["history"], _unpicked(best, job.split.valid))
+
+
+def _unpicked(best: dict[str, Any], valid: Sequence[Question]) -> dict[str, float]:
+    """Held-out scores without an epoch chosen on them; {} where the pictures cannot be halved."""
+    codes = picture_codes([question.image_sha256 for question in valid])
+    if int(codes.max()) == 0 or not best["scored"]:
+        return {}
+    nll, right = (np.array(rows) for rows in zip(*best["scored"], strict=True))
+    unpicked_nll, unpicked_accuracy = swapped_halves(nll, right, codes)
+    return {"nll_unpicked": unpicked_nll, "accuracy_unpicked": unpicked_accuracy}
 
 
 def _show(tracked: Run, run: RunFolder, metrics: dict[str, Any], valid: Sequence[Prediction]) -> None:
