@@ -219,7 +219,12 @@ def _grid_study(
 
 
 def _real_study(
-    found: list[list[Array]], rates: list[float], cost: int, spare: int, pictures: list[str], rng: Any
+    found: list[list[Array]],
+    rates: list[float],
+    cost: int,
+    spare: int,
+    pictures: list[str],
+    rng: np.random.Generator,
 ) -> dict[str, float]:
     """The study sees seeds in random order, at most three a trial; the truth is the mean of the others."""
     order = rng.permutation(len(found[0]))
@@ -227,7 +232,7 @@ def _real_study(
     truth = np.array([np.mean([t[s] for s in held]) for t in found])
 
     def draw(configuration: int, training: int) -> Array:
-        return found[configuration][order[min(training, 2)]]
+        return found[configuration][int(order[min(training, 2)])]
 
     return regrets(truth, rates, draw, cost, spare, pictures, rng)
 

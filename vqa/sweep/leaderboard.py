@@ -97,8 +97,14 @@ class Standing:
 
     @property
     def nll_se(self) -> float | None:
-        """Standard error of `nll` over the pictures."""
-        return self.scores.error(self.scores.nll)
+        """Standard error of `nll` over the pictures; the noise of training is not in it."""
+        if not self.again:
+            return self.scores.error(self.scores.nll)
+        mean = {
+            name: statistics.fmean(scores.nll.get(name, value) for scores in (self.scores, *self.again))
+            for name, value in self.scores.nll.items()
+        }
+        return self.scores.error(mean)
 
     @property
     def trained(self) -> Trained:
@@ -108,8 +114,9 @@ class Standing:
 
     @property
     def accuracy(self) -> float | None:
-        """Share of right answers."""
-        return statistics.fmean(self.scores.correct.values()) if self.scores.correct else None
+        """Share of right answers, the mean over trainings."""
+        shares = [statistics.fmean(s.correct.values()) for s in (self.scores, *self.again) if s.correct]
+        return statistics.fmean(shares) if shares else None
 
     @property
     def accuracy_se(self) -> float | None:
