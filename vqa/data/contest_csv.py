@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vqa.data.csv_rows import VOTES, Part, Problem, Row, read_rows
-from vqa.data.image import ImageError, check_image, resolve_inside
+from vqa.data.image import ImageError, check_image
+from vqa.data.places import resolve_inside
 from vqa.errors import UserError
 from vqa.question import LETTERS, Question
 
