@@ -204,7 +204,7 @@ def test_file_of_another_kind_starts_no_program_and_is_named(
     tmp_path: Path, canary: Path, kind: str, read: Callable[[Path], object]
 ) -> None:
     (tmp_path / "x.png").write_bytes(NO_PICTURES[kind])
-    with pytest.raises(ImageError, match="x.png is broken: it is ") as caught:
+    with pytest.raises(ImageError, match=r"x\.png is broken: it is ") as caught:
         read(tmp_path / "x.png")
     assert kind.removeprefix("dos_").upper() in str(caught.value)
     assert not canary.exists()
@@ -269,7 +269,7 @@ def test_jpeg_without_its_end_marker_is_read_with_all_its_pixels(
 def test_jpeg_that_lacks_pixels_stays_broken(tmp_path: Path, lost: int) -> None:
     (tmp_path / "x.jpg").write_bytes(photo("JPEG")[:-lost])
     for read in (load_image, check_image):
-        with pytest.raises(ImageError, match="(?i)truncated"):
+        with pytest.raises(ImageError, match=r"(?i)truncated"):
             read(tmp_path / "x.jpg")
 
 

@@ -101,3 +101,12 @@ def test_visual_tokens_are_those_of_the_model(settings: Make, tmp_path: Path) ->
     assert found["width"] == [64, 64, 64, 64]
     assert found["visual tokens"] == [16, 16, 16, 16]  # 64 x 64 pixels, 16 x 16 each
     assert found["text tokens"][0] > 10
+
+
+def test_many_questions_are_represented_by_evenly_spread_ones_and_the_longest() -> None:
+    rows = [asked(str(i)) for i in range(5000)]
+    rows[77] = asked("long", text="x" * 500)
+    measured = facts._measured(rows)
+    assert len(measured) == facts.MOST_MEASURED + facts.LONGEST
+    assert {"0", "long", "4999"} <= {q.id for q in measured}
+    assert facts.evenly(rows, 9000) == rows

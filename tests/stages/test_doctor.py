@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.conftest import Make
 from vqa.errors import UserError
@@ -71,3 +72,35 @@ def test_a_healthy_machine_is_told_what_to_do_next(
 ) -> None:
     run_doctor(settings(f"env.output_root={tmp_path}"))
     assert "all good; next: python -m vqa.run -m +sweep=lora" in capsys.readouterr().out
+
+
+def _rows(folder: Path, count: int, pictures: int, size: tuple[int, int] = (32, 32)) -> list[str]:
+    """A training file of so many rows on so many pictures; the arguments that name it."""
+    for i in range(pictures):
+        Image.new("RGB", size, (i * 7 % 256, 90, 40)).save(folder / f"{i}.png")
+    rows = [f"q{i},{i % pictures}.png,what?,k,l,m,n,{'abcd'[i % 4]}\n" for i in range(count)]
+    (folder / "train.csv").write_text("id,path,question,a,b,c,d,answer\n" + "".join(rows))
+    return ["data=csv", f"data.train_csv={folder}/train.csv", f"data.image_root={folder}"]
+
+
+@pytest.mark.parametrize(
+    ("count", "pictures", "message"),
+    [
+        (6, 6, r"data: .*holding out 20% needs at least 5 questions of each letter"),
+        (60, 1, r"data: .*needs at least 5 different images, got 60 questions on 1 different images"),
+    ],
+)
+def test_data_that_cannot_be_divided_are_not_all_good(
+    settings: Make, tmp_path: Path, count: int, pictures: int, message: str
+) -> None:
+    data = _rows(tmp_path, count, pictures)
+    with pytest.raises(UserError, match=message):
+        run_doctor(settings(*data, f"env.output_root={tmp_path}/out"))
+
+
+@pytest.mark.parametrize("size", [(2000, 1), (4020, 20)])
+def test_strips_do_not_end_the_doctor(
+    settings: Make, tmp_path: Path, size: tuple[int, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_doctor(settings(*_rows(tmp_path, 60, 12, size), f"env.output_root={tmp_path}/out"))
+    assert "all good" in capsys.readouterr().out

@@ -158,9 +158,10 @@ def fit_image(image: Image.Image, mode: str, size: int | None) -> Image.Image:
 
     Args:
         image: RGB picture.
-        mode: "native" leaves it as it is (a line gets borders, see `seen_size`); "resize" makes it exactly size x size, bicubic, the aspect ratio
-            lost; "pad" keeps the aspect ratio, makes the longer side `size` (smaller pictures grow, so that
-            all have the same number of visual tokens) and centres it on a grey square.
+        mode: "native" leaves it as it is (a line gets borders, see `seen_size`); "resize" makes it exactly
+            size x size, bicubic, the aspect ratio lost; "pad" keeps the aspect ratio, makes the longer side
+            `size` (smaller pictures grow, so that all have the same number of visual tokens) and centres it
+            on a grey square.
         size: Side in pixels; None with "native".
 
     Raises:

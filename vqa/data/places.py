@@ -33,7 +33,7 @@ class NearNames:
     """Finds files whose names are written in another way than the data file writes them.
 
     Names that a Mac wrote take Korean letters apart (NFD), Windows writes `\\` and does not tell upper from
-    lower case, and spreadsheets leave spaces. One file that fits is the one that is meant; of several none is.
+    lower case, and spreadsheets leave spaces. One file that fits is meant; of several none is.
 
     Args:
         root: The folder of pictures; each folder below it is listed once, when first needed.
