@@ -26,11 +26,12 @@ class ContestCsv:
     """The contest schema: `id,path,question,a,b,c,d` and `answer`, or `answer1`..`answer5`, or no label.
 
     Every value stays as written ("NA", "007", an id with or without ".jpg") and rows keep the file's order;
-    only answers are normalised (" B " is b). UTF-8 with or without BOM, UTF-16 or cp949, any line ends; commas,
-    semicolons or tabs; JSONL and parquet too. Further columns are ignored. Two equal options in a row occur in the wild and are only warned about. Votes count when there
-    is no `answer` column: the most frequent letter wins, if it is alone at the top and has `min_votes`. A
-    test file whose labels are all blank is unlabelled (a sample submission); where some are filled, a blank
-    one is a problem, because a score over a part of the rows would mislead.
+    only answers are normalised (" B " is b). UTF-8 with or without BOM, UTF-16 or cp949, any line ends;
+    commas, semicolons or tabs; JSONL and parquet too. Further columns are ignored. Two equal options in a row
+    occur in the wild and are only warned about. Votes count when there is no `answer` column: the most
+    frequent letter wins, if it is alone at the top and has `min_votes`. A test file whose labels are all
+    blank is unlabelled (a sample submission); where some are filled, a blank one is a problem, because a
+    score over a part of the rows would mislead.
 
     Args:
         train_csv: Labelled file; None = none.

@@ -41,7 +41,7 @@ def grey_bytes(values: NDArray[np.generic]) -> NDArray[np.uint8]:
         (H, W) bytes.
     """
     floating = np.issubdtype(values.dtype, np.floating)
-    found = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0) if floating else values
+    found = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
     least, most = float(found.min()), float(found.max())
     if least >= 0 and most <= 1 and floating:
         return np.rint(found * 255).astype(np.uint8)

@@ -97,6 +97,7 @@ def missing_data_files(data: dict[str, object]) -> list[str]:
     for key in ("train_csv", "test_csv", "sample_submission"):
         name = data.get(key)
         if isinstance(name, str) and not data_file(name, root if isinstance(root, str) else None).exists():
-            places = [str(Path.cwd()), *([str(root)] if root and not Path(name).is_absolute() else [])]
-            problems.append(f"data.{key}={name}: there is no such file in {' or '.join(places)}")
+            below = [str(root)] if root and not Path(name).is_absolute() else []
+            places = " or ".join(dict.fromkeys([str(Path.cwd()), *below]))
+            problems.append(f"data.{key}={name}: there is no such file in {places}")
     return problems

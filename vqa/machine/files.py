@@ -9,6 +9,7 @@ system has no flock, filelock falls back to marker files, and a marker outlives 
 
 import errno
 import fcntl
+import io
 import logging
 import os
 import stat
@@ -120,7 +121,7 @@ def is_locked(path: Path) -> bool:
     return lock is None
 
 
-def open_regular(path: Path) -> IO[bytes]:
+def open_regular(path: Path) -> io.BufferedReader:
     """Open a file that a stranger's list names for reading: never a device, or a pipe, which would wait.
 
     Args:
