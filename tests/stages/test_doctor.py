@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.conftest import Make
+from tests.conftest import Compose, Make
+from vqa.config.check import read_settings
 from vqa.errors import UserError
 from vqa.stages.doctor import run_doctor
 
@@ -83,6 +84,9 @@ def _rows(folder: Path, count: int, pictures: int, size: tuple[int, int] = (32, 
     return ["data=csv", f"data.train_csv={folder}/train.csv", f"data.image_root={folder}"]
 
 
+DOCTOR = ["stage=doctor", "tracking=none"]
+
+
 @pytest.mark.parametrize(
     ("count", "pictures", "message"),
     [
@@ -91,16 +95,17 @@ def _rows(folder: Path, count: int, pictures: int, size: tuple[int, int] = (32, 
     ],
 )
 def test_data_that_cannot_be_divided_are_not_all_good(
-    settings: Make, tmp_path: Path, count: int, pictures: int, message: str
+    composed: Compose, tmp_path: Path, count: int, pictures: int, message: str
 ) -> None:
     data = _rows(tmp_path, count, pictures)
     with pytest.raises(UserError, match=message):
-        run_doctor(settings(*data, f"env.output_root={tmp_path}/out"))
+        run_doctor(read_settings(composed(*data, *DOCTOR, f"env.output_root={tmp_path}/out")))
 
 
 @pytest.mark.parametrize("size", [(2000, 1), (4020, 20)])
 def test_strips_do_not_end_the_doctor(
-    settings: Make, tmp_path: Path, size: tuple[int, int], capsys: pytest.CaptureFixture[str]
+    composed: Compose, tmp_path: Path, size: tuple[int, int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_doctor(settings(*_rows(tmp_path, 60, 12, size), f"env.output_root={tmp_path}/out"))
+    data = _rows(tmp_path, 60, 12, size)
+    run_doctor(read_settings(composed(*data, *DOCTOR, f"env.output_root={tmp_path}/out")))
     assert "all good" in capsys.readouterr().out
