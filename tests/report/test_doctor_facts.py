@@ -110,3 +110,18 @@ def test_many_questions_are_represented_by_evenly_spread_ones_and_the_longest() 
     assert len(measured) == facts.MOST_MEASURED + facts.LONGEST
     assert {"0", "long", "4999"} <= {q.id for q in measured}
     assert facts.evenly(rows, 9000) == rows
+
+
+@pytest.mark.parametrize("size", [(2000, 1), (4020, 20)])
+def test_strips_are_measured_with_their_borders(
+    settings: Make, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    from transformers import AutoTokenizer
+
+    made = settings()
+    Image.new("RGB", size).save(tmp_path / "strip.png")
+    tokenizer = AutoTokenizer.from_pretrained(model_folder("asset:tiny"))
+    question = asked("1", image=tmp_path / "strip.png", image_sha256="1")
+    found = facts.sizes(made, [question], read_model_config(made), tokenizer)
+    assert found["height"][0] == size[1]
+    assert found["visual tokens"][0] >= 1
