@@ -12,6 +12,8 @@ from vqa.config.check import read_settings
 from vqa.config.messages import message
 from vqa.config.settings import Settings
 from vqa.config.stages import STAGES
+from vqa.data.places import missing_data_files
+from vqa.errors import UserError
 from vqa.machine import processes
 from vqa.question import CHANCE
 from vqa.results.folder import RunFolder, StudyFolder, begin
@@ -45,6 +47,7 @@ def run_stage(cfg: DictConfig, folder: Path, alone: bool) -> float | None:
     no_telemetry()
     if alone and settings.stage == "final" and settings.winner == "auto":
         cfg, settings = _with_winner(cfg, settings)
+    _refuse_missing_files(settings, folder)
     _set_environment(settings)
     stage = STAGES[settings.stage]
     if not stage.claims:
@@ -52,6 +55,13 @@ def run_stage(cfg: DictConfig, folder: Path, alone: bool) -> float | None:
         return None
     with processes.joined(lambda: _device(settings)):
         return _run(settings, cfg, folder)
+
+
+def _refuse_missing_files(settings: Settings, folder: Path) -> None:
+    """Tell of a data file that is not there before torch is imported; a complete run needs none."""
+    reads = settings.stage in ("final", "trial", "predict", "evaluate")
+    if reads and not RunFolder(folder).complete and (missing := missing_data_files(settings.data)):
+        raise UserError("\n".join(missing))
 
 
 def _device(settings: Settings) -> "torch.device":

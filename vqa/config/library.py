@@ -14,9 +14,10 @@ settle (a name defined twice, a star import, a computed base class) is left open
 import ast
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,43 @@ from vqa.errors import UserError, require
 # What `_target_` may name, per node. Anything else in a configuration file is refused, so that a shared
 # YAML file cannot run code of its own.
 TRUSTED: dict[str, tuple[str, ...]] = {
-    "data": ("vqa.data.*",),
+    "data": ("vqa.data.*", "my_data.*"),
     "lora": ("peft.*",),
     "optimizer": ("torch.optim.*", "bitsandbytes.optim.*"),
     "scheduler.schedule": ("transformers.*",),
     "quantization.weights": ("transformers.*",),
 }
+
+
+# A dataset class of one's own: a class of the file my_data.py in the working folder, and of no other file. A
+# configuration file can name it and cannot bring it.
+OWN_MODULE = "my_data"
+
+
+def _load_own(name: str, target: str) -> None:
+    """Import my_data.py of the working folder where a node names a class of it."""
+    module, *inner = target.split(".")
+    if module != OWN_MODULE:
+        return
+    if len(inner) != 1:  # my_data.os.system would be a function of another module
+        raise UserError(f"{name}._target_ must be {OWN_MODULE}.Class, got {target!r}")
+    path = Path(f"{OWN_MODULE}.py").absolute()
+    loaded = sys.modules.get(OWN_MODULE)
+    if loaded is None:
+        if not path.is_file():
+            raise UserError(f"{name}._target_={target}: there is no {path}; put the class there")
+        spec = spec_from_file_location(OWN_MODULE, path)
+        if spec is None or spec.loader is None:
+            raise UserError(f"{name}._target_={target}: {path} cannot be imported")
+        sys.modules[OWN_MODULE] = loaded = module_from_spec(spec)
+        try:
+            spec.loader.exec_module(loaded)
+        except (ImportError, SyntaxError) as error:
+            del sys.modules[OWN_MODULE]
+            raise UserError(f"{path}: {error}") from error
+    found = getattr(loaded, inner[0], None)
+    if not (isinstance(found, type) and found.__module__ == OWN_MODULE):
+        raise UserError(f"{name}._target_={target}: {path} defines no class {inner[0]}")
 
 
 def check_target(name: str, node: Mapping[str, Any] | None) -> None:
@@ -49,6 +81,7 @@ def check_target(name: str, node: Mapping[str, Any] | None) -> None:
     require(isinstance(target, str), f"{name}._target_", "the dotted name of a class or function", target)
     if not any(str(target).startswith(pattern.removesuffix("*")) for pattern in TRUSTED[name]):
         raise UserError(f"{name}._target_ must be one of {', '.join(TRUSTED[name])}, got {target!r}")
+    _load_own(name, str(target))
     parameters = _parameters(name, str(target))
     for key in node:
         if not key.startswith("_") and key not in parameters:
@@ -85,6 +118,7 @@ def build(name: str, node: Mapping[str, Any], **extra: Any) -> Any:
     """
     from hydra.utils import instantiate
 
+    _load_own(name, str(node.get("_target_")))
     with refusals(name):
         # _convert_: libraries want lists, not OmegaConf's
         return instantiate(dict(node), _convert_="all", _execution_whitelist_=TRUSTED[name], **extra)

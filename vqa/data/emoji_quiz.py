@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from vqa.data.image import file_sha256
+from vqa.data.image import FORMATS, file_sha256
 from vqa.errors import UserError, problems_of
 from vqa.question import LETTERS, Question
 
@@ -237,7 +237,7 @@ def _put_together(shown: Sequence[Thing], style: str, cells: Sequence[int], fold
     if path.exists():
         return path
     content = io.BytesIO()
-    halves = [half_size(Image.open(picture_path(thing, style))) for thing in shown]
+    halves = [half_size(Image.open(picture_path(thing, style), formats=FORMATS)) for thing in shown]
     side_by_side(halves, cells).save(content, "PNG")
     try:
         folder.mkdir(parents=True, exist_ok=True)

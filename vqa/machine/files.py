@@ -7,12 +7,15 @@ filelock counts its entries: once acquired, it stays held when a `with` block ar
 system has no flock, filelock falls back to marker files, and a marker outlives the process that died.
 """
 
+import errno
 import fcntl
+import io
 import logging
 import os
+import stat
 import time
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 from vqa.errors import UserError
 
@@ -116,3 +119,42 @@ def is_locked(path: Path) -> bool:
     if lock is not None:
         lock.close()
     return lock is None
+
+
+def open_regular(path: Path) -> io.BufferedReader:
+    """Open a file that a stranger's list names for reading: never a device, or a pipe, which would wait.
+
+    Args:
+        path: Links are followed.
+
+    Raises:
+        OSError: It is missing, no regular file, or cannot be read.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        _refuse_irregular(path)
+    # O_NONBLOCK: it may have become a pipe since; O_NOCTTY: or a terminal
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        _refuse_irregular(path)
+    return file
+
+
+def read_regular(path: Path, limit_bytes: int) -> bytes:
+    """Read such a file whole, when it is no larger than the limit.
+
+    Raises:
+        OSError: As for `open_regular`, or it is too large.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit_bytes:
+            text = f"{size / 2**30:.1f} GiB, the limit is {limit_bytes / 2**30:.1f}"
+            raise OSError(errno.EFBIG, text, str(path))
+        return file.read()
+
+
+def _refuse_irregular(path: Path) -> NoReturn:
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "a pipe, socket or device, not a file", str(path))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vqa.data import image
 from vqa.question import LETTERS, Question
 from vqa.results.folder import StudyFolder
 from vqa.results.metrics import accuracy_ci95
@@ -151,16 +152,13 @@ _sizes: dict[Path, tuple[int, int] | None] = {}
 
 def picture_size(question: Question | None) -> tuple[int, int] | None:
     """Width and height in pixels as stored; None without a readable picture. Reads the header only."""
-    from PIL import Image, UnidentifiedImageError
-
     if question is None or question.image is None:
         return None
     path = question.image
     if path not in _sizes:
         try:
-            with Image.open(path) as picture:
-                _sizes[path] = picture.size
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+            _sizes[path] = image.picture_size(path)
+        except image.ImageError:
             _sizes[path] = None
     return _sizes[path]
 
