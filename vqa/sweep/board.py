@@ -13,15 +13,18 @@ from types import TracebackType
 from typing import Any, Self
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+from sqlalchemy.exc import SQLAlchemyError
 
 from vqa.errors import UserError
 from vqa.machine.files import replace_text
-from vqa.results.folder import StudyFolder
+from vqa.machine.retry import reason_of
+from vqa.results.folder import StudyFolder, read_json
 from vqa.sweep.leaderboard import Standing, describe_scores, describe_ties, ranking, winner_of
 from vqa.sweep.settings import SweepSettings
 from vqa.sweep.space import override_value, overrides_of
@@ -237,13 +240,13 @@ def show_status(folder: Path, console: Console | None = None) -> None:
             f"study={folder.name}: there is no sweep in {folder}. "
             f"Sweeps beside it: {', '.join(known) or 'none'}."
         )
-    address: dict[str, Any] = json.loads((folder / ADDRESS).read_text(encoding="utf-8"))
+    address = _read_address(folder / ADDRESS)
     url = address["storage"]
     moved = folder / Path(url).name
     if url.startswith("sqlite:///") and moved.exists():
         url = f"sqlite:///{moved.absolute()}"
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.load_study(study_name=address["study_name"], storage=open_storage_to_read(url))
+    study = _load_study(address["study_name"], url)
     standings = ranking(study.get_trials(deepcopy=False), folder, address["direction"])
     console = console or Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
     board = Board(address["study_name"], address["names"], address["n_trials"], console)
@@ -251,6 +254,25 @@ def show_status(folder: Path, console: Console | None = None) -> None:
     console.print(board.picture())
     remarks = [*_remarks(folder, standings, len(workers)), f"storage: {shown_address(url)}"]
     console.print(Text("\n".join(remarks)))
+
+
+def _read_address(path: Path) -> dict[str, Any]:
+    address = read_json(path)
+    kinds = {"study_name": str, "storage": str, "direction": str, "n_trials": int, "names": list}
+    if wrong := [key for key, kind in kinds.items() if not isinstance(address.get(key), kind)]:
+        raise UserError(f"{path}: lacks {', '.join(wrong)}; the command of the sweep writes it again")
+    return address
+
+
+def _load_study(name: str, url: str) -> optuna.Study:
+    storage = open_storage_to_read(url)
+    try:
+        return optuna.load_study(study_name=name, storage=storage)
+    except (KeyError, SQLAlchemyError, StorageInternalError) as error:
+        raise UserError(
+            f"hydra.sweeper.storage {shown_address(url)} has no study {name!r} ({reason_of(error)}); "
+            "the command of the sweep begins it again: what its trials left in their folders is used"
+        ) from error
 
 
 def _remarks(folder: Path, standings: list[Standing], workers: int) -> list[str]:

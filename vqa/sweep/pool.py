@@ -257,4 +257,4 @@ class WorkerPool:
 
 def note_refusal(study_folder: Path, slot: int, error: UserError) -> None:
     """Leave a worker's UserError where the pool finds it."""
-    replace_text(refusal_file(study_folder, slot), str(error))
+    replace_text(refusal_file(study_folder, slot), str(error), durable=False)

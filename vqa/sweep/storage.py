@@ -24,7 +24,11 @@ from vqa.errors import UserError
 from vqa.machine.files import wait_for_lock
 from vqa.machine.retry import Answer, GoneError, Retry, chain_of, reason_of
 
-UNWRITABLE = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY}
+# What waiting does not mend. CANTOPEN: the journal beside the database finds no room or no right to be there.
+UNWRITABLE = {
+    *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN),
+    *(sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB),
+}
 DISK_FULL = "53100"  # PostgreSQL's sqlstate
 SQLITE_WAIT_S = 60  # for another worker's write to end
 # Few connections per worker, since there may be many; each is tried before use, so that one from before a

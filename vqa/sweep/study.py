@@ -29,7 +29,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from vqa.config.settings import is_under
 from vqa.errors import UserError
 from vqa.machine.files import is_locked, replace_text, try_lock, wait_for_lock
-from vqa.results.folder import MAY_DIFFER, StudyFolder
+from vqa.results.folder import MAY_DIFFER, StudyFolder, read_yaml
 from vqa.sweep.sampling import SamplerFactory, build_pruner, draw, is_grid, quieten_optuna
 from vqa.sweep.settings import SweepSettings
 from vqa.sweep.space import SearchSpace
@@ -94,8 +94,11 @@ def read_terms(path: Path) -> dict[str, Any] | None:
     """Read `study.yaml`; None when there is none."""
     if not path.exists():
         return None
-    terms = OmegaConf.to_container(OmegaConf.load(path))
-    if not isinstance(terms, dict):
+    try:
+        terms = OmegaConf.to_container(read_yaml(path))
+    except UserError:
+        terms = None
+    if not isinstance(terms, dict) or not terms:
         raise UserError(f"{path} must be a mapping; remove it, the study's storage knows its terms too.")
     return {str(key): value for key, value in terms.items()}
 

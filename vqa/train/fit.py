@@ -7,6 +7,7 @@ checkpoint hooks would all have to be bent. accelerate does what it does well: l
 
 import logging
 import math
+import pickle
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from vqa.config.library import build, refusals
+from vqa.errors import UserError
 from vqa.machine import processes
 from vqa.machine.device import memory_share, sent_to_host
 from vqa.machine.prefetch import prefetched
@@ -276,7 +278,20 @@ class _Trainer:
         }
 
     def load(self, checkpoints: Checkpoints) -> int:
-        """Take up a saved state; returns the number of steps it has done."""
+        """Take up a saved state; returns the number of steps it has done.
+
+        Raises:
+            UserError: The file is cut off, of another training, or holds more than numbers and tensors.
+        """
+        try:
+            return self._take_up(checkpoints)
+        except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{checkpoints.path}: cannot be taken up ({str(error).splitlines()[0]}); "
+                "put an intact copy back, or remove it: the training then begins again"
+            ) from error
+
+    def _take_up(self, checkpoints: Checkpoints) -> int:
         state = torch.load(checkpoints.path, map_location=self.encoder.base.device, weights_only=True)
         with torch.no_grad():
             for parameter, saved in zip(self.parameters, state["parameters"], strict=True):
