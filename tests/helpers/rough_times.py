@@ -1,4 +1,4 @@
-"""A full disk and a death at a chosen write, for tests: without root, and for libraries in C++ and Rust too."""
+"""A full disk for tests: without root, and for libraries in C++ and Rust too."""
 
 import resource
 from collections.abc import Iterator

@@ -39,7 +39,7 @@ def test_a_cut_off_run_goes_on_and_a_complete_one_does_not(cfg: DictConfig, tmp_
         "",
         '{"seed": 3, "ver',
         "[]",
-    ):  # what a power loss or a stranger left is no finished run
+    ):  # what a power loss left is no finished run
         (tmp_path / MANIFEST).write_text(unfinished)
         assert begin(tmp_path, cfg)
     (tmp_path / MANIFEST).write_text("{}")
