@@ -1,5 +1,6 @@
 """The entry point: `python -m vqa.run`. It only decides who does the work and how the process ends."""
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vqa.config.check import register_resolvers
 from vqa.config.place import CONF
 from vqa.errors import UserError, mendable
+from vqa.machine.safe_text import make_logs_safe, shown
 from vqa.sweep.sweeper import StudySweeper
 
 USER_MISTAKE, INTERRUPTED = 2, 130
@@ -40,6 +42,10 @@ def main() -> None:
     """Run, and leave with 0 (done), 2 (the user's mistake, one message) or 130 (Ctrl-C); 1 is a bug."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors on; this function words them
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    make_logs_safe()
+    for stream in (sys.stdout, sys.stderr):  # a terminal without Korean gets codes instead of an error
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     register_resolvers()
     Plugins.instance().register(StudySweeper)  # a checkout that was never installed has no entry points
     try:
@@ -56,7 +62,7 @@ def main() -> None:
 
 
 def _leave(error: Exception) -> NoReturn:
-    print(f"vqa: {error}", file=sys.stderr)
+    print(shown(f"vqa: {error}"), file=sys.stderr)
     sys.exit(USER_MISTAKE)
 
 

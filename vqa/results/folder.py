@@ -19,6 +19,7 @@ from yaml import YAMLError
 from vqa.config.settings import Settings, is_under
 from vqa.errors import UserError
 from vqa.machine.files import replace_text
+from vqa.machine.safe_text import mask_secrets
 from vqa.results.folds import FoldResult, read_folds
 from vqa.results.trials import TrialRow, read_leaderboard, read_trials
 
@@ -140,7 +141,7 @@ class RunFolder:
             plain = OmegaConf.to_container(read_yaml(self.config_file), resolve=True)
         except OmegaConfBaseException:
             return {}
-        return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
+        return {str(k): mask_secrets(v, str(k)) for k, v in plain.items()} if isinstance(plain, dict) else {}
 
     def overrides(self) -> list[str] | None:
         """Read what the command line gave; None where nothing is stored.
@@ -151,7 +152,7 @@ class RunFolder:
         if not self.overrides_file.exists():
             return None
         given = OmegaConf.to_container(read_yaml(self.overrides_file))
-        return [str(override) for override in given or []]
+        return [str(override) for override in mask_secrets(given) or []]
 
     def command(self) -> str:
         """The command line that makes the run again; "" where none is stored."""
@@ -300,14 +301,21 @@ def begin(folder: Path, cfg: DictConfig) -> bool:
     try:
         stored.parent.mkdir(parents=True, exist_ok=True)
         hydra_cfg = HydraConfig.get()
-        replace_text(run.overrides_file, OmegaConf.to_yaml(OmegaConf.create(list(hydra_cfg.overrides.task))))
-        replace_text(stored.parent / "hydra.yaml", OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra_cfg})))
-        replace_text(stored, OmegaConf.to_yaml(cfg))  # the last: with it the folder is claimed
+        replace_text(run.overrides_file, _yaml(list(hydra_cfg.overrides.task)))
+        replace_text(stored.parent / "hydra.yaml", _yaml(OmegaConf.create({"hydra": hydra_cfg})))
+        replace_text(stored, _yaml(cfg))  # the last: with it the folder is claimed
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written ({error}); set VQA_OUTPUT=/a/writable/folder or env.output_root=..."
         ) from error
     return True
+
+
+def _yaml(node: Any) -> str:
+    """A configuration as text, interpolations as they were written, secrets masked."""
+    plain = OmegaConf.to_container(OmegaConf.create(node), resolve=False)
+    masked = mask_secrets(plain)
+    return OmegaConf.to_yaml(OmegaConf.create(node if masked == plain else masked))
 
 
 def _refuse_other(folder: Path, before: Any, now: DictConfig) -> None:
@@ -323,7 +331,9 @@ def _refuse_other(folder: Path, before: Any, now: DictConfig) -> None:
 
 def _asked(cfg: Any) -> dict[str, str]:
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    return {key: text for key, text in flatten(plain).items() if not is_under(key, MAY_DIFFER)}
+    # what is stored is masked, so that both sides are: a changed password is no other configuration
+    asked = flatten(mask_secrets(plain))
+    return {key: text for key, text in asked.items() if not is_under(key, MAY_DIFFER)}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

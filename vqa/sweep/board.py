@@ -24,12 +24,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from vqa.errors import UserError
 from vqa.machine.files import replace_text
 from vqa.machine.retry import reason_of
+from vqa.machine.safe_text import shown
 from vqa.results.folder import StudyFolder, read_json
 from vqa.sweep.leaderboard import Standing, describe_scores, describe_ties, ranking, winner_of
 from vqa.sweep.settings import SweepSettings
 from vqa.sweep.space import override_value, overrides_of
 from vqa.sweep.state import WorkerState, read_states, seconds_left
-from vqa.sweep.storage import open_storage_to_read, shown_address
+from vqa.sweep.storage import open_storage_to_read, shown_address, without_password
 
 log = logging.getLogger(__name__)
 
@@ -215,12 +216,13 @@ def write_address(folder: Path, settings: SweepSettings, n_trials: int, names: l
         storage = f"sqlite:///{Path(storage.removeprefix('sqlite:///')).absolute()}"
     address = {
         "study_name": settings.study_name,
-        "storage": storage,
+        "storage": without_password(storage),
         "direction": settings.direction,
         "n_trials": n_trials,
         "names": names,
     }
-    # only for the user's own eyes: the storage's address may hold a password
+    # without a password: whoever looks gives it as PGPASSWORD or in ~/.pgpass, and the storage's user is no
+    # one else's business either
     replace_text(folder / ADDRESS, json.dumps(address) + "\n", mode=0o600)
 
 
@@ -253,7 +255,7 @@ def show_status(folder: Path, console: Console | None = None) -> None:
     board.show(standings, workers := read_states(folder))
     console.print(board.picture())
     remarks = [*_remarks(folder, standings, len(workers)), f"storage: {shown_address(url)}"]
-    console.print(Text("\n".join(remarks)))
+    console.print(Text(shown("\n".join(remarks)).replace("\n  ", "\n")))
 
 
 def _read_address(path: Path) -> dict[str, Any]:

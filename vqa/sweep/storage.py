@@ -17,7 +17,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock
 from optuna.trial import TrialState
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from vqa.errors import UserError
@@ -229,3 +229,12 @@ def open_storage_to_read(url: str) -> BaseStorage:
 def shown_address(url: str) -> str:
     """Return an address without its password."""
     return url if url.startswith("journal:") else make_url(url).render_as_string(hide_password=True)
+
+
+def without_password(url: str) -> str:
+    """Return an address to be kept in a file: PostgreSQL's without its password."""
+    if not url.startswith("postgresql"):
+        return url
+    parts = make_url(url)
+    kept = parts.drivername, parts.username, None, parts.host, parts.port, parts.database, parts.query
+    return URL.create(*kept).render_as_string(hide_password=False)

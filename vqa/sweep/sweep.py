@@ -15,6 +15,7 @@ from vqa.errors import UserError
 from vqa.machine import processes
 from vqa.machine.files import try_lock, wait_for_lock
 from vqa.machine.interrupt import Interrupt
+from vqa.machine.safe_text import mask_secrets
 from vqa.results.folder import FINAL, StudyFolder
 from vqa.sweep.board import Board, write_address
 from vqa.sweep.jobs import HydraJobs, refuse_unknown_keys
@@ -265,7 +266,7 @@ class Sweep:
     def _final_exists(self, overrides: list[str]) -> bool:
         """Whether the final run is done; refuses to go on with one that another winner began."""
         final = StudyFolder(self.shared.folder).final
-        same = final.overrides() in (None, overrides)
+        same = final.overrides() in (None, mask_secrets(overrides))
         if final.complete:
             if not same:
                 log.warning(

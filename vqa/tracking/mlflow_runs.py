@@ -18,9 +18,10 @@ from vqa.config.settings import TrackingSettings
 from vqa.errors import UserError
 from vqa.machine import processes
 from vqa.machine.files import replace_text
+from vqa.machine.safe_text import mask_secrets, shown
 from vqa.progress import Pruned
 from vqa.results.folder import RunFolder, flatten
-from vqa.results.manifest import git_state, mask_secrets, package_versions
+from vqa.results.manifest import git_state, package_versions
 from vqa.tracking.record import NullTracker, Tracker
 from vqa.tracking.store import (
     SETTLE_S,
@@ -71,7 +72,7 @@ class MlflowRun:
         elif issubclass(kind, KeyboardInterrupt | SystemExit):
             self.end("KILLED")
         else:
-            self.tags({"error": f"{kind.__name__}: {error}"})
+            self.tags({"error": shown(f"{kind.__name__}: {error}")})
             self.end("FAILED")
 
     def params(self, values: Mapping[str, Any]) -> None:
