@@ -87,7 +87,7 @@ class JobCallback(Callback):
     """
 
     def __init__(self, of: str, **arguments: Any) -> None:
-        self.callback = instantiate({"_target_": of}, _execution_whitelist_=(of,), **arguments)
+        self.callback = instantiate({"_target_": of}, **arguments)  # if the command trusts it
 
     def on_job_start(self, config: DictConfig, **more: Any) -> None:
         """Pass it on."""

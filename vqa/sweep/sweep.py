@@ -22,7 +22,7 @@ from vqa.sweep.jobs import HydraJobs, refuse_unknown_keys
 from vqa.sweep.leaderboard import Standing, describe_scores, describe_ties, winner_of
 from vqa.sweep.pool import WorkerPool, note_refusal, own_command, own_deadline, own_slot
 from vqa.sweep.sampling import SamplerFactory, probe_sampler
-from vqa.sweep.settings import read_settings
+from vqa.sweep.settings import SweepSettings, read_settings
 from vqa.sweep.space import overrides_of, read_enqueued, read_search_space
 from vqa.sweep.state import StateWriter, lock_free_slot, lock_slot
 from vqa.sweep.study import SharedStudy
@@ -61,6 +61,7 @@ def run_sweep(
     if not isinstance(node, dict):
         raise UserError("hydra.sweeper must be a mapping; choose hydra/sweeper=study.")
     settings = read_settings({str(key): value for key, value in node.items()})
+    _refuse_hidden_command(settings, config)
     groups = context.config_loader
     space = read_search_space(settings.params, arguments, groups)
     folder = Path(config.hydra.sweep.dir).absolute()
@@ -86,6 +87,17 @@ def run_sweep(
             return Sweep(shared, jobs, interrupt).run()
         _run_as_copy(shared, jobs, slot, interrupt)
         return None
+
+
+def _refuse_hidden_command(settings: SweepSettings, config: DictConfig) -> None:
+    """Refuse a program that a configuration file, maybe a stranger's, wants started."""
+    key = "hydra.sweeper.worker_command"
+    given = [str(override).lstrip("+").split("=", 1)[0] for override in config.hydra.overrides.hydra]
+    if settings.worker_command and key not in given:
+        raise UserError(
+            f"{key} starts a program, so it must be given on the command line, not in a file; "
+            f"got {settings.worker_command!r}. If that is meant: {key}={settings.worker_command!r}"
+        )
 
 
 def _run_as_copy(shared: SharedStudy, jobs: HydraJobs, slot: int, interrupt: Interrupt) -> None:

@@ -286,8 +286,9 @@ class _Trainer:
         try:
             return self._take_up(checkpoints)
         except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, TypeError, ValueError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"{checkpoints.path}: cannot be taken up ({str(error).splitlines()[0]}); "
+                f"{checkpoints.path}: cannot be taken up ({reason}); "
                 "put an intact copy back, or remove it: the training then begins again"
             ) from error
 
