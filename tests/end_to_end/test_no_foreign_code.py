@@ -1,4 +1,4 @@
-"""A configuration, checkpoint, adapter or model of a stranger runs nothing: a canary is planted in each way in."""
+"""A configuration, checkpoint, adapter or model of a stranger runs nothing: canaries stay silent."""
 
 import json
 import os
@@ -21,18 +21,31 @@ RUNNERS = [
     *("runpy.run_path", "pickle.load", "torch.load", "numpy.load", "hydra.utils.get_object"),
     *("hydra.utils.instantiate", "shutil.rmtree", "pathlib.Path.unlink", "webbrowser.open", "vqa.run.main"),
 ]
+HUB = "transformers.utils.hub"
 THROUGH = {
-    "data": ["vqa.data.image.io.open", "vqa.data.source.build", "vqa.data.csv_rows.csv.reader", "vqa.database.X"],
-    "lora": ["peft.import_utils.importlib.import_module", "peft.PeftModel.from_pretrained", "peft.get_peft_model",
-             "peft.utils.other.os.system", "peft.PeftModel", "peft.utils.save_and_load.torch.load"],
-    "optimizer": ["torch.optim.optimizer.torch.load", "torch.optim.adam.torch.hub.load", "torch.hub.load",
-                  "torch.optim._functional.os.system"],
-    "scheduler.schedule": ["transformers.AutoModel.from_pretrained", "transformers.pipeline", "transformers.Trainer",
-                           "transformers.utils.hub.os.system", "transformers.dynamic_module_utils.get_class_from_dynamic_module",
-                           "transformers.AutoTokenizer.from_pretrained"],
-    "quantization.weights": ["transformers.AutoConfig.from_pretrained", "transformers.utils.hub.subprocess.run",
-                             "transformers.pipeline", "transformers.AutoModel"],
-}  # fmt: skip
+    "data": [
+        *("vqa.data.image.io.open", "vqa.data.source.build", "vqa.data.csv_rows.csv.reader"),
+        "vqa.database.X",
+    ],
+    "lora": [
+        *("peft.import_utils.importlib.import_module", "peft.PeftModel.from_pretrained"),
+        *("peft.get_peft_model", "peft.utils.other.os.system", "peft.PeftModel"),
+        "peft.utils.save_and_load.torch.load",
+    ],
+    "optimizer": [
+        *("torch.optim.optimizer.torch.load", "torch.optim.adam.torch.hub.load", "torch.hub.load"),
+        "torch.optim._functional.os.system",
+    ],
+    "scheduler.schedule": [
+        *("transformers.AutoModel.from_pretrained", "transformers.pipeline", "transformers.Trainer"),
+        *(f"{HUB}.os.system", "transformers.dynamic_module_utils.get_class_from_dynamic_module"),
+        "transformers.AutoTokenizer.from_pretrained",
+    ],
+    "quantization.weights": [
+        *("transformers.AutoConfig.from_pretrained", f"{HUB}.subprocess.run", "transformers.pipeline"),
+        "transformers.AutoModel",
+    ],
+}
 
 
 @pytest.mark.parametrize("name", sorted(TRUSTED))

@@ -118,9 +118,8 @@ def _refuse_hidden_targets(key: str, node: Any, package: Any) -> None:
         name = str(target).removeprefix(f"{package.__name__}.")
         if target is not None and not inspect.isclass(getattr(package, name, None)):
             raise UserError(f"{key}: _target_ must be a class of {package.__name__}, got {target!r}.")
-    for part in (
-        node.values() if isinstance(node, Mapping) else node if isinstance(node, list | tuple) else ()
-    ):
+        node = list(node.values())
+    for part in node if isinstance(node, list | tuple) else ():
         _refuse_hidden_targets(key, part, package)
 
 

@@ -33,6 +33,10 @@ from vqa.train.losses import batch_loss
 from vqa.train.plan import Plan, batches
 
 log = logging.getLogger(__name__)
+# What torch raises of a file that is cut off or hostile: its unpickler checks little but what may be called.
+UNREADABLE = (
+    *(pickle.UnpicklingError, EOFError, RuntimeError, LookupError, TypeError, ValueError, AttributeError),
+)
 
 
 class DivergedError(Exception):
@@ -285,7 +289,9 @@ class _Trainer:
         """
         try:
             return self._take_up(checkpoints)
-        except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        except torch.OutOfMemoryError:
+            raise
+        except UNREADABLE as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
                 f"{checkpoints.path}: cannot be taken up ({reason}); "
