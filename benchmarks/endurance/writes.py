@@ -81,7 +81,7 @@ def in_child(work: Callable[[], int]) -> tuple[int, int]:
 
 
 def run_killed(folder: Path, fatal: int) -> tuple[int, int]:
-    """Run the toy study in `folder` up to write number `fatal` (0: to its end); as `in_child`, with the count."""
+    """Run the toy study in `folder` up to write number `fatal` (0: to its end); returns as `in_child`."""
     from tests.helpers.toy_app.harness import run_toy
 
     def work() -> int:

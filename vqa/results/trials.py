@@ -61,10 +61,10 @@ def read_leaderboard(leaderboard: Path) -> list[TrialRow]:
     try:
         with leaderboard.open(newline="", encoding="utf-8-sig") as file:
             table = csv.DictReader(file, restval="")
-            rows = list(table)
+            header, rows = table.fieldnames or (), list(table)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{leaderboard}: cannot be read: {error}; run the sweep again to write it") from error
-    if missing := [name for name in (*RESULT_COLUMNS, TIED) if name not in (table.fieldnames or ())]:
+    if missing := [name for name in (*RESULT_COLUMNS, TIED) if name not in header]:
         raise UserError(f"{leaderboard}: lacks the column(s) {', '.join(missing)}; run the sweep again")
     trials = []
     for number, row in enumerate(rows, start=2):

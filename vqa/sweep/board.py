@@ -267,9 +267,8 @@ def _read_address(path: Path) -> dict[str, Any]:
 
 
 def _load_study(name: str, url: str) -> optuna.Study:
-    storage = open_storage_to_read(url)
     try:
-        return optuna.load_study(study_name=name, storage=storage)
+        return optuna.load_study(study_name=name, storage=open_storage_to_read(url))
     except (KeyError, SQLAlchemyError, StorageInternalError) as error:
         raise UserError(
             f"hydra.sweeper.storage {shown_address(url)} has no study {name!r} ({reason_of(error)}); "

@@ -201,8 +201,8 @@ def open_storage(url: str, wait_s: float, begun: bool = False) -> BaseStorage:
         engine = {"connect_args": {"timeout": SQLITE_WAIT_S}} if url.startswith("sqlite:") else POSTGRESQL
         opening = retry_for(url, wait_s if begun else 0)
         return opening.call(lambda: RetryingStorage(url, wait_s, engine))
-    except (SQLAlchemyError, ImportError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (SQLAlchemyError, StorageInternalError, ImportError, OSError) as error:
+        reason = reason_of(error)
         raise UserError(
             f"hydra.sweeper.storage {shown_address(url)!r} cannot be opened: {reason}. "
             "Check the address, that the server runs, and that its driver (psycopg) is installed."

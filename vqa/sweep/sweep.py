@@ -19,7 +19,7 @@ from vqa.machine.safe_text import mask_secrets
 from vqa.results.folder import FINAL, StudyFolder
 from vqa.sweep.board import Board, write_address
 from vqa.sweep.jobs import HydraJobs, refuse_unknown_keys
-from vqa.sweep.leaderboard import Standing, describe_scores, describe_ties, winner_of
+from vqa.sweep.leaderboard import Standing, describe_scores, describe_ties, read_winner, winner_of
 from vqa.sweep.pool import WorkerPool, note_refusal, own_command, own_deadline, own_slot
 from vqa.sweep.sampling import SamplerFactory, probe_sampler
 from vqa.sweep.settings import SweepSettings, read_settings
@@ -302,7 +302,18 @@ class Sweep:
         done = self.shared.tally().done
         final = not self.settings.final or StudyFolder(self.shared.folder).final.complete
         marked = self.shared.study.user_attrs.get(CLOSED) == self._closing_mark()
-        return done >= self.shared.n_trials and final and marked and not self.shared.too_many_failures()
+        over = done >= self.shared.n_trials and final and marked and not self.shared.too_many_failures()
+        return over and self._results_are_readable()
+
+    def _results_are_readable(self) -> bool:
+        """Whether ranking and winner can be read; a power loss may have emptied them."""
+        study = StudyFolder(self.shared.folder)
+        try:
+            if study.winner.exists():
+                read_winner(study.winner)
+        except UserError:
+            return False
+        return study.has_results()
 
     def _best_value(self) -> float | None:
         values: list[Any] = [trial.value for trial in self.shared.trials() if trial.state.name == "COMPLETE"]
