@@ -140,6 +140,7 @@ def _print(settings: Settings, name: str, **values: object) -> None:
 def _say(settings: Settings, folder: Path, metrics: dict[str, Any]) -> None:
     """Print the result and the next step."""
     from rich.console import Console
+    from rich.markup import escape
 
     console, lang = Console(soft_wrap=True), settings.lang
     if "accuracy" in metrics:
@@ -149,7 +150,7 @@ def _say(settings: Settings, folder: Path, metrics: dict[str, Any]) -> None:
     if "test" in metrics:
         console.print(message(lang, "test", scores=_scores(lang, metrics["test"])))
     for alarm in metrics.get("alarms", []):
-        console.print(f"[bold red]{message(lang, 'alarm')}[/]: {alarm}")
+        console.print(f"[bold red]{message(lang, 'alarm')}[/]: {escape(alarm)}")
     if settings.stage == "final":
         from vqa.stages.report import show_report
 

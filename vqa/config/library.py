@@ -14,6 +14,7 @@ settle (a name defined twice, a star import, a computed base class) is left open
 import ast
 import functools
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,15 @@ TRUSTED: dict[str, tuple[str, ...]] = {
     "optimizer": ("torch.optim.*", "bitsandbytes.optim.*"),
     "scheduler.schedule": ("transformers.*",),
     "quantization.weights": ("transformers.*",),
+}
+
+# Beside the module, the kind: a function of a trusted library may load a file or run code that it names.
+KINDS: dict[str, tuple[str, re.Pattern[str]]] = {
+    "data": ("a class, with a capital letter", re.compile(r"[A-Z]\w*")),
+    "lora": ("a class of settings, ending in Config", re.compile(r"[A-Z]\w*Config")),
+    "optimizer": ("an optimiser's class", re.compile(r"[A-Z]\w*")),
+    "scheduler.schedule": ("a schedule such as get_scheduler", re.compile(r"get_\w*schedule\w*")),
+    "quantization.weights": ("a class of settings, ending in Config", re.compile(r"[A-Z]\w*Config")),
 }
 
 
@@ -82,12 +92,28 @@ def check_target(name: str, node: Mapping[str, Any] | None) -> None:
     if not any(str(target).startswith(pattern.removesuffix("*")) for pattern in TRUSTED[name]):
         raise UserError(f"{name}._target_ must be one of {', '.join(TRUSTED[name])}, got {target!r}")
     _load_own(name, str(target))
+    words, fits = KINDS[name]
+    if not fits.fullmatch(str(target).rpartition(".")[2]):
+        raise UserError(f"{name}._target_ must be {words}, got {target!r}")
+    if hidden := _target_within([value for key, value in node.items() if key != "_target_"]):
+        raise UserError(f"{name}: no argument may hold a _target_ of its own, got {hidden!r}")
     parameters = _parameters(name, str(target))
     for key in node:
         if not key.startswith("_") and key not in parameters:
             raise UserError(
                 f"{name}.{key}: {target} has no such argument; it has: {', '.join(sorted(parameters))}"
             )
+
+
+def _target_within(value: Any) -> Any:
+    """The first `_target_` at any depth, or an internal flag of Hydra's; None where there is none."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            return value["_target_"]
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return next((found for part in value if (found := _target_within(part)) is not None), None)
+    return None
 
 
 def _parameters(name: str, target: str) -> list[str]:
@@ -101,6 +127,9 @@ def _parameters(name: str, target: str) -> list[str]:
         found: Callable[..., Any] = get_object(target)
     except (HydraException, ImportError, ValueError) as error:
         raise UserError(f"{name}._target_: {target!r} cannot be imported ({error})") from error
+    home = f"{getattr(found, '__module__', '')}."
+    if not any(home.startswith(pattern.removesuffix("*")) for pattern in TRUSTED[name]):
+        raise UserError(f"{name}._target_: {target!r} is defined in {home[:-1]}, which is not trusted")
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return [p.name for p in inspect.signature(found).parameters.values() if p.kind in named]
 

@@ -15,7 +15,6 @@ import csv
 import hashlib
 import importlib.resources
 import io
-import os
 import random
 from collections import defaultdict
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from PIL import Image
 
 from vqa.data.image import FORMATS, file_sha256
 from vqa.errors import UserError, problems_of
+from vqa.machine.files import replacing
 from vqa.question import LETTERS, Question
 
 KINDS = ("thing", "category", "absent")
@@ -241,9 +241,8 @@ def _put_together(shown: Sequence[Thing], style: str, cells: Sequence[int], fold
     side_by_side(halves, cells).save(content, "PNG")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}")  # several workers may draw the same one
-        unfinished.write_bytes(content.getvalue())
-        unfinished.replace(path)
+        with replacing(path) as unfinished:
+            unfinished.write_bytes(content.getvalue())
     except OSError as error:
         raise UserError(
             f"data.folder: {folder} cannot be written ({error}); give data.folder=FOLDER"

@@ -136,7 +136,7 @@ def read_model_config(settings: Settings) -> Any:
     path = settings.model.path
     folder, where = model_source(settings)
     try:
-        config: Any = AutoConfig.from_pretrained(folder, **where)
+        config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False, **where)
     except (OSError, ValueError) as error:
         raise UserError(_cannot_load(path, error)) from error
     model_class(config, path)
@@ -157,7 +157,7 @@ def read_processor(settings: Settings, config: Any) -> Any | None:
         return None
     folder, where = model_source(settings)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **where)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **where)
         pixels = load_image_processor(folder, config, family, where)
         return load_processor(folder, config, tokenizer, pixels, where)
     except (OSError, ValueError) as error:
@@ -224,7 +224,7 @@ def _load(settings: Settings, device: torch.device, dtype: torch.dtype) -> Base:
         model: Any = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=dtype, device_map={"": device}, attn_implementation="sdpa", **quantized, **where
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, **where)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **where)
         processor = load_image_processor(folder, config, family, where)
     except (OSError, SafetensorError) as error:
         raise UserError(_cannot_load(settings.model.path, error)) from error

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vqa.machine.files import replacing
 from vqa.question import CHANCE, LETTERS
 from vqa.results.metrics import (
     CONFIDENCE_BINS,
@@ -88,9 +89,11 @@ def save_figure(figure: "Figure", path: Path) -> Path:
     """
     from matplotlib import rcParams
 
-    path = path.with_suffix(f".{rcParams['savefig.format']}")
+    kind = rcParams["savefig.format"]
+    path = path.with_suffix(f".{kind}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, dpi=130, format=kind)
     return path
 
 

@@ -18,7 +18,7 @@ from vqa.question import CHANCE, Question
 from vqa.report import facts, plots, study_plots
 from vqa.report.page import gallery, inline_svg, render
 from vqa.results.calibration import UNCHANGED, tempered
-from vqa.results.folder import RunFolder, StudyFolder
+from vqa.results.folder import RunFolder, StudyFolder, read_yaml
 from vqa.results.predictions import Prediction, read_predictions
 from vqa.results.trials import TrialRow, best_trial, complete_trials, varied_parameters
 
@@ -140,7 +140,8 @@ def _study_command(study: StudyFolder) -> str:
     from omegaconf import OmegaConf
 
     path = study.terms
-    fixed = OmegaConf.to_container(OmegaConf.load(path)).get("fixed", []) if path.exists() else []  # type: ignore[union-attr]
+    terms = OmegaConf.to_container(read_yaml(path)) if path.exists() else {}
+    fixed = terms.get("fixed", []) if isinstance(terms, dict) else []
     return shlex.join(["python", "-m", "vqa.run", "-m", *map(str, fixed), f"study={study.path.name}"])
 
 

@@ -1,6 +1,7 @@
 """`leaderboard.csv`: one row per trial that is done, typed, and what the rows say in sum."""
 
 import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -72,10 +73,14 @@ def read_leaderboard(leaderboard: Path) -> list[TrialRow]:
     """
     try:
         with leaderboard.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, restval=""))
+            text = file.read()
+            table = csv.DictReader(io.StringIO(text, newline=""), restval="")
+            header, rows = table.fieldnames or (), list(table)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{leaderboard}: cannot be read: {error}; run the sweep again to write it") from error
-    if rows and (missing := [name for name in (*RESULT_COLUMNS, TIED) if name not in rows[0]]):
+    if text and not text.endswith("\n"):
+        raise UserError(f"{leaderboard}: its last line is cut off; run the sweep again to write it")
+    if missing := [name for name in (*RESULT_COLUMNS, TIED) if name not in header]:
         raise UserError(f"{leaderboard}: lacks the column(s) {', '.join(missing)}; run the sweep again")
     trials = []
     for number, row in enumerate(rows, start=2):

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from vqa.config.settings import Settings
-from vqa.errors import UserError
+from vqa.errors import UserError, system_error
+from vqa.machine.files import replacing_folder
 from vqa.model.base import model_source, read_model_config
 from vqa.model.families.processor import copy_processor, load_image_processor
 from vqa.model.families.table import family_of
@@ -31,6 +32,7 @@ def run_merge(settings: Settings, folder: Path) -> dict[str, Any]:
         UserError: The base is quantised, or there is no adapter that fits.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText, AutoTokenizer
 
     from vqa.model.adapter import plain_adapter
@@ -44,14 +46,18 @@ def run_merge(settings: Settings, folder: Path) -> dict[str, Any]:
     merged = plain_adapter(model, adapter, settings.model.path).merge_and_unload(safe_merge=True)
     run = RunFolder(folder)
     out = run.merged_model
-    merged.save_pretrained(str(out))
-    AutoTokenizer.from_pretrained(base, **where).save_pretrained(str(out))
     config = read_model_config(settings)
     family = family_of(config)
-    if family.is_own(config):
-        load_image_processor(base, config, family, where).save_pretrained(str(out))
-    else:  # other tools need the parts for video and sound, which are not loaded here
-        copy_processor(base, out, where)
+    with replacing_folder(out) as unfinished:
+        try:
+            merged.save_pretrained(str(unfinished))
+        except SafetensorError as error:
+            raise system_error(error, out) or error from error
+        AutoTokenizer.from_pretrained(base, **where).save_pretrained(str(unfinished))
+        if family.is_own(config):
+            load_image_processor(base, config, family, where).save_pretrained(str(unfinished))
+        else:  # other tools need the parts for video and sound, which are not loaded here
+            copy_processor(base, unfinished, where)
     metrics = {"model": str(out), "adapter": str(adapter), "base": settings.model.path, "dtype": "bfloat16"}
     provenance = Provenance(settings.plain, settings.seed, started, extra={"adapter": str(adapter)})
     finish_run(run, Results(metrics), provenance)

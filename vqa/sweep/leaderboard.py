@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from optuna.trial import FrozenTrial, TrialState
 from yaml import YAMLError
 
@@ -372,11 +373,14 @@ def read_winner(path: Path) -> list[str]:
         UserError: It is no such file.
     """
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, YAMLError) as error:
+        text = path.read_text(encoding="utf-8")
+        content = OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else None
+    except (OSError, ValueError, OmegaConfBaseException, YAMLError) as error:
         raise UserError(f"{path}: cannot be read as YAML ({error}); mend it or give winner=none") from error
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not content:
         raise UserError(f"{path}: must be a mapping of keys to values; mend it or give winner=none")
+    if not text.endswith("\n"):  # of a number, the first digits alone would still be a number
+        raise UserError(f"{path}: its last line is cut off; mend it or give winner=none")
     plain = {str(key): value for key, value in content.items()}
     options = [entry for entry in plain.pop("defaults", []) if isinstance(entry, dict)]
     chosen = {_typed(str(key)): value for entry in options for key, value in entry.items()}
