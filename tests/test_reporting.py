@@ -12,6 +12,7 @@ class Listener:
 
     def __init__(self, prune_at: int | None = None, by: By = "part") -> None:
         self.by: By = by
+        self.pauses = False
         self.prune_at = prune_at
         self.heard: list[tuple[int, float]] = []
 

@@ -26,6 +26,7 @@ class Listener:
     """Remembers the reports of a trial; `cut_at` and `prune_at` are steps."""
 
     by: By = "part"
+    pauses = False
     cut_at: int = 0
     prune_at: int = 0
     parts: dict[int, float] = field(default_factory=dict)

@@ -24,6 +24,7 @@ from vqa.results.folder import RunFolder, StudyFolder
 from vqa.results.metrics import paired_p_value, per_question_nll
 from vqa.results.predictions import read_fold_predictions
 from vqa.results.trials import RESULT_COLUMNS, TIED
+from vqa.sweep.promotion import WORKED_S, is_paused
 from vqa.sweep.space import override_value, overrides_of, plain_value, plain_values
 
 TIE_LEVEL = 0.05  # trials whose difference has a p-value of at least this are a tie
@@ -52,10 +53,11 @@ class Standing:
 
     Args:
         trial: The trial's number.
-        state: COMPLETE, PRUNED, FAIL, RUNNING or WAITING.
-        value: The objective that was told; a pruned trial's last report.
+        state: COMPLETE, PAUSED, PRUNED, FAIL, RUNNING or WAITING.
+        value: The objective that was told; a pruned or paused trial's last report.
         last_step: The last step that was reported; None without a report.
-        seconds: Time of the finished folds, else from start to end; None while running.
+        seconds: Time of the finished folds, else what was worked on it, else from start to end; None while
+            running.
         params: Searched key -> value, multiples written out.
         scores: Out-of-fold results so far.
         tied: Whether a paired t-test cannot tell the trial from the best one. None when the two have no
@@ -124,9 +126,9 @@ def _read_scores(folder: Path, stamps: tuple[tuple[int, int], ...]) -> Scores:
 def ranking(trials: Sequence[FrozenTrial], study_folder: Path, direction: str) -> list[Standing]:
     """Order the trials from best to worst.
 
-    COMPLETE by objective, then PRUNED by how far they came, then FAIL, then those that are not done.
-    Complete trials are ordered by the objective in Optuna's storage. The NLL from the files is summed in
-    another order, and its last digit could swap two trials.
+    COMPLETE by objective, then PAUSED and PRUNED by how far they came, then FAIL, then those that run or
+    wait. Complete trials are ordered by the objective in Optuna's storage. The NLL from the files is summed
+    in another order, and its last digit could swap two trials.
 
     Args:
         trials: As Optuna gives them.
@@ -148,9 +150,10 @@ def ranking(trials: Sequence[FrozenTrial], study_folder: Path, direction: str) -
 
 
 def _sort_key(standing: Standing, sign: float) -> tuple[int, int, int, float, int]:
-    order = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING").index(standing.state)
+    state = "PRUNED" if standing.state == "PAUSED" else standing.state
+    order = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING").index(state)
     value = math.inf if standing.value is None else sign * standing.value
-    if standing.state != "PRUNED":
+    if state != "PRUNED":
         return order, 0, 0, value, standing.trial
     reached = -1 if standing.last_step is None else standing.last_step
     return order, -standing.scores.folds, -reached, value, standing.trial
@@ -160,12 +163,18 @@ def standing_of(trial: FrozenTrial, study_folder: Path) -> Standing:
     """One trial by itself: not compared with any other."""
     scores = read_scores(StudyFolder(study_folder).trial(trial.number).path)
     seconds = scores.seconds
+    if seconds is None:
+        seconds = trial.user_attrs.get(WORKED_S)
     if seconds is None and trial.state.is_finished() and trial.duration is not None:
         seconds = trial.duration.total_seconds()
+    paused = is_paused(trial)
+    value = trial.value if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) else None
+    if paused and trial.last_step is not None:
+        value = trial.intermediate_values[trial.last_step]
     return Standing(
         trial=trial.number,
-        state=trial.state.name,
-        value=trial.value if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) else None,
+        state="PAUSED" if paused else trial.state.name,
+        value=value,
         last_step=trial.last_step,
         seconds=seconds,
         params=plain_values(trial.params or trial.system_attrs.get("fixed_params", {})),
@@ -190,7 +199,7 @@ def is_tied(nll: Mapping[str, float], best: Mapping[str, float]) -> bool | None:
 
 
 def leaderboard_text(standings: Sequence[Standing], names: Sequence[str]) -> str:
-    """Give the content of `leaderboard.csv`: the trials that are done, best first.
+    """Give the content of `leaderboard.csv`: the trials that are done or paused, best first.
 
     Args:
         standings: In order, as `ranking` gives them.

@@ -17,11 +17,13 @@ class SweepSettings:
         storage_wait_s: Seconds to wait for a database that goes away while the sweep runs.
         direction: "minimize" or "maximize" the value that a job returns.
         n_trials: Trials of the study in all, over all runs of the command.
+        whole_trials: Work of a search that promotes, in trials that run to their end; it may start less than
+            n_trials then. null = n_trials are started, and the pruner says how many run to their end.
         n_workers: Worker processes; 1 = in this process.
         worker_command: What to put in front of each worker's command, for instance
             `srun --ntasks=1 --gpus=1`; null = workers are plain processes on this machine.
-        sampler: `_target_: optuna.samplers.*` and its arguments.
-        pruner: `_target_: optuna.pruners.*` and its arguments.
+        sampler: `_target_: optuna.samplers.*`, or our ThompsonSampler, and its arguments.
+        pruner: `_target_: optuna.pruners.*`, or our PromotionPruner, and its arguments.
         params: Search space: key -> Hydra sweep syntax such as `tag(log, interval(1e-4, 1e-2))`;
             null takes a key out of the space.
         enqueue: Configurations to try first, each a mapping of searched key -> value.
@@ -44,6 +46,7 @@ class SweepSettings:
     storage_wait_s: float
     direction: str
     n_trials: int
+    whole_trials: float | None
     n_workers: int
     worker_command: str | None
     sampler: dict[str, Any]
@@ -61,6 +64,8 @@ class SweepSettings:
     tracked: bool
 
 
+THOMPSON = "vqa.sweep.thompson.ThompsonSampler"
+PROMOTION = "vqa.sweep.promotion.PromotionPruner"
 Rule = tuple[str, Callable[[Any], bool]]
 
 
@@ -68,11 +73,12 @@ def _whole_from(low: int) -> Rule:
     return f"a whole number >= {low}", lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low
 
 
-def _target_in(package: str) -> Rule:
+def _target_in(package: str, own: str) -> Rule:
     def fits(value: Any) -> bool:
-        return isinstance(value, dict) and str(value.get("_target_", "")).startswith(package + ".")
+        target = str(value.get("_target_", "")) if isinstance(value, dict) else ""
+        return target == own or target.startswith(package + ".")
 
-    return f"a node with `_target_: {package}.<class>`", fits
+    return f"a node with `_target_: {package}.<class>`, or {own}", fits
 
 
 def _or_null(rule: Rule) -> Rule:
@@ -99,10 +105,11 @@ _RULES: dict[str, Rule] = {
     "storage_wait_s": _SECONDS,
     "direction": ("minimize or maximize", lambda v: v in ("minimize", "maximize")),
     "n_trials": _whole_from(1),
+    "whole_trials": _or_null(("a number of trials > 0", _SECONDS[1])),
     "n_workers": _whole_from(1),
     "worker_command": ("a command or null", lambda v: v is None or (isinstance(v, str) and v != "")),
-    "sampler": _target_in("optuna.samplers"),
-    "pruner": _target_in("optuna.pruners"),
+    "sampler": _target_in("optuna.samplers", THOMPSON),
+    "pruner": _target_in("optuna.pruners", PROMOTION),
     "params": _MAPPING,
     "enqueue": _list_of(dict, "mappings of searched key -> value"),
     "final": _SWITCH,

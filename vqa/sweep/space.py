@@ -12,8 +12,9 @@ settings in `conf/model/` could not be enqueued, and each further pair of keys w
 Source: Hydra's tags, which its grammar keeps for sweepers, as in tag(log, interval(1e-5, 1e-3)).
 """
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl, create_params_from_overrides
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
 from vqa.errors import UserError
 
@@ -180,6 +181,19 @@ class SearchSpace:
     def size(self) -> int:
         """Number of points of the grid."""
         return math.prod(len(values) for values in self.grid().values())
+
+    def is_finite(self) -> bool:
+        """Whether the space has an end: choices and stepped ranges only."""
+        return all(
+            isinstance(ranged, CategoricalDistribution | IntDistribution) or getattr(ranged, "step", None)
+            for ranged in self.distributions.values()
+        )
+
+    def points(self) -> Iterator[dict[str, Any]]:
+        """Every point of a finite space, as the study draws it."""
+        values = self.grid()
+        for point in itertools.product(*values.values()):
+            yield dict(zip(values, point, strict=True))
 
     def samples(self) -> list[dict[str, Any]]:
         """Give trials that together have every key and every choice, to see whether they compose."""

@@ -172,7 +172,7 @@ class Sweep:
         return self._best_value()
 
     def _run_trials(self, worker: Worker) -> None:
-        if self.shared.tally().done >= self.shared.n_trials:
+        if self.shared.is_over():
             worker.write_results()  # an earlier run may have been killed before it wrote them
         elif self.settings.n_workers == 1:
             slot, lock = lock_free_slot(self.shared.locks)
@@ -195,7 +195,7 @@ class Sweep:
 
     def _others_at_work(self) -> bool:
         tally = self.shared.tally()
-        return tally.running > 0 and tally.done < self.shared.n_trials and not self.shared.too_many_failures()
+        return tally.running > 0 and not self.shared.is_over() and not self.shared.too_many_failures()
 
     def _check_complete(self, standings: list[Standing]) -> bool:
         """Log where the study stands; return whether all trials are done."""
@@ -208,7 +208,7 @@ class Sweep:
                 f"See {StudyFolder(self.shared.folder).trial(failed[-1].trial).path}/run.log. "
                 "To go on, mend the cause and repeat the command with a higher hydra.sweeper.max_failures."
             )
-        if tally.done < self.shared.n_trials:
+        if not self.shared.is_over():
             why = f"out of time (hydra.sweeper.timeout_s={self.settings.timeout_s})"
             if tally.running:
                 why = f"{tally.running} trials are run by other processes"
@@ -286,10 +286,9 @@ class Sweep:
 
     def _is_closed(self) -> bool:
         """Whether all trials, the results and the final run are complete."""
-        done = self.shared.tally().done
         final = not self.settings.final or StudyFolder(self.shared.folder).final.complete
         marked = self.shared.study.user_attrs.get(CLOSED) == self._closing_mark()
-        return done >= self.shared.n_trials and final and marked and not self.shared.too_many_failures()
+        return self.shared.is_over() and final and marked and not self.shared.too_many_failures()
 
     def _best_value(self) -> float | None:
         values: list[Any] = [trial.value for trial in self.shared.trials() if trial.state.name == "COMPLETE"]
