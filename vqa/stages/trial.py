@@ -131,7 +131,9 @@ class _Reports:
     def track(self, at: Evaluation, mean: float) -> tuple[float, int]:
         """Track an evaluation; the trial's NLL so far, nats, and the step."""
         number = len(self.finished)
-        step = number * self.evaluations + at.index + 1
+        # a fold of fewer steps than evaluations has fewer of these; it ends at the same step all the same
+        within = self.evaluations if at.last else at.index + 1
+        step = number * self.evaluations + within
         so_far = _running_mean([*self.finished, FoldResult(number, 0, self.n_valid, mean, 0.0, 0.0)])
         rates = {"train_loss": at.train_loss, "learning_rate": at.learning_rate}
         self.tracked.metrics({"nll": so_far} | rates, step)

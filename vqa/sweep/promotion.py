@@ -12,6 +12,7 @@ Source: L. Li and others (2020), "A System for Massively Parallel Hyperparameter
 the highest rung first, until enough trials are complete to be compared, or the given work is done.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -73,6 +74,10 @@ class Climber:
     until: int
     state: Literal["paused", "running", "complete", "ended"]
 
+    def at(self, rung: int) -> float | None:
+        """What it reported when it came to a rung; None before that."""
+        return next((self.reports[step] for step in sorted(self.reports) if step >= rung), None)
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -121,7 +126,8 @@ def next_piece(climbers: Sequence[Climber], rungs: Rungs, extent: Extent, sign: 
     """
 
     def value(climber: Climber, rung: int) -> tuple[float, int]:
-        return sign * climber.reports[rung], climber.number
+        reported = climber.at(rung)
+        return math.inf if reported is None else sign * reported, climber.number
 
     paused = [climber for climber in climbers if climber.state == "paused"]
     complete = sum(climber.state != "ended" and climber.until == rungs.whole for climber in climbers)
@@ -130,7 +136,7 @@ def next_piece(climbers: Sequence[Climber], rungs: Rungs, extent: Extent, sign: 
     if spent and complete:
         return None
     for rung in reversed(rungs.steps[:-1]):
-        reached = [climber for climber in climbers if rung in climber.reports]
+        reached = [climber for climber in climbers if climber.at(rung) is not None]
         reached.sort(key=lambda climber: value(climber, rung))
         for climber in reached[: len(reached) // rungs.factor]:
             if climber in paused and climber.until == rung:

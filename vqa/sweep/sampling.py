@@ -39,7 +39,7 @@ class SamplerFactory:
         self.seed: int | None = node.get("seed", seed)
         kind = _class_of(self.node["_target_"])
         if not inspect.isclass(kind):
-            raise UserError(f"hydra.sweeper.sampler: there is no {self.node['_target_']}.")
+            raise UserError(f"hydra.sweeper.sampler: Optuna has no {self.node['_target_']}.")
         self.takes_seed = "seed" in inspect.signature(kind).parameters
         self.grid = {"search_space": space.grid()} if is_grid(node) else {}
         self.build(0)  # refuses a wrong argument before the study exists
