@@ -16,6 +16,7 @@ import math
 import os
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -41,17 +42,18 @@ MOST_TRIALS = 200  # draws; on a grid of 72, where repeats are free, a search co
 CONF = Path(__file__).parents[2] / "conf" / "hydra" / "sweeper"
 
 
-def evaluate_grid(work: Path, processes: int, subsample: int, seed: int) -> None:
-    """Run the grid as one study, which goes on where it stopped; results lie in `work`."""
+def evaluate_grid(given: argparse.Namespace) -> None:
+    """Run the grid as one study, which goes on where it stopped; results lie in `given.work`."""
     choices = {"optimizer.lr": RATES, "lora.r": RANKS, "lora.lora_alpha": ALPHAS}
     command = [
-        *(sys.executable, "-m", "vqa.run", "-m", "+sweep=lora", "study=grid", f"seed={seed}"),
+        *(sys.executable, "-m", "vqa.run", "-m", "+sweep=lora", "study=grid", f"seed={given.seed}"),
         *("hydra/sweeper/sampler=grid", "hydra/sweeper/pruner=none", "hydra.sweeper.enqueue=[]"),
         *(f"{key}={','.join(map(str, values))}" for key, values in choices.items()),
         *(f"hydra.sweeper.n_trials={math.prod(map(len, choices.values()))}", "hydra.sweeper.final=false"),
-        *(f"hydra.sweeper.n_workers={processes}", f"budget.folds={FOLDS}", f"budget.subsample={subsample}"),
+        *(f"hydra.sweeper.n_workers={given.processes}", f"budget.folds={given.folds or FOLDS}"),
+        *(f"budget.subsample={given.subsample}", *given.extra),
         *(f"budget.evaluations_per_fit={REPORTS_PER_FOLD}", "tracking=none", "env.threads=1"),
-        *("env.device=cpu", f"env.output_root={work.absolute()}"),
+        *("env.device=cpu", f"env.output_root={given.work.absolute()}"),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     subprocess.run(command, check=True, env=environment)
@@ -66,7 +68,7 @@ def read_grid(study_folder: Path) -> list[Point]:
         with (folder / "oof_predictions.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         nll = [-math.log(max(float(row[f"p_{row['gold']}"]), P_FLOOR)) for row in rows]
-        per_fold = [sum(int(row["fold"]) == fold for row in rows) for fold in range(FOLDS)]
+        per_fold = [count for _, count in sorted(Counter(int(row["fold"]) for row in rows).items())]
         reports = [value for _, value in sorted(trial.intermediate_values.items())]
         points.append(Point(trial.params, [*reports, float(trial.value or 0.0)], nll, per_fold))
     return points
@@ -223,6 +225,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of split and folds")
     parser.add_argument("--seeds", type=int, default=20, help="of each search")
     parser.add_argument("--work", type=Path, default=Path("grid"), help="folder of the grid's study")
+    parser.add_argument(
+        "--extra", nargs="*", default=[], help="overrides of the grid's trials: data=emoji_quiz"
+    )
     parser.add_argument("--grid", type=Path, help="what the step grid wrote")
     add_output_arguments(parser)
     parser.add_argument("--first-seed", type=int, default=0, help="of the searches")
@@ -230,9 +235,7 @@ def main() -> None:
     parser.add_argument(
         "--resample", action="store_true", help="another sample of the questions for each seed"
     )
-    parser.add_argument(
-        "--folds", type=int, help="of the grid's, the first so many; trials of a sweep have 3"
-    )
+    parser.add_argument("--folds", type=int, help="of the grid (5); in a replay the first so many of it")
     parser.add_argument(
         "--trials", type=int, nargs="*", default=[], help="regret at the cost of so many trials"
     )
@@ -242,7 +245,7 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     rows: list[dict[str, Any]]
     if given.step == "grid":
-        evaluate_grid(given.work, given.processes, given.subsample, given.seed)
+        evaluate_grid(given)
         rows = [vars(point) for point in read_grid(given.work / "grid")]
     else:
         points = [Point(**row) for row in json.loads(given.grid.read_text())["rows"]]
