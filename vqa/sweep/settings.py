@@ -66,6 +66,12 @@ class SweepSettings:
 
 THOMPSON = "vqa.sweep.thompson.ThompsonSampler"
 PROMOTION = "vqa.sweep.promotion.PromotionPruner"
+STOCK_KEYS = {  # of hydra-optuna-sweeper -> what to write here
+    "n_jobs": "set hydra.sweeper.n_workers, the number of worker processes",
+    "max_failure_rate": "set hydra.sweeper.max_failures, a number of trials",
+    "search_space": "set hydra.sweeper.params",
+    "custom_search_space": "set hydra.sweeper.params, or give ranges on the command line",
+}
 Rule = tuple[str, Callable[[Any], bool]]
 
 
@@ -136,6 +142,10 @@ def read_settings(node: Mapping[str, Any]) -> SweepSettings:
     names = [field.name for field in fields(SweepSettings)]
     values = {key: value for key, value in node.items() if key != "_target_"}
     for key in values:
+        if key in STOCK_KEYS:
+            raise UserError(
+                f"hydra.sweeper has no key {key!r}, as Hydra's own sweeper has: {STOCK_KEYS[key]}."
+            )
         if key not in names:
             raise UserError(f"hydra.sweeper has no key {key!r}. Keys: {', '.join(names)}.")
     for name in names:
@@ -144,6 +154,14 @@ def read_settings(node: Mapping[str, Any]) -> SweepSettings:
         rule, fits = _RULES[name]
         if not fits(values[name]):
             raise UserError(f"hydra.sweeper.{name} must be {rule}, got {values[name]!r}.")
+    for key, value in values["params"].items():
+        if isinstance(value, Mapping):
+            inner = next(iter(value), "key")
+            raise UserError(
+                f"hydra.sweeper.params must name whole keys, got {key!r} with keys below it. In a file write "
+                f"{key}.{inner} as one key, on the command line a range without hydra.sweeper.params: "
+                f"'{key}.{inner}=choice(1,2)'."
+            )
     pruner = values["pruner"]
     if pruner["_target_"].endswith(".HyperbandPruner") and not isinstance(pruner.get("max_resource"), int):
         raise UserError(

@@ -13,6 +13,7 @@ Source: Hydra's tags, which its grammar keeps for sweepers, as in tag(log, inter
 """
 
 import itertools
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl, create_p
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
 from vqa.errors import UserError
+
+log = logging.getLogger(__name__)
 
 OVER = " / "
 TIMES = "times:"
@@ -297,12 +300,16 @@ def read_search_space(
     return SearchSpace(with_constants(space, numbers), (*fixed.values(), *typed))
 
 
-def read_enqueued(entries: Sequence[Mapping[str, Any]], space: SearchSpace) -> list[dict[str, Any]]:
+def read_enqueued(
+    entries: Sequence[Mapping[str, Any]], space: SearchSpace, leave_out: bool = False
+) -> list[dict[str, Any]]:
     """Check the configurations to try first; keys that have one value only are dropped.
 
     Args:
         entries: `hydra.sweeper.enqueue`.
         space: The space that they must lie in.
+        leave_out: Whether one that lies outside is left out, with a line in the log: known-good settings of a
+            file must not stop a user who searches a narrower range.
 
     Returns:
         Parameters of each trial to enqueue, without empty entries and repetitions.
@@ -319,7 +326,14 @@ def read_enqueued(entries: Sequence[Mapping[str, Any]], space: SearchSpace) -> l
             if name in space.distributions and space.distributions[name].single():
                 continue
             if name in space.distributions:
-                params[name] = _inside(where, name, value, space.distributions[name])
+                try:
+                    params[name] = _inside(where, name, value, space.distributions[name])
+                except UserError:
+                    if not leave_out:
+                        raise
+                    log.info(f"{where} is left out: {name}={value} lies outside {space.distributions[name]}")
+                    params = {}
+                    break
             elif _key(name) not in fixed:
                 searched = ", ".join(space.keys)
                 raise UserError(f"{where} names {name!r}, which is not searched. Searched: {searched}.")

@@ -19,6 +19,7 @@ from vqa.results.folder import FINAL, StudyFolder
 from vqa.sweep.board import Board, write_address
 from vqa.sweep.jobs import HydraJobs, refuse_unknown_keys
 from vqa.sweep.leaderboard import Standing, describe_scores, describe_ties, winner_of
+from vqa.sweep.multirun import refuse_what_is_not_ours, write_multirun
 from vqa.sweep.pool import WorkerPool, note_refusal, own_command, own_deadline, own_slot
 from vqa.sweep.sampling import SamplerFactory, probe_sampler
 from vqa.sweep.settings import read_settings
@@ -59,6 +60,7 @@ def run_sweep(
         raise UserError(f"hydra.sweeper cannot be resolved: {error}") from error
     if not isinstance(node, dict):
         raise UserError("hydra.sweeper must be a mapping; choose hydra/sweeper=study.")
+    refuse_what_is_not_ours(config)
     settings = read_settings({str(key): value for key, value in node.items()})
     groups = context.config_loader
     space = read_search_space(settings.params, arguments, groups)
@@ -73,7 +75,8 @@ def run_sweep(
     if (plan := planned(jobs, settings, arguments, folder)) is not None:
         space = read_search_space(settings.params, [*arguments, *plan.overrides()], groups)
         settings = read_settings(sweeper_under(plan, config))
-    enqueued = read_enqueued(settings.enqueue, space)
+    typed = any(given.startswith("hydra.sweeper.enqueue") for given in config.hydra.overrides.hydra)
+    enqueued = read_enqueued(settings.enqueue, space, leave_out=not typed)
     if own_slot() is None:
         warn_of_few_trials(settings)
     with Interrupt() as interrupt:
@@ -82,6 +85,7 @@ def run_sweep(
         with shared.locked():
             write_address(folder, settings, shared.n_trials, space.keys)
         if slot is None:
+            write_multirun(config, folder)
             return Sweep(shared, jobs, interrupt).run()
         _run_as_copy(shared, jobs, slot, interrupt)
         return None
