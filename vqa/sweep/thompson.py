@@ -37,7 +37,7 @@ class ThompsonSampler(optuna.samplers.BaseSampler):
         seed: Of both.
     """
 
-    def __init__(self, n_startup_trials: int = 5, n_candidates: int = 400, seed: int | None = None) -> None:
+    def __init__(self, n_startup_trials: int = 5, n_candidates: int = 200, seed: int | None = None) -> None:
         if n_candidates < 1:
             raise ValueError(f"n_candidates must be >= 1, got {n_candidates}")
         self.n_startup_trials = n_startup_trials
