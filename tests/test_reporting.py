@@ -4,7 +4,17 @@ from collections.abc import Mapping
 
 import pytest
 
-from vqa.progress import By, Pruned, progress, progress_to, report, report_questions, reporting_to, reports_by
+from vqa.progress import (
+    By,
+    Paused,
+    Pruned,
+    progress,
+    progress_to,
+    report,
+    report_questions,
+    reporting_to,
+    reports_by,
+)
 
 
 class Listener:
@@ -12,6 +22,7 @@ class Listener:
 
     def __init__(self, prune_at: int | None = None, by: By = "part") -> None:
         self.by: By = by
+        self.pauses = False
         self.prune_at = prune_at
         self.heard: list[tuple[int, float]] = []
 
@@ -65,3 +76,10 @@ def test_progress_goes_to_the_installed_sink() -> None:
         progress("fold 2 of 3", 5, 20)
     progress("fold 3 of 3", 6, 20)
     assert seen == [("fold 2 of 3", 5, 20)]
+
+
+def test_a_trial_that_may_go_on_is_paused_and_not_pruned() -> None:
+    listener = Listener(prune_at=1)
+    listener.pauses = True
+    with reporting_to(listener), pytest.raises(Paused, match=r"paused at step 1 with 0\.7123"):
+        report(0.7123, 1)

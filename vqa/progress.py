@@ -5,9 +5,9 @@ Outside a sweep nobody listens, and every function here does nothing. Rules for 
 - Steps count up from 1 within a trial, several to a fold: step n means that n units of the pruner's resource
   are spent. The last evaluation of the last fold is not reported: a trial that is paid for in full should end
   COMPLETE, not pruned.
-- A trial that was cut off runs again and may report its steps again from any point on. The sweep skips steps
-  that the storage has already, and asks the pruner about the last of them before the job starts. Only
-  `report_questions` must be called again for the folds that were already finished.
+- A trial that was cut off or paused runs again and may report its steps again from any point on. The sweep
+  skips steps that the storage has already, and asks the pruner about the last of them before the job starts.
+  Only `report_questions` must be called again for the folds that were already finished.
 - Calling both `report` and `report_questions` is fine: `reports_by()` says which one the pruner reads, "part"
   the first, "question" the second.
 """
@@ -25,10 +25,15 @@ class Pruned(Exception):  # noqa: N818  (it is no error)
     """The sweep has seen enough of this trial. A success of the pruner, not an error."""
 
 
+class Paused(Pruned):
+    """The trial waits here; the sweep may send it on later."""
+
+
 class Reporter(Protocol):
-    """What receives the reports of one trial."""
+    """What receives the reports of one trial; `pauses` says that a trial that should stop may go on later."""
 
     by: By
+    pauses: bool
 
     def report(self, value: float, step: int) -> bool:
         """Take one intermediate score; say whether the trial should stop."""
@@ -55,10 +60,12 @@ def report(value: float, step: int) -> None:
         step: Which report of the trial this is, from 1; a pruner's `max_resource` counts these.
 
     Raises:
-        Pruned: The trial is hopeless; let it pass through.
+        Pruned: The trial is hopeless, or Paused: it waits; let it pass through.
     """
     reporter = _reporter.get()
     if reporter is not None and reporter.report(value, step):
+        if reporter.pauses:
+            raise Paused(f"paused at step {step} with {value:.4f}")
         raise Pruned(f"pruned at step {step} with {value:.4f}")
 
 

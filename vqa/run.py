@@ -43,6 +43,12 @@ def app(cfg: DictConfig) -> float | None:
     hydra_cfg = HydraConfig.get()
     alone = hydra_cfg.mode == RunMode.RUN
     try:
+        sweep = hydra_cfg.runtime.choices.get("sweep")
+        if alone and cfg.stage == "trial" and sweep:
+            raise UserError(
+                f"+sweep={sweep} searches, which takes -m: python -m vqa.run -m +sweep={sweep}. "
+                "Without -m one stage of one run starts, such as stage=status study=..."
+            )
         return run_stage(cfg, Path(hydra_cfg.runtime.output_dir), alone)
     except UserError as error:
         if alone:  # or Hydra would add a traceback to the log of a run that may be complete

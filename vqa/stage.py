@@ -32,7 +32,8 @@ def run_stage(cfg: DictConfig, folder: Path, alone: bool) -> float | None:
         alone: A single run, not a job of a sweep: may take the study's winner.
 
     Returns:
-        The score of a trial, None otherwise.
+        The score of a trial; of another run with labelled questions its NLL, nats, which a sweeper of Hydra's
+        can search for. None without one.
 
     Raises:
         UserError: Something is wrong with configuration, data, model or machine.
@@ -75,7 +76,7 @@ def _run(settings: Settings, cfg: DictConfig, folder: Path) -> float | None:
         if processes.is_main():
             _print(settings, "complete", folder=folder)
             _add_missing_report(settings, folder)
-        return None
+        return _objective(RunFolder(folder).metrics())
     processes.agreed(lambda: prepare(settings))  # the main process first: the others find its copies
     if not processes.is_main():
         prepare(settings)
@@ -92,7 +93,12 @@ def _run(settings: Settings, cfg: DictConfig, folder: Path) -> float | None:
         metrics = work(settings, folder)
     if processes.is_main():
         _say(settings, folder, metrics)
-    return None
+    return _objective(metrics)
+
+
+def _objective(metrics: dict[str, Any] | None) -> float | None:
+    nll = (metrics or {}).get("nll")
+    return None if nll is None else float(nll)
 
 
 def _add_missing_report(settings: Settings, folder: Path) -> None:

@@ -16,7 +16,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -28,54 +28,32 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
 from benchmarks.harness.record import add_output_arguments, write_rows
+from benchmarks.search.simulation import Grid, Point, Replay, see
+from vqa.config.check import register_resolvers
 from vqa.results.metrics import P_FLOOR
-from vqa.sweep.sampling import SamplerFactory, build_pruner, draw
+from vqa.sweep.sampling import SamplerFactory, build_pruner
 from vqa.sweep.space import SearchSpace
 
 RATES = (3e-4, 5e-4, 8e-4, 1.3e-3, 2.2e-3, 3.6e-3, 6e-3, 1e-2)
 RANKS, ALPHAS = (8, 16, 32), (16, 32, 64)
 FOLDS, REPORTS_PER_FOLD = 5, 3
+GIVEN_UP = 0.5  # of the grid's cost: a search that has found nothing by then counts as one that never does
+MOST_TRIALS = 200  # draws; on a grid of 72, where repeats are free, a search could go on without paying
 CONF = Path(__file__).parents[2] / "conf" / "hydra" / "sweeper"
-SEARCHES = (  # sampler, pruner
-    ("random", "none"),
-    ("tpe", "none"),
-    ("gp", "none"),
-    ("tpe", "hyperband"),
-    ("tpe", "successive_halving"),
-    ("gp", "successive_halving"),
-    ("tpe", "median"),
-    ("tpe", "wilcoxon"),
-)
 
 
-@dataclass(frozen=True)
-class Point:
-    """One configuration of the grid.
-
-    Args:
-        params: Searched key -> value.
-        reports: Out-of-fold NLL so far, report by report; the last is the whole trial's.
-        nll: NLL of each question, in the order in which the folds score them.
-        per_fold: Questions of each fold.
-    """
-
-    params: dict[str, Any]
-    reports: list[float]
-    nll: list[float]
-    per_fold: list[int]
-
-
-def evaluate_grid(work: Path, processes: int, subsample: int, seed: int) -> None:
-    """Run the grid as one study, which goes on where it stopped; results lie in `work`."""
+def evaluate_grid(given: argparse.Namespace) -> None:
+    """Run the grid as one study, which goes on where it stopped; results lie in `given.work`."""
     choices = {"optimizer.lr": RATES, "lora.r": RANKS, "lora.lora_alpha": ALPHAS}
     command = [
-        *(sys.executable, "-m", "vqa.run", "-m", "+sweep=lora", "study=grid", f"seed={seed}"),
+        *(sys.executable, "-m", "vqa.run", "-m", "+sweep=lora", "study=grid", f"seed={given.seed}"),
         *("hydra/sweeper/sampler=grid", "hydra/sweeper/pruner=none", "hydra.sweeper.enqueue=[]"),
         *(f"{key}={','.join(map(str, values))}" for key, values in choices.items()),
         *(f"hydra.sweeper.n_trials={math.prod(map(len, choices.values()))}", "hydra.sweeper.final=false"),
-        *(f"hydra.sweeper.n_workers={processes}", f"budget.folds={FOLDS}", f"budget.subsample={subsample}"),
+        *(f"hydra.sweeper.n_workers={given.processes}", f"budget.folds={given.folds or FOLDS}"),
+        *(f"budget.subsample={given.subsample}", *given.extra),
         *(f"budget.evaluations_per_fit={REPORTS_PER_FOLD}", "tracking=none", "env.threads=1"),
-        *("env.device=cpu", f"env.output_root={work.absolute()}"),
+        *("env.device=cpu", f"env.output_root={given.work.absolute()}"),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     subprocess.run(command, check=True, env=environment)
@@ -90,7 +68,7 @@ def read_grid(study_folder: Path) -> list[Point]:
         with (folder / "oof_predictions.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         nll = [-math.log(max(float(row[f"p_{row['gold']}"]), P_FLOOR)) for row in rows]
-        per_fold = [sum(int(row["fold"]) == fold for row in rows) for fold in range(FOLDS)]
+        per_fold = [count for _, count in sorted(Counter(int(row["fold"]) for row in rows).items())]
         reports = [value for _, value in sorted(trial.intermediate_values.items())]
         points.append(Point(trial.params, [*reports, float(trial.value or 0.0)], nll, per_fold))
     return points
@@ -108,94 +86,133 @@ def space() -> SearchSpace:
     )
 
 
-def nearest(points: list[Point], params: dict[str, Any]) -> Point:
-    """The grid's point for drawn parameters: the learning rate goes to the nearest on a log scale."""
-    same = [p for p in points if all(p.params[key] == params[key] for key in ("lora.r", "lora.lora_alpha"))]
-    return min(same, key=lambda p: abs(math.log(p.params["optimizer.lr"] / params["optimizer.lr"])))
-
-
-def option(group: str, name: str) -> dict[str, Any]:
+def option(group: str, name: str, folds: int) -> dict[str, Any]:
     """A sampler's or pruner's own file in conf/, with the grid's number of reports per trial."""
-    loaded = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
-    if not isinstance(loaded, dict):
-        raise TypeError(f"{name}.yaml must be a mapping, got {loaded!r}")
-    node = {str(key): value for key, value in loaded.items()}
-    return node | ({"max_resource": FOLDS * REPORTS_PER_FOLD} if "max_resource" in node else {})
+    loaded = OmegaConf.merge(
+        {"budget": {"folds": folds, "evaluations_per_fit": REPORTS_PER_FOLD}},
+        {"node": OmegaConf.load(CONF / group / f"{name}.yaml")},
+    )
+    node = OmegaConf.to_container(loaded.node, resolve=True)
+    if not isinstance(node, dict):
+        raise TypeError(f"{name}.yaml must be a mapping, got {node!r}")
+    return {str(key): value for key, value in node.items()}
 
 
-def replay(points: list[Point], sampler: str, pruner: str, seed: int) -> Iterator[tuple[int, Point, bool]]:
-    """Let one search choose; yields for each trial the reports paid, its point, whether it was completed."""
-    where = space()
-    samplers = SamplerFactory(option("sampler", sampler), seed, where)
-    # Hyperband derives a trial's bracket from the study's name
-    study = optuna.create_study(study_name=f"replay-{seed}", pruner=build_pruner(option("pruner", pruner)))
-    while True:
-        study.sampler = samplers.build(len(study.get_trials(deepcopy=False)))
-        trial = study.ask()
-        draw(trial, where)
-        point = nearest(points, trial.params)
-        paid = _pay(trial, point)
-        complete = paid == len(point.reports)
-        study.sampler = optuna.samplers.RandomSampler()
-        study.tell(trial, point.reports[-1] if complete else None, None if complete else TrialState.PRUNED)
-        yield paid, point, complete
+@dataclass(frozen=True)
+class Search:
+    """What is compared.
+
+    Args:
+        sampler: Its file in conf/.
+        pruner: Its file in conf/.
+        changed: Other values of the pruner's keys.
+        n_trials: Trials that it may start at a fixed cost, as a multiple of the trials that set the cost;
+            0 = as many as it likes.
+    """
+
+    sampler: str
+    pruner: str
+    changed: tuple[tuple[str, Any], ...] = ()
+    n_trials: float = 0
+
+    def of(self, grid: Grid, seed: int, folds: int, n_trials: int = MOST_TRIALS) -> Replay:
+        """Set the search up on a grid."""
+        where = space()
+        samplers = SamplerFactory(option("sampler", self.sampler, folds), seed, where)
+        pruner = build_pruner(option("pruner", self.pruner, folds) | dict(self.changed))
+        work = None if self.n_trials else math.inf
+        return Replay(grid, where, samplers, pruner, seed, n_trials, work)
+
+    def named(self) -> dict[str, Any]:
+        """What a row says of it."""
+        return {"sampler": self.sampler, "pruner": self.pruner, **dict(self.changed)}
 
 
-def _pay(trial: optuna.trial.Trial, point: Point) -> int:
-    """Report as a trial does until the pruner stops it; returns the reports that were paid for."""
-    last = len(point.reports)
-    if not isinstance(trial.study.pruner, optuna.pruners.WilcoxonPruner):
-        for step, value in enumerate(point.reports[:-1], 1):
-            trial.report(value, step)
-            if trial.should_prune():
-                return step
-        return last
-    begin = 0
-    for fold, size in enumerate(point.per_fold[:-1]):
-        for question in range(begin, begin + size):
-            trial.report(point.nll[question], question)
-        begin += size
-        if trial.should_prune():
-            return (fold + 1) * REPORTS_PER_FOLD
-    return last
+SEARCHES = (
+    Search("random", "none"),
+    Search("tpe", "none"),
+    Search("gp", "none"),
+    Search("tpe", "hyperband"),
+    Search("tpe", "successive_halving"),
+    Search("gp", "successive_halving"),
+    Search("tpe", "median"),
+    Search("tpe", "wilcoxon"),
+    Search("random", "promote"),
+    Search("tpe", "promote"),
+    Search("thompson", "promote"),
+)
+REFERENCE = Search("tpe", "successive_halving")
 
 
-def measure(points: list[Point], sampler: str, pruner: str, seeds: int) -> dict[str, Any]:
-    """One search over all seeds."""
-    values = {id(point): point.reports[-1] for point in points}
-    best = min(points, key=lambda point: point.reports[-1])
-    mean = sum(best.nll) / len(best.nll)
-    deviation = math.sqrt(sum((x - mean) ** 2 for x in best.nll) / (len(best.nll) - 1))
-    good = best.reports[-1] + deviation / math.sqrt(len(best.nll))
-    whole = sum(len(point.reports) for point in points)
-    shares, regrets = [], []
-    for seed in range(seeds):
-        paid, found, incumbent, regret = 0, 1.0, math.inf, math.inf
-        for reports, point, complete in replay(points, sampler, pruner, seed):
-            paid += reports
-            if complete:
-                incumbent = min(incumbent, values[id(point)])
-            if paid <= 0.2 * whole:
-                regret = incumbent - best.reports[-1]
-            if incumbent <= good:
-                found = min(found, paid / whole)
-            if paid >= whole or (found < 1 and paid > 0.2 * whole):
+def measure(points: list[Point], search: Search, given: argparse.Namespace, workers: int) -> dict[str, Any]:
+    """One search over all seeds: the share of the grid's cost until it has a good configuration."""
+    shares = []
+    for seed in range(given.first_seed, given.first_seed + given.seeds):
+        grid = see(points, seed if given.resample else None)
+        replay, found = search.of(grid, seed, len(points[0].per_fold)), 1.0
+        for cost in replay.run(workers):
+            if cost >= GIVEN_UP * grid.whole:
+                break
+            if grid.points[replay.complete[-1]].reports[-1] <= grid.good:
+                found = cost / grid.whole
                 break
         shares.append(found)
-        regrets.append(regret)
     row = {
-        "sampler": sampler,
-        "pruner": pruner,
-        "seeds": seeds,
+        **search.named(),
+        "workers": workers,
+        "resampled": given.resample,
+        "seeds": given.seeds,
         "cost_share_median": round(median(shares), 4),
         "cost_share_worst": round(max(shares), 4),
         "found_within_20_percent": sum(share <= 0.2 for share in shares),
-        "nll_above_best_at_20_percent_median": round(median(regrets), 4),
-        "nll_above_best_at_20_percent_worst": round(max(regrets), 4),
-        "good_configurations": sum(value <= good for value in values.values()),
         "configurations": len(points),
     }
     print(json.dumps(row), flush=True)
+    return row
+
+
+def cost_of(points: list[Point], trials: int, given: argparse.Namespace) -> float:
+    """Reports that the reference, TPE with successive halving, pays for so many trials, mean over seeds."""
+    costs = []
+    for seed in range(given.first_seed, given.first_seed + given.seeds):
+        replay = REFERENCE.of(see(points, None), seed, len(points[0].per_fold), trials)
+        replay.pay_again = True  # in a continuous space no trial is a repeat of another
+        costs.append(max(replay.run(1)))
+    return sum(costs) / len(costs)
+
+
+def regret(
+    points: list[Point], search: Search, trials: int, budget: float, given: argparse.Namespace, workers: int
+) -> dict[str, Any]:
+    """One search at a fixed cost: how far above the best its winner is."""
+    seen, true = [], []
+    for seed in range(given.first_seed, given.first_seed + given.seeds):
+        grid = see(points, seed if given.resample else None)
+        cap = round(search.n_trials * trials) if search.n_trials else MOST_TRIALS
+        replay = search.of(grid, seed, len(points[0].per_fold), cap)
+        for cost in replay.run(workers):
+            if cost > budget:
+                replay.complete.pop()
+                break
+        winner = min(replay.complete, key=lambda index: grid.points[index].reports[-1], default=None)
+        seen.append(math.inf if winner is None else grid.points[winner].reports[-1] - grid.best)
+        true.append(math.inf if winner is None else grid.truth[winner] - min(grid.truth))
+    row = {
+        **search.named(),
+        "n_trials": search.n_trials,
+        "workers": workers,
+        "resampled": given.resample,
+        "seeds": given.seeds,
+        "cost_of_trials": trials,
+        "reports": round(budget, 1),
+        "regret_mean": round(sum(seen) / len(seen), 4),
+        "regret_median": round(median(seen), 4),
+        "regret_worst": round(max(seen), 4),
+        "within_0.01": sum(value <= 0.01 for value in seen),
+        "true_regret_mean": round(sum(true) / len(true), 4),
+        "each": [round(value, 4) for value in seen],
+    }
+    print(json.dumps({key: value for key, value in row.items() if key != "each"}), flush=True)
     return row
 
 
@@ -208,20 +225,44 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of split and folds")
     parser.add_argument("--seeds", type=int, default=20, help="of each search")
     parser.add_argument("--work", type=Path, default=Path("grid"), help="folder of the grid's study")
+    parser.add_argument(
+        "--extra", nargs="*", default=[], help="overrides of the grid's trials: data=emoji_quiz"
+    )
     parser.add_argument("--grid", type=Path, help="what the step grid wrote")
     add_output_arguments(parser)
+    parser.add_argument("--first-seed", type=int, default=0, help="of the searches")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1])
+    parser.add_argument(
+        "--resample", action="store_true", help="another sample of the questions for each seed"
+    )
+    parser.add_argument("--folds", type=int, help="of the grid (5); in a replay the first so many of it")
+    parser.add_argument(
+        "--trials", type=int, nargs="*", default=[], help="regret at the cost of so many trials"
+    )
+    parser.add_argument("--searches", nargs="+", help="SAMPLER+PRUNER; all when not given")
     given = parser.parse_args()
+    register_resolvers()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     rows: list[dict[str, Any]]
     if given.step == "grid":
-        evaluate_grid(given.work, given.processes, given.subsample, given.seed)
+        evaluate_grid(given)
         rows = [vars(point) for point in read_grid(given.work / "grid")]
     else:
         points = [Point(**row) for row in json.loads(given.grid.read_text())["rows"]]
-        rows = [measure(points, *search, given.seeds) for search in SEARCHES]
-    write_rows(
-        given.out, "search_grid" if given.step == "grid" else "search", rows, given.machine, append=False
-    )
+        points = [point.cut(given.folds) for point in points] if given.folds else points
+        named = [Search(*name.split("+")) for name in given.searches or ()]
+        searches = [(search, workers) for search in named or SEARCHES for workers in given.workers]
+        if given.trials:
+            budgets = {trials: cost_of(points, trials, given) for trials in given.trials}
+            rows = [
+                regret(points, search, trials, budget, given, workers)
+                for trials, budget in budgets.items()
+                for search, workers in searches
+            ]
+        else:
+            rows = [measure(points, search, given, workers) for search, workers in searches]
+    name = "search_grid" if given.step == "grid" else "search_regret" if given.trials else "search"
+    write_rows(given.out, name, rows, given.machine, append=False)
 
 
 if __name__ == "__main__":

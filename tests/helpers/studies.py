@@ -12,6 +12,7 @@ def settings(**changed: Any) -> SweepSettings:
         "storage_wait_s": 20,
         "direction": "minimize",
         "n_trials": 3,
+        "whole_trials": None,
         "n_workers": 1,
         "worker_command": None,
         "sampler": {"_target_": "optuna.samplers.RandomSampler"},

@@ -26,6 +26,7 @@ class Listener:
     """Remembers the reports of a trial; `cut_at` and `prune_at` are steps."""
 
     by: By = "part"
+    pauses = False
     cut_at: int = 0
     prune_at: int = 0
     parts: dict[int, float] = field(default_factory=dict)
@@ -123,7 +124,7 @@ def test_the_last_part_is_not_reported_even_where_a_fold_has_fewer_steps_than_ev
     listener = Listener()
     with reporting_to(listener):
         run_trial(settings("stage=trial", "budget.subsample=32", "budget.batch_size=16"), tmp_path)
-    assert list(listener.parts) == [1]  # one step and so one evaluation to a fold
+    assert list(listener.parts) == [2]  # one step and so one evaluation to a fold, which ends at step 2
 
 
 def test_too_few_questions_for_the_folds_are_refused(settings: Make, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ GOOD: dict[str, Any] = {
     "storage_wait_s": 600,
     "direction": "minimize",
     "n_trials": 16,
+    "whole_trials": None,
     "n_workers": 1,
     "worker_command": None,
     "sampler": {"_target_": "optuna.samplers.TPESampler"},

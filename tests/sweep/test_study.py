@@ -27,7 +27,7 @@ def test_two_workers_never_hold_the_same_trial_and_never_exceed_n_trials(tmp_pat
     claims = [worker.claim() for worker in (one, two, one, two)]
     assert [claim.trial.number for claim in claims if claim] == [0, 1, 2]
     assert claims[3] is None
-    assert one.tally() == Tally(done=0, failed=0, running=3)
+    assert one.tally() == Tally(done=0, failed=0, running=3, paused=0)
 
 
 def test_a_dropped_trial_is_adopted_with_its_parameters_before_a_new_one_starts(tmp_path: Path) -> None:
@@ -113,4 +113,4 @@ def test_postgresql_serves_as_storage(tmp_path: Path, database: str) -> None:
         shared.tell(claim.trial, TrialState.COMPLETE, 0.5)
         claim.lock.close()
     assert open_study(tmp_path, storage=database).claim() is None
-    assert open_study(tmp_path, storage=database).tally() == Tally(done=3, failed=0, running=0)
+    assert open_study(tmp_path, storage=database).tally() == Tally(done=3, failed=0, running=0, paused=0)

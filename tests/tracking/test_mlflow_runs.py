@@ -12,7 +12,7 @@ import pytest
 
 from vqa.config.settings import TrackingSettings
 from vqa.errors import UserError
-from vqa.progress import Pruned
+from vqa.progress import Paused, Pruned
 from vqa.tracking.mlflow_runs import CUT_MARK, no_telemetry, open_tracker
 from vqa.tracking.record import Tracker
 from vqa.tracking.store import open_store
@@ -84,6 +84,7 @@ def stop_by(error: BaseException) -> Callable[[], None]:
     ("error", "status", "state"),
     [
         (Pruned("hopeless"), "FINISHED", "PRUNED"),
+        (Paused("waits"), "FINISHED", "PAUSED"),
         (KeyboardInterrupt(), "KILLED", "KILLED"),
         (SystemExit(1), "KILLED", "KILLED"),
         (RuntimeError("postgresql://me:pw@db broke"), "FAILED", "FAILED"),

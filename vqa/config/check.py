@@ -25,7 +25,8 @@ OUT_OF_RANGE = ("greater_than_equal", "greater_than", "less_than_equal", "less_t
 
 
 def register_resolvers() -> None:
-    """Make `${times:x,y}`, `${detected_env:key}` and the texts of `--help` known to the files in conf/."""
+    """Make the resolvers known that the files in conf/ use, such as `${times:x,y}`."""
+    OmegaConf.register_resolver("folder_name", lambda text: str(text).replace("/", "_"), replace=True)
     OmegaConf.register_resolver("times", lambda *factors: math.prod(factors), replace=True)
     OmegaConf.register_resolver("detected_env", detected, replace=True)
     OmegaConf.register_resolver("key_meanings", help_text, replace=True)

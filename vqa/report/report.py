@@ -167,12 +167,14 @@ def study_charts(trials: Sequence[TrialRow]) -> dict[str, Chart]:
     values = ", ".join(f"{name} = {_short(value)}" for name, value in best.parameters.items())
     names = ", ".join(varied_parameters(trials))
     pruned = sum(trial.state == "PRUNED" for trial in trials)
+    paused = sum(trial.state == "PAUSED" for trial in trials)
+    waiting = (f", {paused} paused", f", 일시 중지 {paused}회") if paused else ("", "")
     texts = {
         "optimisation_history": (
             f"NLL of each of {len(trials)} trials in the order tried: {len(complete)} complete, "
-            f"{pruned} pruned. The lowest is {best.nll:.3f}, of trial {best.number}.",
-            f"시도 {len(trials)}회의 NLL을 순서대로: 완료 {len(complete)}회, 조기 중단 {pruned}회. "
-            f"가장 낮은 값은 시도 {best.number}의 {best.nll:.3f}.",
+            f"{pruned} pruned{waiting[0]}. The lowest is {best.nll:.3f}, of trial {best.number}.",
+            f"시도 {len(trials)}회의 NLL을 순서대로: 완료 {len(complete)}회, 조기 중단 {pruned}회{waiting[1]}"
+            f". 가장 낮은 값은 시도 {best.number}의 {best.nll:.3f}.",
         ),
         "parallel_coordinates": (
             f"One line per complete trial through {names} to its NLL. The best goes through {values}.",

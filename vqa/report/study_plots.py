@@ -56,14 +56,14 @@ def optimisation_history(trials: Sequence[TrialRow], path: Path) -> Path:
 
     figure, (axes,) = new_figure(7.2, 4.4)
     complete = complete_trials(trials)
-    pruned = [trial for trial in trials if trial.state == "PRUNED" and math.isfinite(trial.nll)]
+    pruned = [trial for trial in _cut_short(trials) if math.isfinite(trial.nll)]
     numbers, values = [t.number for t in complete], [t.nll for t in complete]
     errors = [t.nll_se for t in complete]
     done = label("complete (± 1 s.e.)", "완료 (± 표준오차)")
     axes.errorbar(numbers, values, errors, fmt="o", color=BLUE, capsize=2, label=done)
     if pruned:
-        cut = label("pruned", "조기 중단")
-        axes.plot([t.number for t in pruned], [t.nll for t in pruned], "x", color=ORANGE, label=cut)
+        numbers_cut = [t.number for t in pruned]
+        axes.plot(numbers_cut, [t.nll for t in pruned], "x", color=ORANGE, label=_cut_label(pruned))
     so_far = label("best so far", "지금까지 최고")
     axes.step(numbers, np.minimum.accumulate(values), where="post", color=RED, label=so_far)
     _draw_chance(axes, values + [t.nll for t in pruned])
@@ -77,6 +77,17 @@ def optimisation_history(trials: Sequence[TrialRow], path: Path) -> Path:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
     return save_figure(figure, path)
+
+
+def _cut_short(trials: Sequence[TrialRow]) -> list[TrialRow]:
+    """The trials that did not come to their end: pruned, or paused while the search goes on."""
+    return [trial for trial in trials if trial.state in ("PRUNED", "PAUSED")]
+
+
+def _cut_label(trials: Sequence[TrialRow]) -> str:
+    if all(trial.state == "PRUNED" for trial in trials):
+        return label("pruned", "조기 중단")
+    return label("pruned or paused", "조기 중단 또는 일시 중지")
 
 
 def parameter_importance(trials: Sequence[TrialRow], path: Path) -> Path:
@@ -137,13 +148,13 @@ def parameter_map(trials: Sequence[TrialRow], x: str, y: str, path: Path) -> Pat
         path: The PNG to write.
     """
     figure, (axes,) = new_figure(6.8, 4.6)
-    complete, pruned = complete_trials(trials), [trial for trial in trials if trial.state == "PRUNED"]
+    complete, pruned = complete_trials(trials), _cut_short(trials)
     losses = [trial.nll for trial in complete]
     scales = [_Scale([trial.parameters[name] for trial in trials]) for name in (x, y)]
     columns, rows = ([trial.parameters[name] for trial in complete] for name in (x, y))
     if pruned:
         where = [[trial.parameters[name] for trial in pruned] for name in (x, y)]
-        axes.plot(where[0], where[1], "x", color=ORANGE, label=label("pruned", "조기 중단"))
+        axes.plot(where[0], where[1], "x", color=ORANGE, label=_cut_label(pruned))
     dots = axes.scatter(columns, rows, c=losses, cmap="viridis", s=70, edgecolors="white", zorder=3)
     best = best_trial(complete)
     ringed = label(

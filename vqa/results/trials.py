@@ -1,4 +1,4 @@
-"""`leaderboard.csv`: one row per trial that is done, typed, and what the rows say in sum."""
+"""`leaderboard.csv`: one row per trial that is done or paused, typed, and what the rows say in sum."""
 
 import csv
 import io
@@ -21,10 +21,10 @@ class TrialRow:
 
     Args:
         number: The trial's number.
-        state: COMPLETE, PRUNED or FAIL.
+        state: COMPLETE, PAUSED, PRUNED or FAIL.
         folds: Finished folds.
-        nll: Out-of-fold NLL in nats, of a pruned trial over what it had scored. NaN where unknown, like all
-            numbers here.
+        nll: Out-of-fold NLL in nats, of a paused or pruned trial over what it had scored. NaN where unknown,
+            like all numbers here.
         nll_se: Its standard error.
         accuracy: Out-of-fold accuracy, 0..1.
         accuracy_se: Its standard error.
@@ -99,6 +99,7 @@ def study_scores(trials: Sequence[TrialRow]) -> dict[str, float]:
     scores = {
         "trials": float(len(trials)),
         "trials_complete": float(len(complete)),
+        "trials_paused": float(sum(trial.state == "PAUSED" for trial in trials)),
         "trials_pruned": float(sum(trial.state == "PRUNED" for trial in trials)),
         "trials_failed": float(sum(trial.state == "FAIL" for trial in trials)),
         "trials_tied": float(sum(trial.tied for trial in trials)),

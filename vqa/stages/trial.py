@@ -48,10 +48,10 @@ def sample_questions(settings: Settings) -> tuple[list[Question], list[Fold]]:
 def run_trial(settings: Settings, folder: Path) -> float:
     """Train and score every fold.
 
-    A trial that was cut off goes on after its last finished fold. Within a fold the pruner sees the NLL of
-    plain letter probabilities; the fold's result is read off as `inference` and `adapt` say. A generated text
-    gives the answer, but its NLL is that of the letter probabilities: of two trials that differ only in
-    inference=letters or generate, the NLL is the same and the accuracy is not.
+    A trial that was cut off, or paused, goes on after its last finished fold. Within a fold the pruner sees
+    the NLL of plain letter probabilities; the fold's result is read off as `inference` and `adapt` say. A
+    generated text gives the answer, but its NLL is that of the letter probabilities: of two trials that
+    differ only in inference=letters or generate, the NLL is the same and the accuracy is not.
 
     Args:
         settings: The run.
@@ -61,7 +61,7 @@ def run_trial(settings: Settings, folder: Path) -> float:
         Out-of-fold 4-way NLL, nats, over all questions of the subsample.
 
     Raises:
-        Pruned: The sweep has seen enough.
+        Pruned: The sweep has seen enough, or Paused: the trial waits.
         UserError: The data do not suffice for the folds.
     """
     sample, folds = sample_questions(settings)
@@ -79,6 +79,7 @@ def run_trial(settings: Settings, folder: Path) -> float:
         for number, fold in enumerate(folds):
             if number >= len(finished):
                 finished.append(_run_fold(trial, fold, finished))
+            _report_fold(settings, finished[: number + 1], len(folds))
             if progress.reports_by() == "question" and number + 1 < len(folds):
                 progress.report_questions(_picture_nll(_fold_predictions(files, fold), picture))
         return _track_scores(trial, sum(result.seconds for result in finished))
@@ -110,33 +111,46 @@ class _Reports:
         finished: The folds before this one.
         n_valid: Held-out questions of this fold.
         evaluations: Evaluations of each fold.
-        last_fold: Whether no fold follows.
     """
 
     tracked: Run
     finished: Sequence[FoldResult]
     n_valid: int
     evaluations: int
-    last_fold: bool
 
     def note(self, at: Evaluation, mean: float) -> None:
-        """Report an evaluation.
+        """Track an evaluation within the fold, and report it.
 
         Args:
             at: Where the fold's fit stands.
             mean: NLL of the fold's held-out questions, nats.
 
         Raises:
-            Pruned: The sweep has seen enough.
+            Pruned: The sweep has seen enough, or Paused: the trial waits.
         """
+        progress.report(*self.track(at, mean))
+
+    def track(self, at: Evaluation, mean: float) -> tuple[float, int]:
+        """Track an evaluation; the trial's NLL so far, nats, and the step."""
         number = len(self.finished)
-        step = number * self.evaluations + at.index + 1
+        # a fold of fewer steps than evaluations has fewer of these; it ends at the same step all the same
+        within = self.evaluations if at.last else at.index + 1
+        step = number * self.evaluations + within
         so_far = _running_mean([*self.finished, FoldResult(number, 0, self.n_valid, mean, 0.0, 0.0)])
         rates = {"train_loss": at.train_loss, "learning_rate": at.learning_rate}
         self.tracked.metrics({"nll": so_far} | rates, step)
-        # the very last report would turn a fully paid trial into a pruned one
-        if not (self.last_fold and at.last):
-            progress.report(so_far, step)
+        return so_far, step
+
+
+def _report_fold(settings: Settings, finished: Sequence[FoldResult], folds: int) -> None:
+    """Report the last of the finished folds once its files are written: a trial that pauses here keeps it.
+
+    It is called again for a fold that an earlier run finished, which may have died before the report.
+    """
+    # the very last report would turn a fully paid trial into a pruned one
+    if len(finished) < folds:
+        evaluations = plan_fit(settings, finished[-1].n_train).evaluations
+        progress.report(_running_mean(finished), len(finished) * evaluations)
 
 
 def _run_fold(trial: _Trial, fold: Fold, finished: Sequence[FoldResult]) -> FoldResult:
@@ -144,8 +158,7 @@ def _run_fold(trial: _Trial, fold: Fold, finished: Sequence[FoldResult]) -> Fold
     settings, encoder, number = trial.settings, trial.encoder, len(finished)
     started = time.perf_counter()
     plan = plan_fit(settings, len(fold.train))
-    last_fold = number + 1 == settings.budget.folds
-    reports = _Reports(trial.tracked, finished, len(fold.valid), plan.evaluations, last_fold)
+    reports = _Reports(trial.tracked, finished, len(fold.valid), plan.evaluations)
 
     def train(model: Any) -> TrainedFold:
         evaluations: list[tuple[Evaluation, float]] = []
@@ -167,7 +180,7 @@ def _run_fold(trial: _Trial, fold: Fold, finished: Sequence[FoldResult]) -> Fold
                 reports.note(at, mean)
         predictions = answer(encoder, model, fold.valid, settings, source=fold.train)
         mean, _ = nll(predictions)
-        reports.note(trained.evaluations[-1][0], mean)
+        reports.track(trained.evaluations[-1][0], mean)
     seconds = time.perf_counter() - started
     result = FoldResult(number, len(fold.train), len(fold.valid), mean, accuracy(predictions), seconds)
     append_predictions(trial.files.out_of_fold, predictions, number)

@@ -36,7 +36,14 @@ log = logging.getLogger(__name__)
 
 REFRESH_S = 0.5  # a trial may report much more often than an eye can follow
 SHOWN_TRIALS = 25
-STYLES = {"COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red", "RUNNING": "cyan", "WAITING": "dim"}
+STYLES = {
+    "COMPLETE": "green",
+    "PAUSED": "blue",
+    "PRUNED": "yellow",
+    "FAIL": "red",
+    "RUNNING": "cyan",
+    "WAITING": "dim",
+}
 
 
 class Board:
@@ -138,7 +145,9 @@ class Board:
 
     def _table(self) -> Table:
         done = sum(standing.state in ("COMPLETE", "PRUNED", "FAIL") for standing in self.standings)
-        title = f"study {self.study}: {done} of {self.n_trials} trials{self._time_left()}"
+        paused = sum(standing.state == "PAUSED" for standing in self.standings)
+        waiting = f", {paused} paused" if paused else ""
+        title = f"study {self.study}: {done} of {self.n_trials} trials{waiting}{self._time_left()}"
         table = Table(title=title, title_justify="left")
         for column in ("trial", "state", "folds", "NLL", "accuracy", *self.names, "s"):
             table.add_column(column, justify="left" if column == "state" else "right", no_wrap=True)
@@ -155,7 +164,7 @@ class Board:
 
     def _cells(self, standing: Standing, best: bool) -> list[RenderableType]:
         state = standing.state.lower()
-        if standing.last_step is not None and standing.state in ("PRUNED", "RUNNING"):
+        if standing.last_step is not None and standing.state in ("PAUSED", "PRUNED", "RUNNING"):
             state += f" at {standing.last_step}"
         mark = " *" if best else " =" if standing.tied else ""
         return [
@@ -200,7 +209,8 @@ def describe_end(standing: Standing) -> str:
     """Say how a trial ended."""
     if standing.state == "FAIL":
         return f"trial {standing.trial} failed: {standing.error}"
-    end = f"pruned at step {standing.last_step}" if standing.state == "PRUNED" else "complete"
+    stopped = {"PAUSED": "paused", "PRUNED": "pruned"}.get(standing.state)
+    end = "complete" if stopped is None else f"{stopped} at step {standing.last_step}"
     seconds = "" if standing.seconds is None else f", {standing.seconds:.1f} s"
     return f"trial {standing.trial} {end}: {describe_scores(standing)}{seconds}"
 

@@ -28,6 +28,7 @@ from vqa.results.metrics import per_question_nll, pictures_of
 from vqa.results.predictions import read_fold_predictions
 from vqa.results.trials import DOUBTS, RESULT_COLUMNS, TIED
 from vqa.results.uncertainty import mean_error, picture_codes
+from vqa.sweep.promotion import WORKED_S, is_paused
 from vqa.sweep.space import override_value, overrides_of, plain_value, plain_values
 
 Stamps = tuple[tuple[int, int], ...]  # of a trial's files: changed, bytes
@@ -65,10 +66,11 @@ class Standing:
 
     Args:
         trial: The trial's number.
-        state: COMPLETE, PRUNED, FAIL, RUNNING or WAITING.
-        value: The objective that was told; a pruned trial's last report.
+        state: COMPLETE, PAUSED, PRUNED, FAIL, RUNNING or WAITING.
+        value: The objective that was told; a pruned or paused trial's last report.
         last_step: The last step that was reported; None without a report.
-        seconds: Time of the finished folds, else from start to end; None while running.
+        seconds: Time of the finished folds, else what was worked on it, else from start to end; None while
+            running.
         params: Searched key -> value, multiples written out.
         scores: Out-of-fold results so far.
         tied: Whether the trial is not told apart from the best one, all trials taken together. None when the
@@ -155,7 +157,8 @@ def _read_scores(folder: Path, stamps: Stamps) -> Scores:
 def ranking(trials: Sequence[FrozenTrial], study_folder: Path, direction: str) -> list[Standing]:
     """Order the trials from best to worst.
 
-    COMPLETE by objective, then PRUNED by how far they came, then FAIL, then those that are not done.
+    COMPLETE by objective, then PAUSED and PRUNED by how far they came, then FAIL, then those that run or
+    wait.
     Complete trials are ordered by the objective in Optuna's storage. The NLL from the files is summed in
     another order, and its last digit could swap two trials. Once some were trained again, those stand in
     front, see `vqa.results.comparison.standing_order`.
@@ -200,9 +203,10 @@ def _trained(number: int, files: tuple[tuple[Path, Stamps], ...]) -> Trained:
 
 
 def _sort_key(standing: Standing, sign: float) -> tuple[int, int, int, float, int]:
-    order = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING").index(standing.state)
+    state = "PRUNED" if standing.state == "PAUSED" else standing.state
+    order = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING").index(state)
     value = math.inf if standing.value is None else sign * standing.value
-    if standing.state != "PRUNED":
+    if state != "PRUNED":
         return order, 0, 0, value, standing.trial
     reached = -1 if standing.last_step is None else standing.last_step
     return order, -standing.scores.folds, -reached, value, standing.trial
@@ -214,12 +218,18 @@ def standing_of(trial: FrozenTrial, study_folder: Path) -> Standing:
     scores = read_scores(folder.path)
     again = tuple(read_scores(path) for path in folder.trained_again())
     seconds = scores.seconds
+    if seconds is None:
+        seconds = trial.user_attrs.get(WORKED_S)
     if seconds is None and trial.state.is_finished() and trial.duration is not None:
         seconds = trial.duration.total_seconds()
+    paused = is_paused(trial)
+    value = trial.value if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) else None
+    if paused and trial.last_step is not None:
+        value = trial.intermediate_values[trial.last_step]
     return Standing(
         trial=trial.number,
-        state=trial.state.name,
-        value=trial.value if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) else None,
+        state="PAUSED" if paused else trial.state.name,
+        value=value,
         last_step=trial.last_step,
         seconds=seconds,
         params=plain_values(trial.params or trial.system_attrs.get("fixed_params", {})),
@@ -230,7 +240,7 @@ def standing_of(trial: FrozenTrial, study_folder: Path) -> Standing:
 
 
 def leaderboard_text(standings: Sequence[Standing], names: Sequence[str]) -> str:
-    """Give the content of `leaderboard.csv`: the trials that are done, best first.
+    """Give the content of `leaderboard.csv`: the trials that are done or paused, best first.
 
     Args:
         standings: In order, as `ranking` gives them.

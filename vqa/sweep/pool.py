@@ -158,7 +158,7 @@ class WorkerPool:
                     well = tally.done - tally.failed
                     self.deaths.clear()
                 self._collect()
-                over = tally.done >= self.shared.n_trials or self.shared.too_many_failures()
+                over = self.shared.is_over() or self.shared.too_many_failures()
                 if over or time.time() >= self.deadline:
                     if not self.up:
                         return
@@ -200,7 +200,7 @@ class WorkerPool:
 
     def _has_trials_left(self) -> bool:
         """Whether a worker could have started a trial."""
-        left = self.shared.tally().started < self.shared.n_trials and time.time() < self.deadline
+        left = self.shared.has_more() and time.time() < self.deadline
         return left and not self.shared.too_many_failures()
 
     def _fill(self) -> None:
@@ -221,7 +221,7 @@ class WorkerPool:
 
     def _work_for_another(self) -> bool:
         tally = self.shared.tally()
-        return len(self.up) < tally.running or tally.started < self.shared.n_trials
+        return len(self.up) < tally.running or self.shared.has_more()
 
     def _is_taken(self, slot: int) -> bool:
         """Whether a worker of an earlier run is still at it."""

@@ -12,8 +12,12 @@ from hydra.utils import instantiate
 from optuna.trial import Trial
 
 from vqa.errors import UserError
+from vqa.sweep.settings import PROMOTION, THOMPSON
 from vqa.sweep.space import SearchSpace
+from vqa.sweep.thompson import ThompsonSampler
 
+SAMPLERS = ("optuna.samplers.*", THOMPSON)  # what may be built
+PRUNERS = ("optuna.pruners.*", PROMOTION)
 PROBE_TRIALS = 12  # more than the samplers' default of random trials to begin with
 
 
@@ -33,8 +37,7 @@ class SamplerFactory:
         quieten_optuna()
         self.node = {key: value for key, value in node.items() if key not in ("seed", "_partial_")}
         self.seed: int | None = node.get("seed", seed)
-        name = self.node["_target_"].removeprefix("optuna.samplers.")
-        kind = getattr(optuna.samplers, name, None)
+        kind = _class_of(self.node["_target_"])
         if not inspect.isclass(kind):
             raise UserError(f"hydra.sweeper.sampler: Optuna has no {self.node['_target_']}.")
         _refuse_hidden_targets("hydra.sweeper.sampler", node, optuna.samplers)
@@ -42,21 +45,32 @@ class SamplerFactory:
         self.grid = {"search_space": space.grid()} if is_grid(node) else {}
         self.build(0)  # refuses a wrong argument before the study exists
 
+    def seed_of(self, *words: int) -> int | None:
+        """Derive a seed for some purpose within the study; None = another one each time."""
+        if self.seed is None:
+            return None
+        return int(np.random.SeedSequence([self.seed, *words]).generate_state(1)[0])
+
     def build(self, number: int) -> optuna.samplers.BaseSampler:
         """Give the sampler of trial `number`."""
         extra: dict[str, Any] = dict(self.grid)
         if self.takes_seed and self.seed is not None:
             # A grid is shuffled, and a QMC sequence scrambled, once for the whole study.
             once = self.node["_target_"].removeprefix("optuna.samplers.") in ("GridSampler", "QMCSampler")
-            words = [self.seed] if once else [self.seed, number]
-            extra["seed"] = int(np.random.SeedSequence(words).generate_state(1)[0])
+            extra["seed"] = self.seed_of() if once else self.seed_of(number)
         try:
-            built = instantiate({**self.node, **extra}, _execution_whitelist_=("optuna.samplers.*",))
+            built = instantiate({**self.node, **extra}, _execution_whitelist_=SAMPLERS)
         except (InstantiationException, TypeError, ValueError) as error:
             raise UserError(f"hydra.sweeper.sampler: {self.node} cannot be built: {error}") from error
         if not isinstance(built, optuna.samplers.BaseSampler):
             raise UserError(f"hydra.sweeper.sampler: {self.node['_target_']} is no sampler.")
         return built
+
+
+def _class_of(target: str) -> object:
+    if target == THOMPSON:
+        return ThompsonSampler
+    return getattr(optuna.samplers, target.removeprefix("optuna.samplers."), None)
 
 
 def probe_sampler(samplers: SamplerFactory, space: SearchSpace) -> None:
@@ -100,7 +114,7 @@ def build_pruner(node: Mapping[str, Any]) -> optuna.pruners.BasePruner:
     """
     _refuse_hidden_targets("hydra.sweeper.pruner", node, optuna.pruners)
     try:
-        built = instantiate(dict(node), _execution_whitelist_=("optuna.pruners.*",))
+        built = instantiate(dict(node), _execution_whitelist_=PRUNERS)
     except (InstantiationException, TypeError, ValueError) as error:
         raise UserError(f"hydra.sweeper.pruner: {dict(node)} cannot be built: {error}") from error
     if not isinstance(built, optuna.pruners.BasePruner):

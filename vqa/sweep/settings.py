@@ -17,11 +17,13 @@ class SweepSettings:
         storage_wait_s: Seconds to wait for a database that goes away while the sweep runs.
         direction: "minimize" or "maximize" the value that a job returns.
         n_trials: Trials of the study in all, over all runs of the command.
+        whole_trials: Work of a search that promotes, in trials that run to their end; it may start less than
+            n_trials then. null = n_trials are started, and the pruner says how many run to their end.
         n_workers: Worker processes; 1 = in this process.
         worker_command: What to put in front of each worker's command, for instance
             `srun --ntasks=1 --gpus=1`; null = workers are plain processes on this machine.
-        sampler: `_target_: optuna.samplers.*` and its arguments.
-        pruner: `_target_: optuna.pruners.*` and its arguments.
+        sampler: `_target_: optuna.samplers.*`, or our ThompsonSampler, and its arguments.
+        pruner: `_target_: optuna.pruners.*`, or our PromotionPruner, and its arguments.
         params: Search space: key -> Hydra sweep syntax such as `tag(log, interval(1e-4, 1e-2))`;
             null takes a key out of the space.
         enqueue: Configurations to try first, each a mapping of searched key -> value.
@@ -46,6 +48,7 @@ class SweepSettings:
     storage_wait_s: float
     direction: str
     n_trials: int
+    whole_trials: float | None
     n_workers: int
     worker_command: str | None
     sampler: dict[str, Any]
@@ -64,6 +67,14 @@ class SweepSettings:
     tracked: bool
 
 
+THOMPSON = "vqa.sweep.thompson.ThompsonSampler"
+PROMOTION = "vqa.sweep.promotion.PromotionPruner"
+STOCK_KEYS = {  # of hydra-optuna-sweeper -> what to write here
+    "n_jobs": "set hydra.sweeper.n_workers, the number of worker processes",
+    "max_failure_rate": "set hydra.sweeper.max_failures, a number of trials",
+    "search_space": "set hydra.sweeper.params",
+    "custom_search_space": "set hydra.sweeper.params, or give ranges on the command line",
+}
 Rule = tuple[str, Callable[[Any], bool]]
 
 
@@ -71,11 +82,12 @@ def _whole_from(low: int) -> Rule:
     return f"a whole number >= {low}", lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low
 
 
-def _target_in(package: str) -> Rule:
+def _target_in(package: str, own: str) -> Rule:
     def fits(value: Any) -> bool:
-        return isinstance(value, dict) and str(value.get("_target_", "")).startswith(package + ".")
+        target = str(value.get("_target_", "")) if isinstance(value, dict) else ""
+        return target == own or target.startswith(package + ".")
 
-    return f"a node with `_target_: {package}.<class>`", fits
+    return f"a node with `_target_: {package}.<class>`, or {own}", fits
 
 
 def _or_null(rule: Rule) -> Rule:
@@ -102,10 +114,11 @@ _RULES: dict[str, Rule] = {
     "storage_wait_s": _SECONDS,
     "direction": ("minimize or maximize", lambda v: v in ("minimize", "maximize")),
     "n_trials": _whole_from(1),
+    "whole_trials": _or_null(("a number of trials > 0", _SECONDS[1])),
     "n_workers": _whole_from(1),
     "worker_command": ("a command or null", lambda v: v is None or (isinstance(v, str) and v != "")),
-    "sampler": _target_in("optuna.samplers"),
-    "pruner": _target_in("optuna.pruners"),
+    "sampler": _target_in("optuna.samplers", THOMPSON),
+    "pruner": _target_in("optuna.pruners", PROMOTION),
     "params": _MAPPING,
     "enqueue": _list_of(dict, "mappings of searched key -> value"),
     "final": _SWITCH,
@@ -133,6 +146,10 @@ def read_settings(node: Mapping[str, Any]) -> SweepSettings:
     names = [field.name for field in fields(SweepSettings)]
     values = {key: value for key, value in node.items() if key != "_target_"}
     for key in values:
+        if key in STOCK_KEYS:
+            raise UserError(
+                f"hydra.sweeper has no key {key!r}, as Hydra's own sweeper has: {STOCK_KEYS[key]}."
+            )
         if key not in names:
             raise UserError(f"hydra.sweeper has no key {key!r}. Keys: {', '.join(names)}.")
     for name in names:
@@ -141,6 +158,14 @@ def read_settings(node: Mapping[str, Any]) -> SweepSettings:
         rule, fits = _RULES[name]
         if not fits(values[name]):
             raise UserError(f"hydra.sweeper.{name} must be {rule}, got {values[name]!r}.")
+    for key, value in values["params"].items():
+        if isinstance(value, Mapping):
+            inner = next(iter(value), "key")
+            raise UserError(
+                f"hydra.sweeper.params must name whole keys, got {key!r} with keys below it. In a file write "
+                f"{key}.{inner} as one key, on the command line a range without hydra.sweeper.params: "
+                f"'{key}.{inner}=choice(1,2)'."
+            )
     pruner = values["pruner"]
     if pruner["_target_"].endswith(".HyperbandPruner") and not isinstance(pruner.get("max_resource"), int):
         raise UserError(

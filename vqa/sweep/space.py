@@ -12,8 +12,10 @@ settings in `conf/model/` could not be enqueued, and each further pair of keys w
 Source: Hydra's tags, which its grammar keeps for sweepers, as in tag(log, interval(1e-5, 1e-3)).
 """
 
+import itertools
+import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +24,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl, create_params_from_overrides
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
 from vqa.errors import UserError
+
+log = logging.getLogger(__name__)
 
 OVER = " / "
 TIMES = "times:"
@@ -181,6 +185,19 @@ class SearchSpace:
         """Number of points of the grid."""
         return math.prod(len(values) for values in self.grid().values())
 
+    def is_finite(self) -> bool:
+        """Whether the space has an end: choices and stepped ranges only."""
+        return all(
+            isinstance(ranged, CategoricalDistribution | IntDistribution) or getattr(ranged, "step", None)
+            for ranged in self.distributions.values()
+        )
+
+    def points(self) -> Iterator[dict[str, Any]]:
+        """Every point of a finite space, as the study draws it."""
+        values = self.grid()
+        for point in itertools.product(*values.values()):
+            yield dict(zip(values, point, strict=True))
+
     def samples(self) -> list[dict[str, Any]]:
         """Give trials that together have every key and every choice, to see whether they compose."""
         first = {name: _first(distribution) for name, distribution in self.distributions.items()}
@@ -283,12 +300,16 @@ def read_search_space(
     return SearchSpace(with_constants(space, numbers), (*fixed.values(), *typed))
 
 
-def read_enqueued(entries: Sequence[Mapping[str, Any]], space: SearchSpace) -> list[dict[str, Any]]:
+def read_enqueued(
+    entries: Sequence[Mapping[str, Any]], space: SearchSpace, leave_out: bool = False
+) -> list[dict[str, Any]]:
     """Check the configurations to try first; keys that have one value only are dropped.
 
     Args:
         entries: `hydra.sweeper.enqueue`.
         space: The space that they must lie in.
+        leave_out: Whether one that lies outside is left out, with a line in the log: known-good settings of a
+            file must not stop a user who searches a narrower range.
 
     Returns:
         Parameters of each trial to enqueue, without empty entries and repetitions.
@@ -305,7 +326,14 @@ def read_enqueued(entries: Sequence[Mapping[str, Any]], space: SearchSpace) -> l
             if name in space.distributions and space.distributions[name].single():
                 continue
             if name in space.distributions:
-                params[name] = _inside(where, name, value, space.distributions[name])
+                try:
+                    params[name] = _inside(where, name, value, space.distributions[name])
+                except UserError:
+                    if not leave_out:
+                        raise
+                    log.info(f"{where} is left out: {name}={value} lies outside {space.distributions[name]}")
+                    params = {}
+                    break
             elif _key(name) not in fixed:
                 searched = ", ".join(space.keys)
                 raise UserError(f"{where} names {name!r}, which is not searched. Searched: {searched}.")

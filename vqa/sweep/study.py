@@ -31,6 +31,8 @@ from vqa.errors import UserError
 from vqa.machine.files import is_locked, replace_text, try_lock, wait_for_lock
 from vqa.machine.safe_text import mask_secrets, shown
 from vqa.results.folder import MAY_DIFFER, StudyFolder, read_yaml
+from vqa.sweep.promotion import UNTIL, Piece, PromotionPruner, is_paused
+from vqa.sweep.proposals import Proposer
 from vqa.sweep.sampling import SamplerFactory, build_pruner, draw, is_grid, quieten_optuna
 from vqa.sweep.settings import SweepSettings
 from vqa.sweep.space import SearchSpace
@@ -126,23 +128,26 @@ class Claim:
 
 @dataclass(frozen=True)
 class Tally:
-    """How many trials are done (COMPLETE, PRUNED or FAIL), failed (part of these) and running."""
+    """How many trials are done (COMPLETE, PRUNED or FAIL), failed (part of these), running and paused."""
 
     done: int
     failed: int
     running: int
+    paused: int
 
     @classmethod
     def of(cls, trials: Iterable[FrozenTrial]) -> Self:
         """Count `trials`."""
+        trials = list(trials)
         states = Counter(trial.state for trial in trials)
+        paused = sum(is_paused(trial) for trial in trials)
         done = states[TrialState.COMPLETE] + states[TrialState.PRUNED] + states[TrialState.FAIL]
-        return cls(done, states[TrialState.FAIL], states[TrialState.RUNNING])
+        return cls(done, states[TrialState.FAIL], states[TrialState.RUNNING] - paused, paused)
 
     @property
     def started(self) -> int:
-        """Trials that are done or running."""
-        return self.done + self.running
+        """Trials that are done, running or paused."""
+        return self.done + self.running + self.paused
 
 
 class SharedStudy:
@@ -179,6 +184,9 @@ class SharedStudy:
         self.n_trials = min(settings.n_trials, space.size()) if grid else settings.n_trials
         self._samplers = SamplerFactory(settings.sampler, settings.seed, space)
         pruner = build_pruner(settings.pruner)
+        self.promotion = pruner if isinstance(pruner, PromotionPruner) else None
+        if self.promotion is not None and space.is_finite():  # it tries no point twice
+            self.n_trials = min(self.n_trials, space.size())
         terms = study_terms(settings, space)
         before = read_terms(StudyFolder(folder).terms)
         if before is not None and StudyFolder(folder).has_results():
@@ -217,7 +225,7 @@ class SharedStudy:
         else:
             refuse_other_terms(self.settings.study_name, before, terms)
         replace_text(StudyFolder(self.folder).terms, terms_text(terms))
-        if self.tally().done < self.n_trials:
+        if self.tally().started < self.n_trials:
             for params in enqueued:
                 self.study.enqueue_trial(params, skip_if_exists=True)
 
@@ -231,6 +239,10 @@ class SharedStudy:
         """All trials so far, by number; not to be changed."""
         return self.study.get_trials(deepcopy=False)
 
+    def now(self, trial: Trial) -> FrozenTrial:
+        """One trial as the storage has it: reading all of them takes time, those that have not ended most."""
+        return self.study._storage.get_trial(trial._trial_id)
+
     def tally(self) -> Tally:
         """Count the trials."""
         return Tally.of(self.trials())
@@ -239,14 +251,44 @@ class SharedStudy:
         """Whether more trials failed than max_failures allows."""
         return self.tally().failed > self.settings.max_failures
 
+    def is_over(self) -> bool:
+        """Whether every trial has ended and no other one is wanted."""
+        trials = self.trials()
+        tally = Tally.of(trials)
+        if self.promotion is None:
+            return tally.done >= self.n_trials
+        return tally.running + tally.paused == 0 and self._next_piece(trials) is None
+
+    def has_more(self) -> bool:
+        """Whether a worker that is free now could start or go on with a trial nobody works on."""
+        trials = self.trials()
+        if self.promotion is None:
+            return Tally.of(trials).started < self.n_trials
+        return self._next_piece(trials) is not None
+
+    def may_have_more(self) -> bool:
+        """Whether trials that run elsewhere may pause, and so leave work to a worker that is free now."""
+        trials = self.trials()
+        limit = self.settings.whole_trials
+        if self.promotion is None or Tally.of(trials).running == 0 or self.too_many_failures():
+            return False
+        return limit is None or self.promotion.work(trials) < limit
+
+    def _next_piece(self, trials: list[FrozenTrial]) -> Piece | None:
+        if self.promotion is None:
+            raise TypeError(f"{self.study.pruner} does not promote")
+        extent = self.promotion.extent(self.n_trials, self.settings.whole_trials)
+        return self.promotion.next_piece(self.study.direction, trials, extent)
+
     def _wants_more(self, trials: list[FrozenTrial]) -> bool:
         tally = Tally.of(trials)
         return tally.done < self.n_trials and tally.failed <= self.settings.max_failures
 
     def claim(self) -> Claim | None:
-        """Take the next trial: one that was cut off, else a new one. Call it inside `locked()`.
+        """Take the next trial: one that was cut off, a paused one, or a new one. Call it inside `locked()`.
 
-        A trial that was cut off more than `max_retries` times ends as FAIL with that reason.
+        A trial that was cut off more than `max_retries` times ends as FAIL with that reason. When no trial is
+        left to promote, those that are paused end as PRUNED.
 
         Returns:
             The trial with its lock; None when all n_trials are done or run elsewhere, or too many failed.
@@ -254,22 +296,59 @@ class SharedStudy:
         trials = self.trials()
         if not self._wants_more(trials):
             return None
-        for frozen in [trial for trial in trials if trial.state == TrialState.RUNNING]:
+        for frozen in [t for t in trials if t.state == TrialState.RUNNING and not is_paused(t)]:
             if (claim := self._adopt(frozen)) is not None:
                 return claim
             trials = self.trials()  # it may have ended as FAIL
-        if not self._wants_more(trials) or Tally.of(trials).started >= self.n_trials:
+        if not self._wants_more(trials):
             return None
+        if self.promotion is not None:
+            return self._claim_piece(trials)
+        if Tally.of(trials).started >= self.n_trials:
+            return None
+        return self._begin(trials)
+
+    def _claim_piece(self, trials: list[FrozenTrial]) -> Claim | None:
+        """Take up a paused trial, or begin a new one, as the promotion says."""
+        piece = self._next_piece(trials)
+        if piece is None:
+            if Tally.of(trials).running == 0:
+                for frozen in filter(is_paused, trials):
+                    self.tell(Trial(self.study, frozen._trial_id), TrialState.PRUNED)
+            return None
+        if piece.number is None:
+            claim = self._begin(trials)
+            claim.trial.set_user_attr(UNTIL, piece.until)
+            return claim
+        lock = try_lock(self.locks / str(piece.number))
+        if lock is None:
+            return None  # whoever ran it has not let go yet
+        self.study.sampler = optuna.samplers.RandomSampler()  # its values are drawn
+        trial = Trial(self.study, trials[piece.number]._trial_id)
+        trial.set_user_attr(UNTIL, piece.until)
+        return Claim(trial, lock, adopted=True)
+
+    def _begin(self, trials: list[FrozenTrial]) -> Claim:
+        """Create the next trial, or take one that is enqueued, and draw its parameters."""
         waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
         number = waiting[0] if waiting else len(trials)
         lock = wait_for_lock(self.locks / str(number))
-        self.study.sampler = self._samplers.build(number)
+        self.study.sampler = self._sampler(number, trials)
         trial = self.study.ask()
         if trial.number != number:  # the storage's answer got lost, and the trial was created once more
             lock.close()
             lock = wait_for_lock(self.locks / str(trial.number))
         draw(trial, self.space)
         return Claim(trial, lock, adopted=False)
+
+    def _sampler(self, number: int, trials: list[FrozenTrial]) -> optuna.samplers.BaseSampler:
+        """What draws the parameters of trial `number`; a search that promotes makes its proposals itself."""
+        if self.promotion is None:
+            return self._samplers.build(number)
+        others = [trial for trial in trials if trial.number != number]
+        proposer = Proposer(self._samplers, self.space, self.promotion.random_share, self.study.direction)
+        proposed = proposer.propose(number, others)
+        return optuna.samplers.PartialFixedSampler(proposed, optuna.samplers.RandomSampler())
 
     def _adopt(self, frozen: FrozenTrial) -> Claim | None:
         lock = try_lock(self.locks / str(frozen.number))
@@ -280,9 +359,11 @@ class SharedStudy:
             lock.close()
             return None
         deaths = now.user_attrs.get("deaths", 0) + 1
-        self.study.sampler = self._samplers.build(frozen.number)
+        self.study.sampler = self._sampler(frozen.number, self.trials())
         trial = Trial(self.study, frozen._trial_id)
         trial.set_user_attr("deaths", deaths)
+        if self.promotion is not None and UNTIL not in now.user_attrs:  # it died before it was sent anywhere
+            trial.set_user_attr(UNTIL, self.promotion.rungs.steps[0])
         if deaths > self.settings.max_retries:
             reason = f"it was cut off {deaths} times, more than max_retries={self.settings.max_retries}"
             self.tell(trial, TrialState.FAIL, error=reason)

@@ -21,6 +21,7 @@ from vqa.sweep.board import Board, write_address
 from vqa.sweep.confirmation import confirm
 from vqa.sweep.jobs import HydraJobs, refuse_unknown_keys
 from vqa.sweep.leaderboard import Standing, describe_scores, describe_ties, read_winner, winner_of
+from vqa.sweep.multirun import refuse_what_is_not_ours, write_multirun
 from vqa.sweep.pool import WorkerPool, note_refusal, own_command, own_deadline, own_slot
 from vqa.sweep.sampling import SamplerFactory, probe_sampler
 from vqa.sweep.settings import SweepSettings, read_settings
@@ -61,6 +62,7 @@ def run_sweep(
         raise UserError(f"hydra.sweeper cannot be resolved: {error}") from error
     if not isinstance(node, dict):
         raise UserError("hydra.sweeper must be a mapping; choose hydra/sweeper=study.")
+    refuse_what_is_not_ours(config)
     settings = read_settings({str(key): value for key, value in node.items()})
     _refuse_hidden_command(settings, config)
     groups = context.config_loader
@@ -76,7 +78,8 @@ def run_sweep(
     if (plan := planned(jobs, settings, arguments, folder)) is not None:
         space = read_search_space(settings.params, [*arguments, *plan.overrides()], groups)
         settings = read_settings(sweeper_under(plan, config))
-    enqueued = read_enqueued(settings.enqueue, space)
+    typed = any(given.startswith("hydra.sweeper.enqueue") for given in config.hydra.overrides.hydra)
+    enqueued = read_enqueued(settings.enqueue, space, leave_out=not typed)
     if own_slot() is None:
         warn_of_few_trials(settings)
     with Interrupt() as interrupt:
@@ -85,6 +88,7 @@ def run_sweep(
         with shared.locked():
             write_address(folder, settings, shared.n_trials, space.keys)
         if slot is None:
+            write_multirun(config, folder)
             return Sweep(shared, jobs, interrupt).run()
         _run_as_copy(shared, jobs, slot, interrupt)
         return None
@@ -188,7 +192,7 @@ class Sweep:
         return self._best_value()
 
     def _run_trials(self, worker: Worker) -> None:
-        if self.shared.tally().done >= self.shared.n_trials:
+        if self.shared.is_over():
             worker.write_results()  # an earlier run may have been killed before it wrote them
         elif self.settings.n_workers == 1:
             slot, lock = lock_free_slot(self.shared.locks)
@@ -211,7 +215,7 @@ class Sweep:
 
     def _others_at_work(self) -> bool:
         tally = self.shared.tally()
-        return tally.running > 0 and tally.done < self.shared.n_trials and not self.shared.too_many_failures()
+        return tally.running > 0 and not self.shared.is_over() and not self.shared.too_many_failures()
 
     def _check_complete(self, standings: list[Standing]) -> bool:
         """Log where the study stands; return whether all trials are done."""
@@ -224,7 +228,7 @@ class Sweep:
                 f"See {StudyFolder(self.shared.folder).trial(failed[-1].trial).path}/run.log. "
                 "To go on, mend the cause and repeat the command with a higher hydra.sweeper.max_failures."
             )
-        if tally.done < self.shared.n_trials:
+        if not self.shared.is_over():
             why = f"out of time (hydra.sweeper.timeout_s={self.settings.timeout_s})"
             if tally.running:
                 why = f"{tally.running} trials are run by other processes"
@@ -302,10 +306,9 @@ class Sweep:
 
     def _is_closed(self) -> bool:
         """Whether all trials, the results and the final run are complete."""
-        done = self.shared.tally().done
         final = not self.settings.final or StudyFolder(self.shared.folder).final.complete
         marked = self.shared.study.user_attrs.get(CLOSED) == self._closing_mark()
-        over = done >= self.shared.n_trials and final and marked and not self.shared.too_many_failures()
+        over = self.shared.is_over() and final and marked and not self.shared.too_many_failures()
         return over and self._results_are_readable()
 
     def _results_are_readable(self) -> bool:

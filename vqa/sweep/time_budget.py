@@ -23,6 +23,7 @@ from vqa.machine.files import replace_text, wait_for_lock
 from vqa.results.folder import SPEED, StudyFolder, read_json
 from vqa.sweep.jobs import HydraJobs
 from vqa.sweep.pool import own_command, own_slot, visible_gpus, worker_environment
+from vqa.sweep.promotion import PromotionPruner
 from vqa.sweep.sampling import build_pruner, quieten_optuna
 from vqa.sweep.settings import SweepSettings
 from vqa.sweep.space import SearchSpace, overrides_of, read_search_space
@@ -187,6 +188,11 @@ def trials_needed(pruner: Mapping[str, Any]) -> tuple[int, str]:
         return needed, (
             f"Hyperband shares them out to {len(brackets)} brackets, and each needs "
             f"reduction_factor={built._reduction_factor} of them to compare"
+        )
+    if isinstance(built, PromotionPruner):
+        return (
+            built.rungs.factor,
+            f"one of reduction_factor={built.rungs.factor} trials at a rung is promoted",
         )
     if isinstance(built, optuna.pruners.SuccessiveHalvingPruner):
         return built._reduction_factor, f"a rung compares reduction_factor={built._reduction_factor} trials"

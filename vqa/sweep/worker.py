@@ -14,7 +14,7 @@ from optuna.trial import Trial, TrialState
 from vqa.errors import DoesNotFitError, UserError
 from vqa.machine.interrupt import Interrupt
 from vqa.machine.retry import GoneError
-from vqa.progress import By, Pruned, progress_to, reporting_to
+from vqa.progress import By, Paused, Pruned, progress_to, reporting_to
 from vqa.results.folder import StudyFolder
 from vqa.sweep.board import Board, describe_end, describe_start
 from vqa.sweep.jobs import HydraJobs
@@ -27,10 +27,12 @@ from vqa.sweep.leaderboard import (
     write_leaderboard,
     write_winner,
 )
+from vqa.sweep.promotion import WORKED_S, PromotionPruner
 from vqa.sweep.space import group_of, overrides_of
 from vqa.sweep.state import StateWriter, read_states
 from vqa.sweep.study import Claim, SharedStudy
 
+POLL_S = 1.0  # how often a free worker looks whether a trial has paused
 log = logging.getLogger(__name__)
 
 
@@ -45,9 +47,10 @@ class TrialReporter:
 
     def __init__(self, trial: Trial, by: By, on_report: Callable[[], None]) -> None:
         self.by: By = by
+        self.pauses = isinstance(trial.study.pruner, PromotionPruner)
         self.trial = trial
         self.on_report = on_report
-        self.stored = set(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
+        self.stored = set(trial.study._storage.get_trial(trial._trial_id).intermediate_values)
 
     def report(self, value: float, step: int) -> bool:
         """Store one value. A step that is in the storage had its answer before the job was cut off."""
@@ -115,7 +118,12 @@ class Worker:
                 claim = self.shared.claim()
                 self.write_results()
             if claim is None:
-                return
+                if not self.shared.may_have_more():
+                    return
+                self.state.begin(None)
+                self.redraw()
+                time.sleep(POLL_S)
+                continue
             self.state.begin(claim.trial.number)
             with claim.lock:
                 self._run_trial(claim)
@@ -163,7 +171,7 @@ class Worker:
             except (KeyboardInterrupt, UserError):
                 self.shared.forgive(trial)
                 raise
-        self.board.event(describe_end(standing_of(self.shared.trials()[trial.number], self.shared.folder)))
+        self.board.event(describe_end(standing_of(self.shared.now(trial), self.shared.folder)))
 
     def _is_of_this_trial(self, error: UserError) -> bool:
         """Whether a refusal comes from the trial's own values, so that other trials can go on.
@@ -177,6 +185,7 @@ class Worker:
         return isinstance(error, DoesNotFitError) or tally.done > tally.failed
 
     def _run_job(self, trial: Trial, overrides: Sequence[str]) -> None:
+        began = time.monotonic()
         reporter = TrialReporter(trial, self.by, self._on_report)
         with reporting_to(reporter), progress_to(self._on_progress):
             subdir = StudyFolder.trial_name(trial.number)
@@ -192,6 +201,10 @@ class Worker:
                 raise value
             self.shared.tell(trial, TrialState.FAIL, error=str(value))
             return
+        if isinstance(value, Paused):
+            before = trial.user_attrs.get(WORKED_S, 0.0)
+            trial.set_user_attr(WORKED_S, before + time.monotonic() - began)
+            return  # its last report says that it waits
         if isinstance(value, Pruned):
             self.shared.tell(trial, TrialState.PRUNED)
         elif isinstance(value, Real) and math.isfinite(value):

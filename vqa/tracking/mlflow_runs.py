@@ -19,7 +19,7 @@ from vqa.errors import UserError
 from vqa.machine import processes
 from vqa.machine.files import replace_text
 from vqa.machine.safe_text import mask_secrets, shown
-from vqa.progress import Pruned
+from vqa.progress import Paused, Pruned
 from vqa.results.folder import RunFolder, flatten
 from vqa.results.manifest import git_state, package_versions
 from vqa.tracking.record import NullTracker, Tracker
@@ -67,6 +67,8 @@ class MlflowRun:
     ) -> None:
         if kind is None:
             self.end("COMPLETE")
+        elif issubclass(kind, Paused):
+            self.end("PAUSED")
         elif issubclass(kind, Pruned):
             self.end("PRUNED")
         elif issubclass(kind, KeyboardInterrupt | SystemExit):
@@ -117,7 +119,7 @@ class MlflowRun:
             self._send(path.name, lambda client: client.log_artifact(self.run_id, str(path), folder or None))
 
     def end(self, state: str) -> None:
-        """End the run as COMPLETE, PRUNED, KILLED or FAILED; pruning is a success."""
+        """End the run as COMPLETE, PAUSED, PRUNED, KILLED or FAILED; the first three are successes."""
         self.tags({"state": state})
         status = state if state in ("KILLED", "FAILED") else "FINISHED"
         now_ms = int(time.time() * 1000)
@@ -223,7 +225,10 @@ class MlflowTracker:
         return run_id
 
     def end_cut_off(self, run: MlflowRun) -> None:
-        """End the trials and folds below a run that still say RUNNING: their processes were killed."""
+        """End the trials and folds below a run that still say RUNNING: their processes were killed.
+
+        Trials that paused, and were not taken up again, are pruned.
+        """
         store = open_store(client_uri(self._uri))
         store.outbox.send("ends of killed trials", lambda: self._end_below(store, str(run.run_id)))
 
@@ -235,6 +240,9 @@ class MlflowTracker:
                 self._end_below(store, child.info.run_id)
                 client.set_tag(child.info.run_id, "state", "KILLED")
                 client.set_terminated(child.info.run_id, "KILLED")
+        waiting = f"tags.`mlflow.parentRunId` = '{run_id}' and tags.state = 'PAUSED'"
+        for child in client.search_runs([self._experiment_id], waiting):
+            client.set_tag(child.info.run_id, "state", "PRUNED")
 
     def settle(self) -> None:
         """Retry what the store did not take yet, for a limited time; then log what is lost."""

@@ -43,8 +43,8 @@ class Tracker(Protocol):
     ) -> AbstractContextManager[Run]:
         """Start a run, or go on with the one that `folder` remembers, and end it with the block.
 
-        The block's end sets the tag `state`: COMPLETE, PRUNED, KILLED (Ctrl-C, exit) or FAILED with the tag
-        `error`. Exceptions go on to the caller.
+        The block's end sets the tag `state`: COMPLETE, PAUSED, PRUNED, KILLED (Ctrl-C, exit) or
+        FAILED with the tag `error`. Exceptions go on to the caller.
 
         Args:
             name: What the list of runs shows, for instance "trial 007".

@@ -82,10 +82,11 @@ def run_trial(cfg: DictConfig, folder: Path) -> float:
             for part in range(cfg.budget.parts):
                 time.sleep(pause_s)
                 progress(f"fold {fold + 1} of {cfg.budget.folds}", part + 1, cfg.budget.parts)
-                if not (last and part == cfg.budget.parts - 1):
+                if part < cfg.budget.parts - 1:
                     report(sum(nll) / len(nll), fold * cfg.budget.parts + part + 1)
             write_fold(folder, fold, nll)
         if not last:
+            report(sum(nll) / len(nll), (fold + 1) * cfg.budget.parts)
             report_questions({first + index: value for index, value in enumerate(nll)})
         everything += nll
     return sum(everything) / len(everything)

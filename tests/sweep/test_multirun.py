@@ -1,0 +1,93 @@
+"""What Hydra promises of a multirun: what a study keeps, and what it refuses by name."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from tests.helpers.toy_app.harness import board_rows, run_toy
+from tests.sweep.test_settings import GOOD
+from vqa.errors import UserError
+from vqa.sweep.multirun import BASIC, refuse_what_is_not_ours, write_multirun
+from vqa.sweep.settings import read_settings
+from vqa.sweep.space import read_enqueued, read_search_space
+
+
+def config(launcher: str = BASIC, choice: str = "basic", given: tuple[str, ...] = ()) -> Any:
+    hydra = {
+        "launcher": {"_target_": launcher},
+        "runtime": {"choices": {"hydra/launcher": choice}},
+        "overrides": {"hydra": list(given)},
+    }
+    return OmegaConf.create({"hydra": hydra})
+
+
+@pytest.mark.parametrize(
+    ("choice", "instead"),
+    [
+        ("joblib", r"hydra\.sweeper\.n_workers=N"),
+        ("submitit_local", r"hydra\.sweeper\.n_workers=N"),
+        ("submitit_slurm", "srun --ntasks=1"),
+        ("ray", "ray job submit"),
+        ("of_my_own", r"hydra\.sweeper\.worker_command"),
+    ],
+)
+def test_a_launcher_is_refused_with_what_to_use_instead(choice: str, instead: str) -> None:
+    with pytest.raises(UserError, match=f"hydra/launcher={choice} has no effect.*{instead}"):
+        refuse_what_is_not_ours(config("some.plugin.Launcher", choice))
+
+
+def test_hydras_own_launcher_is_no_choice() -> None:
+    refuse_what_is_not_ours(config())
+
+
+def test_a_folder_name_for_trials_is_refused() -> None:
+    with pytest.raises(UserError, match=r"hydra\.sweep\.subdir=x has no effect.*trials/000"):
+        refuse_what_is_not_ours(config(given=("hydra.sweep.subdir=x",)))
+    refuse_what_is_not_ours(config(given=("hydra.sweep.dir=x",)))
+
+
+def test_the_sweeps_configuration_is_kept_for_its_user_alone(tmp_path: Path) -> None:
+    write_multirun(config(), tmp_path / "study")
+    kept = tmp_path / "study/multirun.yaml"
+    assert OmegaConf.load(kept) == config()
+    assert kept.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"n_jobs": 2}, r"no key 'n_jobs'.*hydra\.sweeper\.n_workers"),
+        ({"max_failure_rate": 0.1}, r"no key 'max_failure_rate'.*hydra\.sweeper\.max_failures"),
+        ({"search_space": {}}, r"no key 'search_space'.*hydra\.sweeper\.params"),
+        (
+            {"params": {"lora": {"r": "choice(8,16)"}}},
+            r"params must name whole keys, got 'lora'.*lora\.r as one",
+        ),
+    ],
+)
+def test_keys_of_the_stock_sweeper_are_answered_with_ours(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_settings({**GOOD, **changed})
+
+
+def test_known_good_settings_outside_a_narrower_range_are_left_out() -> None:
+    space = read_search_space({"lr": "interval(0.1, 0.2)", "r": "choice(8,16)"}, [])
+    entries = [{"lr": 0.5, "r": 8}, {"lr": 0.15, "r": 8}]
+    assert read_enqueued(entries, space, leave_out=True) == [{"lr": 0.15, "r": 8}]
+    with pytest.raises(UserError, match=r"enqueue\[0\]: lr must lie in"):
+        read_enqueued(entries, space)
+
+
+def test_quoted_choices_keep_their_text(tmp_path: Path) -> None:
+    run_toy(
+        tmp_path,
+        "hydra/sweeper/sampler=grid",
+        "hydra/sweeper/pruner=none",
+        "hydra.sweeper.final=false",
+        "hydra.sweeper.enqueue=[]",
+        *("lr=1e-3", "lora.r=8", "image=native", "+note='a, b','c=d e'"),
+    )
+    assert sorted(row["+note"] for row in board_rows(tmp_path)) == ["'a, b'", "'c=d e'"]
+    assert (tmp_path / "multirun/toy/multirun.yaml").exists()
