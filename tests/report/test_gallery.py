@@ -55,7 +55,7 @@ def test_pictures_go_to_the_surest_mistakes_first(tmp_path: Path, monkeypatch: p
     assert [row[1] for row in whole["rows"]] == ["right", "mild", "sure"]  # file order
     assert [row[-2] for row in whole["rows"]] == [2, 1, 0]
     monkeypatch.setattr(module, "PICTURE_BYTES", len(whole["pictures"][0]))
-    assert [row[-1] for row in gallery({"valid": predictions}, {"valid": questions})["rows"]] == [-1, -1, 0]
+    assert [row[-2] for row in gallery({"valid": predictions}, {"valid": questions})["rows"]] == [-1, -1, 0]
 
 
 def test_an_answer_without_its_question_is_shown_without_text() -> None:

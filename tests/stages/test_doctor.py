@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import Make
 from vqa.errors import UserError
-from vqa.stages.doctor import run_doctor
+from vqa.stages.doctor import run_doctor, sweep_command
 
 Usage = namedtuple("Usage", "total used free")
 GIB = 2**30
@@ -71,3 +71,10 @@ def test_a_healthy_machine_is_told_what_to_do_next(
 ) -> None:
     run_doctor(settings(f"env.output_root={tmp_path}"))
     assert "all good; next: python -m vqa.run -m +sweep=lora" in capsys.readouterr().out
+
+
+def test_the_next_command_has_the_users_own_arguments() -> None:
+    given = ["stage=doctor", "data=csv", "data.train_csv=my data/train.csv", "lang=ko"]
+    assert sweep_command(given) == (
+        "python -m vqa.run -m +sweep=lora data=csv 'data.train_csv=my data/train.csv' lang=ko"
+    )
