@@ -27,6 +27,7 @@ _COLOURS = {
     "white": "var(--paper)",
     "#000000": "currentColor",
     "#262626": "currentColor",
+    "#e69f00": "var(--orange, #e69f00)",  # would hardly be seen in the dark
 }
 
 
