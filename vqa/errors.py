@@ -1,10 +1,17 @@
 """The one error type that means "the user can mend this": exit code 2, message only, no traceback."""
 
 import errno
+import os
+import re
 from collections.abc import Callable
 
-# a full or read-only disk, missing rights, a file in the way
-NOT_OURS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's share of it, the largest file allowed
+# a full, broken or read-only disk, missing rights, a file in the way, a name that is too long
+NOT_OURS = (
+    *(*FULL, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
+)
+_RUST = re.compile(r"\(os error (\d+)\)")  # how safetensors words an error of the system
 
 
 class UserError(Exception):
@@ -36,6 +43,17 @@ def mendable(error: OSError) -> UserError | None:
     where = error.filename or "writing results"
     advice = "mend it, or set VQA_OUTPUT=/a/writable/folder; the same command goes on from here"
     return UserError(f"{where}: {error.strerror}; {advice}")
+
+
+def system_error(error: Exception, where: object) -> OSError | None:
+    """The error of the system behind a library's own: safetensors keeps its number in the text alone.
+
+    Args:
+        error: What the library raised.
+        where: The file or folder it was about.
+    """
+    found = _RUST.search(str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1])), str(where)) if found else None
 
 
 def problems_of(*tasks: Callable[[], object]) -> list[str]:

@@ -63,10 +63,11 @@ def report(value: float, step: int) -> None:
 
 
 def report_questions(values: Mapping[int, float]) -> None:
-    """Report the scores of single questions, for pruners that pair them with the best trial's.
+    """Report scores of single questions, for pruners that pair them with the best trial's.
 
     Args:
-        values: NLL by question index; the same index is the same question in every trial.
+        values: NLL by the index of a question, or of a picture (the mean of its questions) where several
+            questions share one; the same index is the same question or picture in every trial.
 
     Raises:
         Pruned: The trial is hopeless; let it pass through.

@@ -1,5 +1,6 @@
 """The entry point: `python -m vqa.run`. It only decides who does the work and how the process ends."""
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -12,16 +13,29 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from vqa.config.check import register_resolvers
 from vqa.config.place import CONF
 from vqa.errors import UserError, mendable
+from vqa.machine.retry import chain_of
+from vqa.machine.safe_text import make_logs_safe, shown
 from vqa.sweep.sweeper import StudySweeper
 
 USER_MISTAKE, INTERRUPTED = 2, 130
 
 
-@hydra.main(config_path=str(CONF), config_name="config")
+# What Hydra itself may execute of a configuration: its plugins, and nothing that a callback, a logging
+# factory or a launcher of a stranger's file names. VQA_TRUST adds to it: the environment is the user's own.
+MAY_RUN = (
+    "vqa.sweep.sweeper.StudySweeper",
+    "vqa.sweep.pool.JobCallback",
+    "hydra._internal.core_plugins.*",
+    *os.environ.get("VQA_TRUST", "").split(),
+)
+
+
+@hydra.main(config_path=str(CONF), config_name="config", execution_whitelist=MAY_RUN)
 def app(cfg: DictConfig) -> float | None:
     """One job: a stage of a single run, or a trial of a sweep. Returns a trial's score."""
     from vqa.stage import run_stage  # torch and transformers: only when there is work
@@ -40,12 +54,23 @@ def main() -> None:
     """Run, and leave with 0 (done), 2 (the user's mistake, one message) or 130 (Ctrl-C); 1 is a bug."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors on; this function words them
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    make_logs_safe()
+    for stream in (sys.stdout, sys.stderr):  # a terminal without Korean gets codes instead of an error
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     register_resolvers()
     Plugins.instance().register(StudySweeper)  # a checkout that was never installed has no entry points
     try:
         app()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         _leave(error)
+    except YAMLError as error:
+        _leave(UserError(f"a configuration file is no YAML: {' '.join(str(error).split())}; mend it"))
+    except ValueError as error:  # how `logging` hands on that Hydra refused a factory
+        refused = [cause for cause in chain_of(error) if isinstance(cause, HydraException)]
+        if not refused:
+            raise
+        _leave(UserError(f"hydra.job_logging or hydra.hydra_logging: {refused[0]}"))
     except KeyboardInterrupt:
         print("vqa: stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -56,7 +81,7 @@ def main() -> None:
 
 
 def _leave(error: Exception) -> NoReturn:
-    print(f"vqa: {error}", file=sys.stderr)
+    print(shown(f"vqa: {error}"), file=sys.stderr)
     sys.exit(USER_MISTAKE)
 
 

@@ -12,6 +12,8 @@ from vqa.config.check import read_settings
 from vqa.config.messages import message
 from vqa.config.settings import Settings
 from vqa.config.stages import STAGES
+from vqa.data.places import missing_data_files
+from vqa.errors import UserError
 from vqa.machine import processes
 from vqa.question import CHANCE
 from vqa.results.folder import RunFolder, StudyFolder, begin
@@ -46,6 +48,7 @@ def run_stage(cfg: DictConfig, folder: Path, alone: bool) -> float | None:
     no_telemetry()
     if alone and settings.stage == "final" and settings.winner == "auto":
         cfg, settings = _with_winner(cfg, settings)
+    _refuse_missing_files(settings, folder)
     _set_environment(settings)
     stage = STAGES[settings.stage]
     if not stage.claims:
@@ -53,6 +56,13 @@ def run_stage(cfg: DictConfig, folder: Path, alone: bool) -> float | None:
         return None
     with processes.joined(lambda: _device(settings)):
         return _run(settings, cfg, folder)
+
+
+def _refuse_missing_files(settings: Settings, folder: Path) -> None:
+    """Tell of a data file that is not there before torch is imported; a complete run needs none."""
+    reads = settings.stage in ("final", "trial", "predict", "evaluate")
+    if reads and not RunFolder(folder).complete and (missing := missing_data_files(settings.data)):
+        raise UserError("\n".join(missing))
 
 
 def _device(settings: Settings) -> "torch.device":
@@ -131,6 +141,7 @@ def _print(settings: Settings, name: str, **values: object) -> None:
 def _say(settings: Settings, folder: Path, metrics: dict[str, Any]) -> None:
     """Print the result and the next step."""
     from rich.console import Console
+    from rich.markup import escape
 
     console, lang = Console(soft_wrap=True), settings.lang
     if "accuracy" in metrics:
@@ -140,7 +151,7 @@ def _say(settings: Settings, folder: Path, metrics: dict[str, Any]) -> None:
     if "test" in metrics:
         console.print(message(lang, "test", scores=_scores(lang, metrics["test"])))
     for alarm in metrics.get("alarms", []):
-        console.print(f"[bold red]{message(lang, 'alarm')}[/]: {alarm}")
+        console.print(f"[bold red]{message(lang, 'alarm')}[/]: {escape(alarm)}")
     if settings.stage == "final":
         from vqa.stages.report import show_report
 

@@ -5,6 +5,11 @@ full-length final run over the same grid. Then the short trials' favourite as it
 longer run with each exponent, and the best of the full-length grid are compared.
 
     python -m benchmarks.search.lr_horizon --first-seed 3 --seeds 5 --processes 8 --out FILE
+
+With `--read FILE:PASSES ...` nothing is run: of earlier results, whose trials saw so many passes, every two
+exponents are tried at full length and the better on the held-out questions is kept.
+
+    python -m benchmarks.search.lr_horizon --read FILE:400 FILE:300 --out FILE
 """
 
 import argparse
@@ -16,7 +21,9 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from benchmarks.harness.record import add_output_arguments, write_rows
@@ -91,14 +98,51 @@ def compare(rows: list[dict[str, Any]], seed: int) -> dict[str, Any]:
     return {"kind": "choice", "seed": seed, "favourite": favourite} | scores
 
 
+def two_rates(results: list[tuple[list[dict[str, Any]], int]]) -> list[dict[str, Any]]:
+    """Scores of one full-length run for each exponent, and of the better of two; differences to one at 0.2.
+
+    Args:
+        results: Rows of a grid of short and long runs, and the passes of its short trials.
+    """
+    chosen: dict[str, list[dict[str, Any]]] = {}
+    for rows, passes in results:
+        for seed in sorted({r["seed"] for r in rows if r["kind"] == "long"}):
+            short = {r["lr"]: r["nll"] for r in rows if r["kind"] == "short" and r["seed"] == seed}
+            long = {r["lr"]: r for r in rows if r["kind"] == "long" and r["seed"] == seed}
+            favourite = min(short, key=lambda rate: short[rate])
+            runs = {e: long[nearest(favourite * (passes / FINAL_PASSES) ** e)] for e in EXPONENTS}
+            for e in EXPONENTS:
+                chosen.setdefault(f"{e}", []).append(runs[e])
+            for one, other in combinations(EXPONENTS, 2):
+                better = min(runs[one], runs[other], key=lambda run: run["nll"])
+                chosen.setdefault(f"{one} or {other}", []).append(better)
+    return [_row(name, runs, chosen["0.2"]) for name, runs in chosen.items()]
+
+
+def _row(name: str, runs: list[dict[str, Any]], default: list[dict[str, Any]]) -> dict[str, Any]:
+    gains = [d["test_nll"] - run["test_nll"] for run, d in zip(runs, default, strict=True)]
+    row: dict[str, Any] = {"kind": "two_rates", "exponents": name, "seeds": len(runs)}
+    row |= {key: fmean(run[key] for run in runs) for key in ("nll", "test_nll", "test_accuracy")}
+    row |= {"worst_nll": max(run["nll"] for run in runs), "gain_over_0.2": fmean(gains)}
+    return row | {"gain_se": stdev(gains) / math.sqrt(len(gains))}
+
+
 def main() -> None:
     """Parse the command line, run the grid in parallel, write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--read", nargs="+", help="FILE:PASSES of earlier results; runs nothing")
     add_output_arguments(parser)
     arguments = parser.parse_args()
+    if arguments.read:
+        read = [name.rsplit(":", 1) for name in arguments.read]
+        earlier = [(json.loads(Path(name).read_text())["rows"], int(passes)) for name, passes in read]
+        rows = two_rates(earlier)
+        print(*map(json.dumps, rows), sep="\n")
+        write_rows(arguments.out, "lr_horizon", rows, arguments.machine, append=False)
+        return
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     jobs = [(kind, seed, rate) for seed in seeds for kind in ("long", "short") for rate in RATES]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.processes) as pool:

@@ -28,23 +28,22 @@ from benchmarks.harness.record import write_rows
 from benchmarks.shifts.rows import SHIFTS, TUNING, rows, shifted, write_training_csv
 from benchmarks.shifts.table import compared, markdown
 
-# Learning rates were chosen on tuning rows (`--datasets tuning`, brightness, seed 0): the product's own are
-# more careful and change next to nothing.
+# The product's own values, which were chosen on tuning rows (`--datasets tuning`, brightness, seed 0).
 # frozen first, as all are compared with it; then dear ones: the last cells of a run are short, so that no
 # process works long after the others
 METHODS: dict[str, tuple[str, ...]] = {
     "frozen": (),
     "tpt": ("adapt=tpt",),
     "prompt_align": ("adapt=prompt_align",),
-    "consistency": ("adapt=consistency", "adapt.lr=1e-4"),
+    "consistency": ("adapt=consistency",),
     "prompt_tuning_online": ("adapt=prompt_tuning_online",),
-    "sar": ("adapt=sar", "adapt.lr=1e-3"),
-    "lora_align": ("adapt=lora_align", "adapt.lr=1e-4"),
+    "sar": ("adapt=sar",),
+    "lora_align": ("adapt=lora_align",),
     "views": ("adapt=views",),
     "zero": ("adapt=zero",),
     "repair": ("adapt=repair",),
-    "tent_lora": ("adapt=tent", "adapt.lr=1e-4"),
-    "tent_norm": ("adapt=tent", "adapt.parameters=norm", "adapt.lr=3e-3"),
+    "tent_lora": ("adapt=tent",),
+    "tent_norm": ("adapt=tent", "adapt.parameters=norm"),
     "cyclic": ("inference=cyclic",),
     "batch_calibration": ("inference=batch_calibration",),
 }
@@ -111,6 +110,7 @@ def evaluate(work: Path, cell: Cell) -> Result:
         with measured() as cost:
             found = answer(encoder, model, questions, settings, facts, source_questions(settings))
     return {
+        "values": values(settings.adapt),
         # a seed's own held-out part has questions of its own: these are paired by their place
         "ids": [str(place) if tuning else p.id for place, p in enumerate(found)],
         "right": "".join(str(int(p.answer == p.gold)) for p in found),
@@ -122,6 +122,23 @@ def evaluate(work: Path, cell: Cell) -> Result:
         "memory_mib": cost.memory_mib,
         "facts": facts,
     }
+
+
+def values(adapt: Any) -> str:
+    """The values that a method ran with, those that it reads; "" for none."""
+    if adapt.method == "none":
+        return ""
+    learns = adapt.method not in ("views", "zero", "repair")
+    named = {"rate": f"{adapt.rate:g}", "optimizer": adapt.optimizer, "steps": adapt.steps} if learns else {}
+    named |= {"views": adapt.views} if adapt.views > 1 else {}
+    if adapt.method in ("zero", "tpt", "prompt_tuning_online", "prompt_align"):
+        named["keep_share"] = adapt.keep_share
+    named |= {"batch_size": adapt.batch_size}
+    if adapt.method == "sar":
+        named |= {"entropy_limit": adapt.entropy_limit, "reset_below": adapt.reset_below, "rho": adapt.rho}
+    if adapt.method in ("consistency", "lora_align", "prompt_align"):
+        named["weight"] = adapt.weight
+    return " ".join(f"{name}={value}" for name, value in named.items())
 
 
 def cells_of(arguments: argparse.Namespace) -> list[Cell]:

@@ -47,13 +47,13 @@ def _by_key(results: Iterable[Result]) -> dict[Key, dict[int, dict[str, float]]]
     return found
 
 
-def _costs(results: Sequence[Result]) -> dict[Key, dict[str, float]]:
-    found: dict[Key, dict[str, float]] = {}
+def _costs(results: Sequence[Result]) -> dict[Key, dict[str, Any]]:
+    found: dict[Key, dict[str, Any]] = {}
     for key in {(r["dataset"], r["shift"], r["method"]) for r in results}:
         mine = [r for r in results if (r["dataset"], r["shift"], r["method"]) == key]
         found[key] = {
             name: float(np.mean([r[name] for r in mine])) for name in ("seconds_per_row", "memory_mib", "nll")
-        }
+        } | {"values": mine[0].get("values", "")}
     return found
 
 
@@ -124,7 +124,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     texts = []
     for dataset in dict.fromkeys(row["dataset"] for row in rows):
         mine = [row for row in rows if row["dataset"] == dataset]
-        texts.append(f"**{dataset}**: " + _caption(mine) + "\n\n" + _gains(mine))
+        texts.append(f"**{dataset}**: " + _caption(mine) + "\n\n" + _gains(mine) + _values(mine))
     return "\n\n".join(texts)
 
 
@@ -148,6 +148,15 @@ def _gains(rows: Sequence[dict[str, Any]]) -> str:
         peak = max(row["memory_mib"] for row in costs)
         lines.append(f"| {method} | " + " | ".join(cells) + f" | {ms:.1f} | {peak:.0f} |")
     return "\n".join(lines)
+
+
+def _values(rows: Sequence[dict[str, Any]]) -> str:
+    """The values that each method ran with; "" for results of an earlier version, which do not say."""
+    told = {row["method"]: row["values"] for row in rows if row.get("values")}
+    if not told:
+        return ""
+    lines = ["\n", "| method | values |", "|---|---|"]
+    return "\n".join(lines + [f"| {method} | {values} |" for method, values in sorted(told.items())])
 
 
 def _cell(row: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Questions per second of models on the generic path at true size, random weights, beside plain transformers.
+"""Questions per second of models beyond Qwen-VL at true size, random weights, beside plain transformers.
 
 The workload is that of benchmarks.speed.throughput. "plain" is a loop as model cards show it: transformers'
 forward on whole padded prompts with pixels, PEFT, gradient checkpointing, AdamW; its pictures are processed
@@ -28,7 +28,7 @@ from vqa.model.adapter import attached
 from vqa.model.base import Base, load_base
 from vqa.model.encode import Encoder
 from vqa.model.families.structure import model_class
-from vqa.model.generic_text import GenericText
+from vqa.model.own_text import OwnText
 from vqa.model.vision.generic_pictures import budget_arguments
 from vqa.question import LETTERS, Question
 from vqa.train.plan import plan_fit
@@ -176,8 +176,8 @@ def plain_row(base: Base, settings: Settings, batch: int, gib: int, rows: list[Q
 
 
 def _plain_batch(base: Base, settings: Settings, rows: list[Question]) -> tuple[Any, torch.Tensor]:
-    text: Any = base.text
-    processor = text.writer.processor
+    writer = _writer(base)
+    processor = writer.processor
     processor.tokenizer.padding_side = "left"
     arguments = budget_arguments(processor, base.family, settings.image)
     pictures = [
@@ -185,7 +185,7 @@ def _plain_batch(base: Base, settings: Settings, rows: list[Question]) -> tuple[
     ]
     inputs = processor(
         images=[[picture] for picture in pictures],
-        text=[text.writer.text(settings.prompt, q) for q in rows],
+        text=[writer.text(settings.prompt, q) for q in rows],
         images_kwargs=arguments,
         add_special_tokens=False,
         padding=True,
@@ -198,6 +198,12 @@ def _plain_batch(base: Base, settings: Settings, rows: list[Question]) -> tuple[
         if isinstance(value, torch.Tensor)
     }
     return values, targets
+
+
+def _writer(base: Base) -> Any:
+    """What writes a family's prompts, whoever computes its logits; None for Qwen-VL."""
+    prompts = getattr(base.text, "prompts", base.text)
+    return getattr(prompts, "writer", None)
 
 
 def _forget_positions(model: Any) -> None:
@@ -225,14 +231,13 @@ def main() -> None:
         make_checkpoint(arguments.model, arguments.work / arguments.model, arguments.tokenizer)
     settings = settings_for(arguments.model, arguments.quantization, arguments.work)
     base = load_base(settings)
-    if not isinstance(base.text, GenericText):
-        parser.error(
-            f"{arguments.model} is not on the generic path; measure it with benchmarks.speed.throughput"
-        )
+    if _writer(base) is None:
+        parser.error(f"{arguments.model} has Qwen-VL's prompts; measure it with benchmarks.speed.throughput")
     encoder, rows = Encoder(base, settings.prompt, settings.image), data_source(settings).train()
     began = time.perf_counter()
     encoder.look(rows)
-    about = {"model": arguments.model, "base": arguments.quantization}
+    path = "own decoder" if isinstance(base.text, OwnText) else "transformers' forward"
+    about = {"model": arguments.model, "base": arguments.quantization, "path": path}
     first = {"mode": "pictures", "samples_s": round(len(rows) / (time.perf_counter() - began), 1)}
     suffix = encoder.suffixes(rows[:1])[0]
     first |= {"prefix": len(encoder.prefix(rows[0])), "suffix": len(suffix.ids), "peak_gib": peak_gib()}

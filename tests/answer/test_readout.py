@@ -19,6 +19,7 @@ from vqa.model.forward import letter_logits
 from vqa.model.packing import PackedBatch
 from vqa.model.vision.cache import VisionCache
 from vqa.question import Question
+from vqa.results.calibration import held_out_calibrated, tempered
 from vqa.results.metrics import no_answer_rate
 
 CUDA = torch.device("cuda")
@@ -190,7 +191,8 @@ def test_only_unsure_questions_are_sent_to_the_reasoning_prompt(
     spread = entropy(torch.tensor([p.p for p in direct], dtype=torch.float64).log())
     low, high = spread.sort().values[23:25].tolist()
     limit = (low + high) / 2
-    made = settings("prompt=auto", f"prompt.entropy_threshold={limit}", "inference.reasoning_tokens=9")
+    more = [f"prompt.entropy_threshold={limit}", "inference.reasoning_tokens=9", "inference.temperature=1"]
+    made = settings("prompt=auto", *more)
     facts: dict[str, Any] = {}
     asking = replace(encoder, prompt=made.prompt)
     found = answer(asking, encoder.base.model, questions, made, facts)
@@ -211,3 +213,37 @@ def test_no_question_is_unsure_and_nothing_is_divided_by_zero(
     asking = replace(encoder, prompt=made.prompt)
     assert answer(asking, None, questions[:4], made, facts) == score(encoder, questions[:4], 4)
     assert facts["reasoning"]["share"] == 0
+
+
+@pytest.mark.parametrize("temperature", [0.2, 6.0])
+def test_the_threshold_is_of_calibrated_probabilities(
+    encoder: Encoder,
+    questions: list[Question],
+    settings: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    temperature: float,
+) -> None:
+    monkeypatch.setattr("vqa.answer.readout.generate_answers", say_a)
+    direct = score(encoder, questions, 16)
+    made = settings("prompt=auto", "prompt.entropy_threshold=0.5", "inference.reasoning_tokens=9")
+    asking = replace(encoder, prompt=made.prompt)
+    facts: dict[str, Any] = {}
+    found = answer(asking, encoder.base.model, questions, made, facts, temperature=temperature)
+    calibrated = torch.tensor([p.p for p in tempered(direct, temperature)], dtype=torch.float64)
+    unsure = entropy(calibrated.log()) > 0.5
+    own = entropy(torch.tensor([p.p for p in direct], dtype=torch.float64).log()) > 0.5
+    assert facts["reasoning"]["share"] == float(unsure.double().mean()) != float(own.double().mean())
+    assert [p.p for p in found] == [p.p for p in direct]  # what is returned is the model's own
+
+
+def test_on_held_out_questions_each_threshold_is_fitted_on_the_others(
+    encoder: Encoder, questions: list[Question], settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vqa.answer.readout.generate_answers", say_a)
+    made = settings("prompt=auto", "prompt.entropy_threshold=0.5", "inference.reasoning_tokens=9")
+    asking = replace(encoder, prompt=made.prompt)
+    facts: dict[str, Any] = {}
+    answer(asking, encoder.base.model, questions, made, facts)
+    rows = held_out_calibrated(score(encoder, questions, 16), "auto")
+    unsure = entropy(torch.tensor([p.p for p in rows], dtype=torch.float64).log()) > 0.5
+    assert facts["reasoning"]["share"] == float(unsure.double().mean())

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from benchmarks.shifts.adaptation import METHODS, cells_of
+from benchmarks.shifts.adaptation import METHODS, cells_of, values
 from benchmarks.shifts.corruptions import CORRUPTIONS, corrupted
 from benchmarks.shifts.rows import SHIFTS, TUNING, emoji_split, write_training_csv
 from benchmarks.shifts.table import SHIFTED, compared, markdown
+from tests.conftest import Make
 from vqa.data.image import file_sha256
 from vqa.question import Question
 
@@ -103,6 +104,26 @@ def test_only_significant_gains_are_bold() -> None:
     assert "| good | **+100.0**" in text
     assert "| luck | +1.7 (" in text
     assert "| frozen | 0.0 (0.0-0.0)" in text
+
+
+def test_the_table_prints_the_values_that_each_method_ran_with() -> None:
+    results = [result("blur", "frozen", 0, "1100"), result("blur", "tent", 0, "1110") | {"values": "rate=1"}]
+    assert markdown(compared(results)).endswith("\n\n| method | values |\n|---|---|\n| tent | rate=1 |")
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, overrides in METHODS.items() if "adapt=" in " ".join(overrides)]
+)
+def test_the_table_runs_the_products_own_values(name: str, settings: Make) -> None:
+    given = [override for override in METHODS[name] if override not in ("adapt.parameters=norm",)]
+    assert given == [override for override in given if override.startswith("adapt=")]
+    made = settings(*METHODS[name]).adapt
+    told = values(made)
+    assert ("rate=" in told) == (name not in ("views", "zero", "repair"))
+    if name in ("tent_lora", "tent_norm"):
+        assert (
+            told == f"rate={0.0001 if name == 'tent_lora' else 0.003:g} optimizer=adam steps=1 batch_size=16"
+        )
 
 
 def asked(**more: Any) -> Namespace:

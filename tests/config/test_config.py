@@ -75,6 +75,11 @@ def test_the_plain_configuration_is_accepted(composed: Compose) -> None:
         ("inference.orders=all", r"inference.orders must be one of written, cyclic, got 'all'"),
         ("inference.debias=yes", r"inference.debias must be one of none, pride"),
         ("inference.calibration=platt", r"inference.calibration must be one of none, batch, contextual"),
+        ("inference.temperature=0", r"inference.temperature must be auto or a number > 0, got 0"),
+        ("inference.temperature=hot", r"inference.temperature must be auto or a number > 0, got 'hot'"),
+        ("final.members=0", r"final.members must be folds or a whole number >= 1, got 0"),
+        ("final.members=fold", r"final.members must be folds or a whole number >= 1, got 'fold'"),
+        ("final.members=true", r"final.members must be folds or a whole number >= 1, got True"),
         ("inference.pride_share=0", r"inference.pride_share must be in \(0, 1\], got 0"),
         ("inference.reasoning_tokens=0", r"inference.reasoning_tokens must be >= 1, got 0"),
         ("prompt.entropy_threshold=-1", r"prompt.entropy_threshold must be >= 0 nats or null, got -1"),
@@ -115,3 +120,10 @@ def test_a_missing_environment_variable_is_explained(composed: Compose) -> None:
 def test_pride_stands_alone(composed: Compose, more: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_settings(composed("inference=pride", more))
+
+
+@pytest.mark.parametrize("calibration", ["batch", "contextual"])
+def test_a_calibration_of_cyclic_orders_would_change_nothing(composed: Compose, calibration: str) -> None:
+    message = r"inference.calibration must be none with inference.orders=cyclic, which divides any preference"
+    with pytest.raises(UserError, match=message):
+        read_settings(composed("inference=cyclic", f"inference.calibration={calibration}"))

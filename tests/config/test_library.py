@@ -20,7 +20,7 @@ BITS = "transformers.BitsAndBytesConfig"
         ("lora", {"_target_": "os.system"}, r"lora._target_ must be one of peft.\*, got 'os.system'"),
         ("lora", {"_target_": "peftless.Evil"}, r"lora._target_ must be one of peft.\*, got 'peftless.Evil'"),
         ("optimizer", {"_target_": LORA}, r"optimizer._target_ must be one of torch.optim.\*, bitsandbytes"),
-        ("lora", {"_target_": "peft.Nothing"}, r"lora._target_: 'peft.Nothing' cannot be imported"),
+        ("lora", {"_target_": "peft.NoConfig"}, r"lora._target_: 'peft.NoConfig' cannot be imported"),
         ("lora", {"_target_": LORA, "rnak": 8}, r"lora.rnak: peft.LoraConfig has no such argument; it has: "),
     ],
 )

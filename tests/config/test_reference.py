@@ -49,6 +49,7 @@ def test_a_key_is_under_its_own_names_only() -> None:
         ("ensemble.selection", "one of all, greedy", "one of all, greedy"),
         ("quantization.weights", "a mapping or null", "a mapping or null"),
         ("ensemble.members", "a list", "a list"),
+        ("final.members", "folds or >= 1", "folds or a whole number >= 1"),
     ],
 )
 def test_a_type_is_a_rule_in_words(key: str, short: str, whole: str) -> None:

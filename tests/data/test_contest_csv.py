@@ -1,10 +1,14 @@
+import json
 import logging
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow  # type: ignore[import-untyped]
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from vqa.data.contest_csv import ContestCsv
 from vqa.data.image import file_sha256
@@ -96,11 +100,11 @@ BAD_FILES: list[tuple[str | bytes, str]] = [
     (b"", "train.csv: is empty"),
     (b"\n\n", "train.csv: is empty"),
     (HEADER, "train.csv: has a header and no rows"),
-    ((HEADER + GOOD + "질문").encode("cp949"), "train.csv:row 3: is not UTF-8"),
-    ((HEADER + GOOD).encode("utf-16"), "train.csv:row 1: is not UTF-8"),
+    ((HEADER + GOOD).encode() + b"\xff\xff", "train.csv:row 3: is not UTF-8"),
+    (b"PK\x03\x04", "train.csv: is an Excel or zip file"),
     (
-        (HEADER + GOOD).replace(",", ";"),
-        "train.csv:row 1, column id: is missing, the file has the columns id;",
+        (HEADER + GOOD).replace(",", ":"),
+        "train.csv:row 1, column id, path, question, a, b, c, d: is missing, the file has the columns id:",
     ),
     (
         HEADER.replace("path", "image") + GOOD,
@@ -131,7 +135,7 @@ BAD_ROWS = [
     ("1,,q,1,2,3,4,a\n", "row 3, column path: is empty"),
     ("good,red.png,q,1,2,3,4,a\n", "row 3, column id: 'good' stands in row 2 too"),
     ("1,none.png,q,1,2,3,4,a\n", "row 3, column path: the image "),
-    ("1,Red.png,q,1,2,3,4,a\n", "Red.png is missing: there is no such file"),
+    ("1,Red.gif,q,1,2,3,4,a\n", "Red.gif is missing: there is no such file"),
     ("1,.,q,1,2,3,4,a\n", "is missing: this is a folder"),
     ("1,cut.jpg,q,1,2,3,4,a\n", "cut.jpg is broken: image file is truncated"),
     ("1,text.png,q,1,2,3,4,a\n", "text.png is broken: its bytes are no known image format"),
@@ -277,3 +281,122 @@ def test_path_that_leaves_the_root_stops_even_with_blank_images(root: Path) -> N
     data = contest(root, UNLABELLED + "1,../red.png,q,1,2,3,4\n", "test")
     with pytest.raises(UserError, match="row 2, column path: the path must stay inside"):
         replace(data, on_bad_image="blank").test()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"), [("cp949", "read as cp949"), ("utf-16", "read as UTF-16"), ("utf-8-sig", "")]
+)
+def test_encoding_is_found_and_said(
+    root: Path, encoding: str, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (question,) = contest(root, (HEADER + GOOD.replace("what colour?", "무슨 색?")).encode(encoding)).train()
+    assert question.text == "무슨 색?"
+    assert said in caplog.text
+    assert bool(caplog.text) == bool(said)
+
+
+@pytest.mark.parametrize(("separator", "said"), [(";", "a semicolon"), ("\t", "a tab")])
+def test_separator_is_found_and_said(
+    root: Path, separator: str, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert len(contest(root, (HEADER + GOOD).replace(",", separator)).train()) == 1
+    assert f"read with {said} between columns" in caplog.text
+
+
+def test_columns_of_other_names_are_mapped(root: Path) -> None:
+    text = "ID,file,Q,1,2,3,4,gold,answer\nx,red.png,q,k,l,m,n,b,a note\n"
+    columns = {"id": "ID", "path": "file", "question": "Q", "answer": "gold"}
+    columns |= {"a": "1", "b": "2", "c": "3", "d": "4"}
+    (question,) = replace(contest(root, text), columns=columns).train()
+    assert (question.id, question.choices, question.answer) == ("x", ("k", "l", "m", "n"), "b")
+    with pytest.raises(UserError, match=r"data\.columns=\{id: NAME\}"):
+        contest(root, text).train()
+    with pytest.raises(UserError, match=r"data\.columns: unknown name Q; known: id, path"):
+        replace(contest(root, text), columns={"Q": "question"}).train()
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        (["1", "4"], ["a", "d"]),
+        (["red", "blue"], ["a", "c"]),
+        (["A", "c"], ["a", "c"]),
+    ],
+)
+def test_answers_are_letters_numbers_or_texts(root: Path, answers: list[str], expected: list[str]) -> None:
+    rows = "".join(f"{i},red.png,q,red,green,blue,grey,{answer}\n" for i, answer in enumerate(answers))
+    assert [q.answer for q in contest(root, HEADER + rows).train()] == expected
+
+
+def test_number_that_may_be_an_option_text_is_asked_about(root: Path) -> None:
+    data = contest(root, HEADER + "1,red.png,how many?,4,3,2,1,2\n")
+    with pytest.raises(UserError, match=r"set data\.answers=number or data\.answers=text"):
+        data.train()
+    assert replace(data, answers="number").train()[0].answer == "b"
+    assert replace(data, answers="text").train()[0].answer == "c"
+
+
+def test_rows_of_bare_commas_are_left_out_and_counted(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert len(contest(root, HEADER + GOOD + ",,,,,,,\n,,,\n").train()) == 1
+    assert "2 rows without any text are left out" in caplog.text
+
+
+# what a stray quote did: 3 rows became 1, "all good"
+@pytest.mark.parametrize("between", ["", "1b,red.png,q,1,2,3,4,a\n"])
+def test_stray_quote_that_swallows_rows_is_refused_with_its_lines(root: Path, between: str) -> None:
+    rows = '1,red.png,"what?,1,2,3,4,a\n' + between + '2,red.png,disc of 5",1,2,3,4,b\n'
+    last = 3 + between.count("\n") + 1
+    for setting in ("error", "skip"):
+        with pytest.raises(UserError, match=f"row 3: a quote .* closes in line {last}.* lines 3 and {last}"):
+            replace(contest(root, HEADER + GOOD + rows), on_bad_row=setting).train()
+
+
+def test_folder_without_any_of_the_pictures_is_one_problem(root: Path) -> None:
+    (root / "other").mkdir()
+    rows = "".join(f"{i},x{i}.png,q,1,2,3,4,a\n" for i in range(20))
+    data = replace(contest(root, HEADER + rows), image_root=str(root / "other"))
+    assert len(data.check()) == 1
+    with pytest.raises(UserError, match=r"none of its 20 pictures is in .*other.*\nSet data\.image_root"):
+        data.train()
+
+
+def test_picture_of_another_spelling_is_found_and_said(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (question,) = contest(root, HEADER + GOOD.replace("red.png", "RED.PNG")).train()
+    assert question.image == root / "red.png"
+    assert "1 pictures were found under another spelling, first: 'RED.PNG' is 'red.png'" in caplog.text
+
+
+def test_files_are_found_below_the_image_root(root: Path) -> None:
+    assert len(replace(contest(root, HEADER + GOOD), train_csv="train.csv").train()) == 1
+
+
+def test_json_lines_and_parquet_are_read(root: Path) -> None:
+    names = [*HEADER.strip().split(",")]
+    row = dict(zip(names, ["007", "red.png", "q", 1, 2, 3, 4, "b"], strict=True))
+    (root / "x.jsonl").write_text(json.dumps(row) + "\n\n")
+    parquet.write_table(pyarrow.Table.from_pylist([row]), root / "x.parquet")
+    for name in ("x.jsonl", "x.parquet"):
+        (question,) = replace(contest(root, HEADER), train_csv=str(root / name)).train()
+        assert (question.id, question.choices, question.answer) == ("007", ("1", "2", "3", "4"), "b")
+    (root / "x.jsonl").write_text("[1]")
+    assert (
+        "row 1: must be an object" in replace(contest(root, ""), train_csv=str(root / "x.jsonl")).check()[0]
+    )
+
+
+def test_ids_are_those_of_the_sample_submission(root: Path) -> None:
+    data = contest(root, UNLABELLED + "1,red.png,q,1,2,3,4\n2,red.png,q,1,2,3,4\n", "test")
+    (root / "sample.csv").write_text("id,answer\n2,a\n1,a\n")
+    data = replace(data, sample_submission="sample.csv")
+    assert len(data.test() or []) == 2
+    (root / "sample.csv").write_text("id,answer\n1.png,a\n2,a\n")
+    for call in (data.test,):
+        with pytest.raises(UserError, match=r"1 ids are not in .*first '1.png'\n.*first '1'"):
+            call()
+    assert len(data.check()) == 2
+
+
+def test_pipe_in_place_of_a_file_is_refused_without_waiting(root: Path) -> None:
+    os.mkfifo(root / "pipe.csv")
+    with pytest.raises(UserError, match="a pipe, socket or device, not a file"):
+        replace(contest(root, HEADER), train_csv=str(root / "pipe.csv")).train()

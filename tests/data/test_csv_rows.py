@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from vqa.data.csv_rows import Problem, read_rows
+from vqa.data.csv_rows import read_rows
+from vqa.data.table_file import Problem
 
 HEADER = "id,path,question,a,b,c,d,answer"
 
@@ -10,7 +11,7 @@ HEADER = "id,path,question,a,b,c,d,answer"
 def rows_of(path: Path, text: str) -> list[tuple[int, str]]:
     """Line and question of each row of a file that has nothing wrong."""
     path.write_bytes(text.encode())
-    rows, problems = read_rows(path, "train", 1)
+    rows, problems, _ = read_rows(path, "train", 1)
     assert problems == []
     return [(row.line, row.cells["question"]) for row in rows]
 
@@ -52,14 +53,14 @@ def test_most_frequent_vote_wins_when_it_is_alone_and_has_enough(
 ) -> None:
     header = HEADER + "1,answer2,answer3,answer4,answer5"
     (tmp_path / "dev.csv").write_text(f"{header}\n1,x.jpg,q,k,l,m,n,{votes}\n")
-    rows, problems = read_rows(tmp_path / "dev.csv", "train", min_votes)
+    rows, problems, _ = read_rows(tmp_path / "dev.csv", "train", min_votes)
     assert rows[0].answer == answer
     assert problems == ([Problem(reason, 2, "answer1..answer5")] if reason else [])
 
 
 def test_answer_column_goes_before_votes(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text(f"{HEADER},answer1\n1,x.jpg,q,k,l,m,n,c,d\n")
-    rows, problems = read_rows(tmp_path / "x.csv", "train", 3)
+    rows, problems, _ = read_rows(tmp_path / "x.csv", "train", 3)
     assert rows[0].answer == "c"
     assert problems == []
 

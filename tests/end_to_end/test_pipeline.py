@@ -14,6 +14,7 @@ import pytest
 
 from tests.conftest import environment
 from tests.helpers.command_line import Outcome, vqa
+from vqa.results.trials import DOUBTS
 
 Vqa = Callable[..., Outcome]
 ROOT = Path(__file__).parents[2]
@@ -56,7 +57,8 @@ def test_a_sweep_ends_in_a_submission_and_a_rerun_changes_nothing(command: Vqa, 
     study = tmp_path / "lora"
     board = rows(study / "leaderboard.csv")
     fixed = ["trial", "state", "folds", "nll", "nll_se", "accuracy", "accuracy_se", "seconds"]
-    assert list(board[0]) == [*fixed, "optimizer.lr", "lora.r", "lora.lora_alpha", "tied_with_best"]
+    searched = ["optimizer.lr", "lora.r", "lora.lora_alpha"]
+    assert list(board[0]) == [*fixed, *searched, "tied_with_best", *DOUBTS]
     assert sorted(int(row["trial"]) for row in board) == [0, 1, 2, 3]
     assert {row["state"] for row in board} <= {"COMPLETE", "PRUNED"}
     for row in board:

@@ -21,6 +21,7 @@ def settings(**changed: Any) -> SweepSettings:
         "final": False,
         "final_overrides": [],
         "record": {},
+        "confirm": 0,
         "max_failures": 1,
         "max_retries": 1,
         "budget_minutes": None,

@@ -101,3 +101,27 @@ def test_visual_tokens_are_those_of_the_model(settings: Make, tmp_path: Path) ->
     assert found["width"] == [64, 64, 64, 64]
     assert found["visual tokens"] == [16, 16, 16, 16]  # 64 x 64 pixels, 16 x 16 each
     assert found["text tokens"][0] > 10
+
+
+def test_many_questions_are_represented_by_evenly_spread_ones_and_the_longest() -> None:
+    rows = [asked(str(i)) for i in range(5000)]
+    rows[77] = asked("long", text="x" * 500)
+    measured = facts._measured(rows)
+    assert len(measured) == facts.MOST_MEASURED + facts.LONGEST
+    assert {"0", "long", "4999"} <= {q.id for q in measured}
+    assert facts.evenly(rows, 9000) == rows
+
+
+@pytest.mark.parametrize("size", [(2000, 1), (4020, 20)])
+def test_strips_are_measured_with_their_borders(
+    settings: Make, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    from transformers import AutoTokenizer
+
+    made = settings()
+    Image.new("RGB", size).save(tmp_path / "strip.png")
+    tokenizer = AutoTokenizer.from_pretrained(model_folder("asset:tiny"))
+    question = asked("1", image=tmp_path / "strip.png", image_sha256="1")
+    found = facts.sizes(made, [question], read_model_config(made), tokenizer)
+    assert found["height"][0] == size[1]
+    assert found["visual tokens"][0] >= 1

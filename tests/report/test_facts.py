@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -12,7 +13,7 @@ from vqa.question import Question
 from vqa.report import facts
 from vqa.results.folder import StudyFolder
 from vqa.results.predictions import Prediction
-from vqa.results.trials import read_trials
+from vqa.results.trials import TrialRow, read_trials
 
 
 def said(name: str, letter: str, gold: str, kind: str = "") -> Prediction:
@@ -78,3 +79,24 @@ def test_a_final_run_is_matched_with_the_trial_it_came_from(tmp_path: Path) -> N
         (other / "metrics.json").write_text(json.dumps({"nll": 0.6 + number, "accuracy": 0.7}))
         (other / "manifest.json").write_text("{}")
     assert facts.rank_correlation(facts.long_runs(tmp_path, trials)) == pytest.approx(1.0)
+
+
+def row(number: int, nll: float, tied: bool, **doubts: Any) -> TrialRow:
+    return TrialRow(number, "COMPLETE", 3, nll, 0.02, 0.9, 0.01, 1.0, {}, tied, **doubts)
+
+
+def test_the_first_screen_says_what_is_not_told_apart_and_what_to_expect() -> None:
+    ranking = [row(3, 0.41, True, corrected=0.43), row(1, 0.42, True), row(0, 0.6, False)]
+    english, korean = facts.doubts(ranking) or ("", "")
+    assert english == (
+        "2 of 3 complete trials are not told apart (3, 1): take any of them. Expected NLL of the best, "
+        "corrected for its having been picked: 0.430 (as measured: 0.410). Noise of training the same "
+        "configuration again: "
+        "not measured (hydra.sweeper.confirm)."
+    )
+    assert "3개 중 2개(3, 1)" in korean
+    assert facts.doubts([]) is None
+    ranking = [row(0, 0.4, True, retraining_sd=0.06, trainings=3), row(1, 0.9, False)]
+    alone, _ = facts.doubts(ranking) or ("", "")
+    assert alone.startswith("Trial 0 is better than the other 1 complete trials.")
+    assert alone.endswith("moves its NLL by 0.060 (1 s.d.); it was trained 3 times.")

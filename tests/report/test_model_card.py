@@ -13,12 +13,15 @@ import yaml
 
 from tests.conftest import Make
 from tests.helpers.written_study import write_study
+from vqa.answer.members import answer_with_members, loaded_members, read_out
 from vqa.answer.score import score
 from vqa.model.adapter import attached, save_adapter
 from vqa.model.base import Base
 from vqa.model.encode import Encoder
 from vqa.question import Question
 from vqa.report.model_card import vllm_command, write_hand_over
+from vqa.results.calibration import write_calibration
+from vqa.results.folder import member_folder, read_json
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -70,16 +73,16 @@ def test_vllm_is_not_promised_what_it_cannot_do(lora: dict[str, Any]) -> None:
     assert vllm_command("Qwen/Q", "./adapter", lora) is None
 
 
-def readme_example(adapter: Path) -> Callable[..., str]:
-    """The `answer` function of the page "Take it away", for an adapter."""
+def readme_example(adapter: Path, several: bool = False) -> Callable[..., str]:
+    """The `answer` function of the page "Take it away", for an adapter or for several."""
     page = README.parent / "docs/take_it_away.md"
-    code = re.search(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    assert code
-    statements = [line for line in code[1].splitlines() if line and not re.match(r"from |import |\s*#", line)]
-    assert len(statements) <= 11  # ten, and the line with def
+    codes = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    code = codes[several]
+    statements = [line for line in code.splitlines() if line and not re.match(r"from |import |\s*#", line)]
+    assert len(statements) <= (19 if several else 11)
     names: dict[str, Any] = {}
     tiny = README.parent / "vqa/assets/tiny"
-    lines = code[1].replace("multirun/lora/final/adapter", str(adapter)).replace("vqa/assets/tiny", str(tiny))
+    lines = code.replace("multirun/lora/final/adapter", str(adapter)).replace("vqa/assets/tiny", str(tiny))
     exec(lines, names)
     # else the example would need torch.no_grad()
     assert not any(weights.requires_grad for weights in names["model"].parameters())
@@ -104,6 +107,52 @@ def test_the_readmes_plain_peft_lines_give_the_same_answers(
     found = [answer(q.image, question=q.text, **dict(zip("abcd", q.choices, strict=True))) for q in questions]
     assert len(set(expected)) > 1
     assert found == expected
+
+
+def test_several_members_leave_with_one_card_and_plain_peft_averages_them(
+    tmp_path: Path, base: Base, questions: list[Question], settings: Make
+) -> None:
+    final, made = write_study(tmp_path), settings()
+    for number in range(2):
+        with attached(base, made.lora | {"init_lora_weights": False}, seed=3 + number) as model:
+            save_adapter(model, member_folder(final / "adapter", number), base)
+    write_calibration(final / "adapter", {"temperature": 1.5, "members": 2, "read_out": read_out(made)})
+    metrics = read_json(final / "metrics.json")
+    single = {"accuracy": 0.7, "nll": 0.7}
+    more = {
+        "members": [{}, {}],
+        "single": single,
+        "ece": 0.02,
+        "temperature": 1.5,
+        "calibrated": {"ece": 0.01},
+    }
+    (final / "metrics.json").write_text(json.dumps(metrics | more))
+    text = write_hand_over(final).read_text(encoding="utf-8")
+    assert "2 adapters, whose log probabilities are averaged, for `asset:tiny`" in text
+    assert "| member 0 alone, held-out questions | 0.700 |  | 0.700 | 60 |" in text
+    assert "Calibration error 0.020; with temperature 1.50" in text
+    assert "Each folder `member_*` is an adapter in PEFT's layout" in text
+    pixels = [member_folder(final / "adapter", k) / "preprocessor_config.json" for k in range(2)]
+    assert [json.loads(path.read_text())["size"]["longest_edge"] for path in pixels] == [4096, 4096]
+
+    (final / "adapter/prompt.json").write_text(json.dumps({"system": "", "user": made.prompt.user}))
+    encoder = Encoder(base, replace(made.prompt, system=""), made.image)
+    # random adapters put mass on other spellings of the letters, which the plain lines leave out
+    questions = questions[:20]
+    expected = answer_with_members(encoder, final / "adapter", questions, made, {})
+    clear = [(q, p.answer) for q, p in zip(questions, expected, strict=True) if p.margin > 0.3]
+    answer = readme_example(final / "adapter", several=True)
+    found = [answer(q.image, question=q.text, **dict(zip("abcd", q.choices, strict=True))) for q, _ in clear]
+    assert len(clear) > 10
+    assert found == [letter for _, letter in clear]
+    with loaded_members(base, final / "adapter") as each:
+        alone = [[p.answer for p in score(encoder, [q for q, _ in clear], 16)] for _ in each()]
+    assert found not in alone
+
+
+def test_vllm_serves_members_by_their_names() -> None:
+    words = shlex.split(str(vllm_command("Qwen/Q", "./adapter", {"r": 8}, members=2)))
+    assert words[4:7] == ["--lora-modules", "member_0=./adapter/member_0", "member_1=./adapter/member_1"]
 
 
 def test_an_adapter_that_was_not_saved_whole_is_noticed(

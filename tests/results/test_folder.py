@@ -35,7 +35,14 @@ def test_a_cut_off_run_goes_on_and_a_complete_one_does_not(cfg: DictConfig, tmp_
     before = (tmp_path / ".hydra/config.yaml").stat().st_mtime_ns
     (tmp_path / "checkpoint.pt").touch()
     assert begin(tmp_path, cfg)
-    (tmp_path / MANIFEST).touch()
+    for unfinished in (
+        "",
+        '{"seed": 3, "ver',
+        "[]",
+    ):  # what a power loss left is no finished run
+        (tmp_path / MANIFEST).write_text(unfinished)
+        assert begin(tmp_path, cfg)
+    (tmp_path / MANIFEST).write_text("{}")
     assert not begin(tmp_path, cfg)
     assert (tmp_path / ".hydra/config.yaml").stat().st_mtime_ns == before
 

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from vqa.data.source import data_sha256
+from vqa.machine.safe_text import mask_secrets
 from vqa.question import Question
 from vqa.results.folder import RunFolder
 from vqa.results.manifest import (
     Provenance,
     device_name,
     git_state,
-    mask_secrets,
     package_versions,
     write_manifest,
 )

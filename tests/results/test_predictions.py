@@ -53,9 +53,11 @@ def test_nll_survives_the_file(tmp_path: Path) -> None:
 def test_columns_follow_the_contract(tmp_path: Path) -> None:
     path = tmp_path / "p.csv"
     write_predictions(path, [draw("x", 1, gold=None)])
-    assert path.read_bytes().split(b"\n")[0] == b"id,answer,p_a,p_b,p_c,p_d,margin,option_mass,kind,flag"
+    assert path.read_bytes().split(b"\n")[0] == (
+        b"id,answer,p_a,p_b,p_c,p_d,margin,option_mass,kind,flag,image_sha256"
+    )
     write_predictions(path, [draw("x", 1, gold=None), draw("y", 2)], fold=2)
-    assert list(rows_of(path)[0])[-4:] == ["gold", "kind", "flag", "fold"]
+    assert list(rows_of(path)[0])[-5:] == ["gold", "kind", "flag", "image_sha256", "fold"]
     assert [(row["id"], row["gold"], row["fold"]) for row in rows_of(path)] == [
         ("x", "", "2"),
         ("y", "c", "2"),

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from tests.conftest import Make
+from tests.conftest import Compose, Make
+from vqa.config.check import read_settings
 from vqa.errors import UserError
 from vqa.stages.doctor import run_doctor, sweep_command
 
@@ -78,3 +80,30 @@ def test_the_next_command_has_the_users_own_arguments() -> None:
     assert sweep_command(given) == (
         "python -m vqa.run -m +sweep=lora data=csv 'data.train_csv=my data/train.csv' lang=ko"
     )
+
+
+def _rows(folder: Path, count: int, pictures: int) -> list[str]:
+    """A training file of so many rows on so many pictures; the arguments that name it."""
+    for i in range(pictures):
+        Image.new("RGB", (32, 32), (i * 7 % 256, 90, 40)).save(folder / f"{i}.png")
+    rows = [f"q{i},{i % pictures}.png,what?,k,l,m,n,{'abcd'[i % 4]}\n" for i in range(count)]
+    (folder / "train.csv").write_text("id,path,question,a,b,c,d,answer\n" + "".join(rows))
+    return ["data=csv", f"data.train_csv={folder}/train.csv", f"data.image_root={folder}"]
+
+
+DOCTOR = ["stage=doctor", "tracking=none"]
+
+
+@pytest.mark.parametrize(
+    ("count", "pictures", "message"),
+    [
+        (6, 6, r"data: .*holding out 20% needs at least 5 questions of each letter"),
+        (60, 1, r"data: .*needs at least 5 different images, got 60 questions on 1 different images"),
+    ],
+)
+def test_data_that_cannot_be_divided_are_not_all_good(
+    composed: Compose, tmp_path: Path, count: int, pictures: int, message: str
+) -> None:
+    data = _rows(tmp_path, count, pictures)
+    with pytest.raises(UserError, match=message):
+        run_doctor(read_settings(composed(*data, *DOCTOR, f"env.output_root={tmp_path}/out")))

@@ -1,7 +1,6 @@
 """Ensembles: averages of log probabilities, selection on validation rows, files that do not fit."""
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ import pytest
 from tests.conftest import Make
 from vqa.errors import UserError
 from vqa.results.predictions import Prediction, read_predictions, write_predictions
-from vqa.stages.ensemble import average, disagreement, greedy_weights, run_ensemble
+from vqa.stages.ensemble import greedy_weights, run_ensemble
 
 P = tuple[float, float, float, float]
 SURE: P = (0.7, 0.1, 0.1, 0.1)
@@ -25,17 +24,6 @@ def write(folder: Path, test: list[Prediction], valid: list[Prediction] | None =
     if valid:
         write_predictions(folder / "valid_predictions.csv", valid)
     return str(folder / "test_predictions.csv")
-
-
-def test_probabilities_are_averaged_as_logarithms() -> None:
-    [found] = average([[row("1", SURE)], [row("1", (0.4, 0.4, 0.1, 0.1))]], [1, 1])
-    means = [math.sqrt(x * y) for x, y in zip(SURE, (0.4, 0.4, 0.1, 0.1), strict=True)]
-    assert found.p == pytest.approx([m / sum(means) for m in means])
-    assert found.answer == "a"
-
-
-def test_the_share_of_rows_in_dispute() -> None:
-    assert disagreement([[row("1", SURE), row("2", SURE)], [row("1", WRONG), row("2", SURE)]]) == 0.5
 
 
 def test_the_greedy_selection_leaves_a_useless_member_out() -> None:

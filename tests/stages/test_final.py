@@ -70,6 +70,9 @@ def test_the_best_epoch_is_kept_and_answers(
     best, spoiled = (row["nll"] for row in metrics["epochs"])
     assert best < spoiled
     assert metrics["best_epoch"] == 1
+    # both halves choose the first epoch, so that nothing was gained by choosing
+    assert metrics["nll_unpicked"] == pytest.approx(metrics["nll"])
+    assert metrics["accuracy_unpicked"] == pytest.approx(metrics["accuracy"])
     found = nll(read_predictions(tmp_path / "valid_predictions.csv"))[0]
     assert found == metrics["nll"] == pytest.approx(best, rel=1e-6)
     with loaded(load_base(small), tmp_path / "adapter"):

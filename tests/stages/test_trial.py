@@ -130,3 +130,18 @@ def test_too_few_questions_for_the_folds_are_refused(settings: Make, tmp_path: P
     made = settings("stage=trial", "budget.subsample=8", "budget.folds=7")
     with pytest.raises(UserError, match=r"budget.folds"):
         run_trial(made, tmp_path)
+
+
+def test_another_train_seed_trains_anew_on_the_same_folds(settings: Make, tmp_path: Path) -> None:
+    first, again = (
+        settings("stage=trial", "budget.subsample=32", "budget.batch_size=8", f"train_seed={seed}")
+        for seed in (0, 1)
+    )
+    assert first.seed == again.seed == 0
+    assert sample_questions(first) == sample_questions(again)
+    for seed, made in enumerate((first, again)):
+        (tmp_path / str(seed)).mkdir()
+        run_trial(made, tmp_path / str(seed))
+    one, other = (read_predictions(tmp_path / str(seed) / OUT_OF_FOLD) for seed in (0, 1))
+    assert [p.id for p in one] == [p.id for p in other]
+    assert [p.p for p in one] != [p.p for p in other]

@@ -23,6 +23,7 @@ GOOD: dict[str, Any] = {
     "final": True,
     "final_overrides": ["stage=final"],
     "record": {},
+    "confirm": 0,
     "max_failures": 2,
     "max_retries": 3,
     "budget_minutes": None,

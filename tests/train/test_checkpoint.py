@@ -1,11 +1,13 @@
 """What an interrupted training goes on from: the state as it was when it was given."""
 
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
 
+from tests.helpers.rough_times import files_up_to
+from vqa.errors import mendable
 from vqa.train.checkpoint import CheckpointWriter
 
 
@@ -37,9 +39,9 @@ def test_without_a_file_nothing_is_written(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def full(state: Any, path: Path) -> None:
-    path.write_bytes(b"half")
-    raise OSError(28, "No space left on device", str(path))
+def full(state: Any, file: IO[bytes]) -> None:
+    file.write(b"half")
+    raise OSError(28, "No space left on device")
 
 
 def test_a_full_disk_is_told_and_leaves_the_last_state(
@@ -56,6 +58,22 @@ def test_a_full_disk_is_told_and_leaves_the_last_state(
         with pytest.raises(OSError, match="No space left"):
             writer.write({"step": 3}, {})
     assert read(path) == {"step": 1}
+
+
+@pytest.mark.parametrize("room", [0, 1, 100, 4096, 100_000, 399_999, 400_000, 400_500])
+def test_a_disk_that_fills_at_any_size_is_the_systems_error(tmp_path: Path, room: int) -> None:
+    path = tmp_path / "checkpoint.pt"
+    with CheckpointWriter(path) as writer:
+        writer.write({"step": 1, "weights": torch.zeros(3)}, {})
+    with (
+        files_up_to(room),
+        pytest.raises(OSError, match="File too large") as raised,
+        CheckpointWriter(path) as writer,
+    ):
+        writer.write({"step": 2, "weights": torch.zeros(100_000)}, {})
+    assert mendable(raised.value) is not None
+    assert read(path)["step"] == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]  # the half file takes no room
 
 
 def test_another_error_is_not_hidden_by_that_of_the_file(

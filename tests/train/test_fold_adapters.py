@@ -56,6 +56,7 @@ def run(settings: Settings, folder: Path) -> tuple[float, bytes, dict[int, float
         "optimizer.lr=3e-3",
         "lora.r=8",
         "seed=1",
+        "train_seed=1",
         "loss=choice_ce",
         "prompt=direct_ko",
         "scheduler=linear",

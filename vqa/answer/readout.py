@@ -17,6 +17,7 @@ from vqa.errors import UserError
 from vqa.machine import processes
 from vqa.model.encode import AS_WRITTEN, Encoder
 from vqa.question import Question
+from vqa.results.calibration import held_out_calibrated, tempered
 from vqa.results.metrics import accuracy, mcnemar_p_value, nll
 from vqa.results.predictions import NO_ANSWER, Prediction
 
@@ -59,13 +60,15 @@ def answer(
     settings: Settings,
     facts: dict[str, Any] | None = None,
     source: Sequence[Question] = (),
+    temperature: float | None = None,
 ) -> list[Prediction]:
     """Answer questions the way `inference` and `adapt` say.
 
     With readout=generate or reasoning the letter comes from generated text; the probabilities beside it are
     still those of the letters. Text without a letter is "no answer": it is flagged and counted. The letter
     probabilities answer it only where `on_no_answer` allows that. A prompt with an entropy threshold
-    (prompt=auto) asks a question again with the reasoning prompt where the direct answer's entropy is higher.
+    (prompt=auto) asks a question again with the reasoning prompt where the direct answer's calibrated entropy
+    is higher. The probabilities that are returned are the model's own: no temperature is in them.
 
     Args:
         encoder: Makes batches.
@@ -74,6 +77,8 @@ def answer(
         settings: Of the run: batch size, how the answer is read off, test-time adaptation.
         facts: A dictionary of the caller's, to be filled: what reasoning or adaptation cost and gained.
         source: Training questions, for adaptation that compares with them.
+        temperature: Of calibrated probabilities; None: these are labelled questions that were not trained on,
+            and each gets the temperature that is fitted on the others.
 
     Returns:
         One prediction per question, in the order given.
@@ -98,7 +103,14 @@ def answer(
         return _by_text(encoder, model, questions, predictions, inference, inference.readout == "reasoning")
     if encoder.prompt.entropy_threshold is None:
         return predictions
-    return _unsure_by_reasoning(encoder, model, questions, predictions, inference, facts)
+    calibrated = (
+        held_out_calibrated(predictions, inference.temperature)
+        if temperature is None
+        else tempered(predictions, temperature)
+    )
+    spread = entropy(torch.tensor([p.p for p in calibrated], dtype=torch.float64).log())
+    unsure = (spread > encoder.prompt.entropy_threshold).nonzero().flatten().tolist()
+    return _by_reasoning(encoder, model, questions, predictions, unsure, inference, facts)
 
 
 def _adapted(
@@ -124,17 +136,16 @@ def _adapted(
     return adapted
 
 
-def _unsure_by_reasoning(
+def _by_reasoning(
     encoder: Encoder,
     model: Any,
     questions: Sequence[Question],
     direct: list[Prediction],
+    unsure: Sequence[int],
     inference: InferenceSettings,
     facts: dict[str, Any] | None,
 ) -> list[Prediction]:
-    """Ask again, with the reasoning prompt, where the direct answer's entropy is above the threshold."""
-    spread = entropy(torch.tensor([p.p for p in direct], dtype=torch.float64).log())
-    unsure = (spread > (encoder.prompt.entropy_threshold or 0.0)).nonzero().flatten().tolist()
+    """Ask the unsure ones, given by their places, again with the reasoning prompt."""
     begun = time.perf_counter()
     before = [direct[i] for i in unsure]
     asked = [questions[i] for i in unsure]

@@ -168,5 +168,12 @@ def _prediction(question: Question, p: list[float], mass: float) -> Prediction:
     a, b, c, d = p
     letter = LETTERS[max(range(len(p)), key=p.__getitem__)]
     return Prediction(
-        question.id, letter, (a, b, c, d), min(mass, 1.0), question.answer, question.kind, question.flag
+        question.id,
+        letter,
+        (a, b, c, d),
+        min(mass, 1.0),
+        question.answer,
+        question.kind,
+        question.flag,
+        question.image_sha256,
     )

@@ -80,7 +80,7 @@ def _explain(error: OmegaConfBaseException) -> str:
 def _refusal(errors: Sequence[Any]) -> str:
     """One message for what pydantic refused; an unknown key comes first: it often explains a missing one."""
     first = min(errors, key=lambda error: error["type"] != "unexpected_keyword_argument")
-    path = [part for part in first["loc"] if isinstance(part, str)]  # without the place in a list
+    path = _declared([part for part in first["loc"] if isinstance(part, str)])  # without the place in a list
     key, above = ".".join(path), ".".join(path[:-1])
     if first["type"] == "unexpected_keyword_argument":
         known = ", ".join(f.name for f in fields(type_of(path[:-1])) if f.name != "plain")
@@ -88,6 +88,15 @@ def _refusal(errors: Sequence[Any]) -> str:
     if first["type"] == "missing":
         return f"{key} is missing; give it on the command line as {key}=value"
     return f"{key} must be {rule(type_of(path), first['type'] not in OUT_OF_RANGE)}, got {first['input']!r}"
+
+
+def _declared(path: Sequence[str]) -> list[str]:
+    """The path without what pydantic adds to it: which alternative of a type it tried last."""
+    for length in range(1, len(path)):
+        declared = type_of(path[:length])
+        if not is_dataclass(declared):
+            return list(path[:length])
+    return list(path)
 
 
 def _refuse_switches(settings: Any, values: Mapping[str, Any], prefix: str = "") -> None:
@@ -161,6 +170,10 @@ def _check_prompt(prompt: PromptSettings) -> None:
 
 
 def _check_inference(inference: InferenceSettings) -> None:
+    if inference.orders == "cyclic":  # the prior of a letter cancels in the mean over the orders
+        once = inference.calibration == "none"
+        rule = "none with inference.orders=cyclic, which divides any preference for a letter out already"
+        require(once, "inference.calibration", rule, inference.calibration)
     if inference.debias == "pride":
         require(
             inference.orders == "written", "inference.orders", "written with debias=pride", inference.orders

@@ -14,9 +14,11 @@ settle (a name defined twice, a star import, a computed base class) is left open
 import ast
 import functools
 import inspect
+import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,52 @@ from vqa.errors import UserError, require
 # What `_target_` may name, per node. Anything else in a configuration file is refused, so that a shared
 # YAML file cannot run code of its own.
 TRUSTED: dict[str, tuple[str, ...]] = {
-    "data": ("vqa.data.*",),
+    "data": ("vqa.data.*", "my_data.*"),
     "lora": ("peft.*",),
     "optimizer": ("torch.optim.*", "bitsandbytes.optim.*"),
     "scheduler.schedule": ("transformers.*",),
     "quantization.weights": ("transformers.*",),
 }
+
+# Beside the module, the kind: a function of a trusted library may load a file or run code that it names.
+KINDS: dict[str, tuple[str, re.Pattern[str]]] = {
+    "data": ("a class, with a capital letter", re.compile(r"[A-Z]\w*")),
+    "lora": ("a class of settings, ending in Config", re.compile(r"[A-Z]\w*Config")),
+    "optimizer": ("an optimiser's class", re.compile(r"[A-Z]\w*")),
+    "scheduler.schedule": ("a schedule such as get_scheduler", re.compile(r"get_\w*schedule\w*")),
+    "quantization.weights": ("a class of settings, ending in Config", re.compile(r"[A-Z]\w*Config")),
+}
+
+
+# A dataset class of one's own: a class of the file my_data.py in the working folder, and of no other file. A
+# configuration file can name it and cannot bring it.
+OWN_MODULE = "my_data"
+
+
+def _load_own(name: str, target: str) -> None:
+    """Import my_data.py of the working folder where a node names a class of it."""
+    module, *inner = target.split(".")
+    if module != OWN_MODULE:
+        return
+    if len(inner) != 1:  # my_data.os.system would be a function of another module
+        raise UserError(f"{name}._target_ must be {OWN_MODULE}.Class, got {target!r}")
+    path = Path(f"{OWN_MODULE}.py").absolute()
+    loaded = sys.modules.get(OWN_MODULE)
+    if loaded is None:
+        if not path.is_file():
+            raise UserError(f"{name}._target_={target}: there is no {path}; put the class there")
+        spec = spec_from_file_location(OWN_MODULE, path)
+        if spec is None or spec.loader is None:
+            raise UserError(f"{name}._target_={target}: {path} cannot be imported")
+        sys.modules[OWN_MODULE] = loaded = module_from_spec(spec)
+        try:
+            spec.loader.exec_module(loaded)
+        except (ImportError, SyntaxError) as error:
+            del sys.modules[OWN_MODULE]
+            raise UserError(f"{path}: {error}") from error
+    found = getattr(loaded, inner[0], None)
+    if not (isinstance(found, type) and found.__module__ == OWN_MODULE):
+        raise UserError(f"{name}._target_={target}: {path} defines no class {inner[0]}")
 
 
 def check_target(name: str, node: Mapping[str, Any] | None) -> None:
@@ -49,12 +91,29 @@ def check_target(name: str, node: Mapping[str, Any] | None) -> None:
     require(isinstance(target, str), f"{name}._target_", "the dotted name of a class or function", target)
     if not any(str(target).startswith(pattern.removesuffix("*")) for pattern in TRUSTED[name]):
         raise UserError(f"{name}._target_ must be one of {', '.join(TRUSTED[name])}, got {target!r}")
+    _load_own(name, str(target))
+    words, fits = KINDS[name]
+    if not fits.fullmatch(str(target).rpartition(".")[2]):
+        raise UserError(f"{name}._target_ must be {words}, got {target!r}")
+    if hidden := _target_within([value for key, value in node.items() if key != "_target_"]):
+        raise UserError(f"{name}: no argument may hold a _target_ of its own, got {hidden!r}")
     parameters = _parameters(name, str(target))
     for key in node:
         if not key.startswith("_") and key not in parameters:
             raise UserError(
                 f"{name}.{key}: {target} has no such argument; it has: {', '.join(sorted(parameters))}"
             )
+
+
+def _target_within(value: Any) -> Any:
+    """The first `_target_` at any depth, or an internal flag of Hydra's; None where there is none."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            return value["_target_"]
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return next((found for part in value if (found := _target_within(part)) is not None), None)
+    return None
 
 
 def _parameters(name: str, target: str) -> list[str]:
@@ -68,6 +127,9 @@ def _parameters(name: str, target: str) -> list[str]:
         found: Callable[..., Any] = get_object(target)
     except (HydraException, ImportError, ValueError) as error:
         raise UserError(f"{name}._target_: {target!r} cannot be imported ({error})") from error
+    home = f"{getattr(found, '__module__', '')}."
+    if not any(home.startswith(pattern.removesuffix("*")) for pattern in TRUSTED[name]):
+        raise UserError(f"{name}._target_: {target!r} is defined in {home[:-1]}, which is not trusted")
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return [p.name for p in inspect.signature(found).parameters.values() if p.kind in named]
 
@@ -85,6 +147,7 @@ def build(name: str, node: Mapping[str, Any], **extra: Any) -> Any:
     """
     from hydra.utils import instantiate
 
+    _load_own(name, str(node.get("_target_")))
     with refusals(name):
         # _convert_: libraries want lists, not OmegaConf's
         return instantiate(dict(node), _convert_="all", _execution_whitelist_=TRUSTED[name], **extra)

@@ -64,11 +64,15 @@ MESSAGES: dict[str, tuple[str, str]] = {
 
 
 def message(lang: str, name: str, **values: object) -> str:
-    """One message, filled in.
+    """One message, filled in, for rich: a name with square brackets in it is no markup.
 
     Args:
         lang: "en" or "ko".
         name: A key of `MESSAGES`.
         values: Its fields.
     """
-    return MESSAGES[name][LANGUAGES.index(lang)].format(**values)
+    from rich.markup import escape
+
+    numbers = {key: value for key, value in values.items() if isinstance(value, int | float)}
+    safe = {key: escape(str(value)) for key, value in values.items()} | numbers
+    return MESSAGES[name][LANGUAGES.index(lang)].format(**safe)

@@ -62,10 +62,10 @@ def rule(declared: Any, with_kind: bool = False) -> str:
         with_kind: Put the kind of value before a range: "a whole number >= 1".
     """
     origin, parts = get_origin(declared), get_args(declared)
-    if origin in (Union, types.UnionType):  # only ever with None
-        return f"{rule(parts[0], with_kind)} or null"
+    if origin in (Union, types.UnionType):  # with None, or a word beside a number
+        return " or ".join("null" if part is type(None) else rule(part, with_kind) for part in parts)
     if origin is Literal:
-        return f"one of {', '.join(parts)}"
+        return parts[0] if len(parts) == 1 else f"one of {', '.join(parts)}"
     if origin is Annotated:
         kind = f"{KINDS[parts[0]]} " if with_kind else ""
         return kind + _range(parts[1:])

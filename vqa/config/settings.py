@@ -205,6 +205,9 @@ class InferenceSettings(Group):
     """Most tokens of a reasoning; a text that is cut off before its answer counts as no answer."""
     on_no_answer: Literal["letters", "error"]
     """When a text holds no answer. letters: take the letter probabilities and flag the row; error: stop."""
+    temperature: Literal["auto"] | Annotated[float, Gt(0)]
+    """Temperature of calibrated probabilities. auto: fitted on the held-out rows by stage=final, and kept
+    beside the adapter; 1: the model's own. Prediction files keep the model's own."""
     min_option_mass: float
     """Warn when the four letters together have less probability than this on average."""
 
@@ -212,13 +215,16 @@ class InferenceSettings(Group):
 @dataclass
 class AdaptSettings(Group):
     method: Method
-    """Test-time method; docs/answers_and_adaptation.md tells what each does."""
+    """Test-time method. Measured on eleven shifts of two datasets: repair helps on dark and inverted
+    pictures; no other one gains more than chance in the mean (docs/answers_and_adaptation.md)."""
     parameters: Literal["lora", "norm"]
     """What a method trains. lora: the adapter; norm: the RMSNorm weights of the language model."""
     optimizer: Literal["adam", "sgd"]
     """Optimizer; sgd has momentum 0.9."""
     lr: NotNegative
-    """Learning rate; 0: the trained model."""
+    """Learning rate of the adapter's weights, or of the soft prompt; 0: the trained model."""
+    norm_lr: NotNegative
+    """Learning rate of the RMSNorm weights, with `adapt.parameters=norm`."""
     steps: Count
     """Steps per batch."""
     batch_size: Count
@@ -231,8 +237,9 @@ class AdaptSettings(Group):
     """Share of the views that count, the surest first."""
     entropy_limit: Share
     """Times ln 4: entropy above which a question teaches nothing."""
-    reset_below: Annotated[float, Gt(0)] | None
-    """Moving average of the entropy, in nats, below which the weights are reset; null: never."""
+    reset_below: Annotated[float, Gt(0), Lt(1)] | None
+    """sar: share of the trained model's entropy on sure questions; the weights are reset once the moving
+    average is below it; null: never."""
     rho: NotNegative
     """Radius of the sharpness-aware step."""
     weight: NotNegative
@@ -240,11 +247,24 @@ class AdaptSettings(Group):
     source_size: Count
     """Training questions that source statistics are taken from."""
     guard_label_share: Share
-    """Share of one letter among the last 64 answers above which the weights are reset."""
+    """How much larger one letter's share of the last 64 answers may be than in the trained model's answers to
+    the same questions; above it the weights are reset."""
     guard_kl: Annotated[float, Gt(0), "nats"]
     """Distance (KL divergence) from the trained model's answers above which the weights are reset."""
     seed: int
     """Seed of views and random starts."""
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the weights that `parameters` names."""
+        return self.norm_lr if self.parameters == "norm" else self.lr
+
+
+@dataclass
+class FinalSettings(Group):
+    members: Literal["folds"] | Count
+    """Adapters that stage=final trains and averages. A number: with `train_seed` and those after it; folds:
+    one without each fold of the training part."""
 
 
 @dataclass
@@ -298,7 +318,10 @@ class Settings(Group):
     stage: Stage
     """What to do; a sweep sets trial."""
     seed: Annotated[int, Ge(0), Lt(2**31)]
-    """Seed of the split, folds, order of questions and options, and the adapter's first weights."""
+    """Seed of the split, the subsample and the folds; what trials must share to be compared."""
+    train_seed: Annotated[int, Ge(0), Lt(2**31)]
+    """Seed of the training: the adapter's first weights, order of questions and options. Another one trains
+    the same configuration on the same folds again."""
     loss: Literal["answer_only", "choice_ce", "full"]
     """Loss. answer_only: on the answer's tokens; choice_ce: on the four letters; full: on every token."""
     precision: Literal["auto", "float32", "bfloat16", "float16"]
@@ -323,6 +346,7 @@ class Settings(Group):
     budget: BudgetSettings
     inference: InferenceSettings
     adapt: AdaptSettings
+    final: FinalSettings
     ensemble: EnsembleSettings
     tracking: TrackingSettings
     env: EnvSettings

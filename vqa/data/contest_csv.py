@@ -1,14 +1,19 @@
 """`data=csv`: the contest's files, read verbatim, with every problem found before a model loads."""
 
+import functools
 import logging
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vqa.data.csv_rows import VOTES, Part, Problem, Row, read_rows
-from vqa.data.image import ImageError, check_image, resolve_inside
+from vqa.data.csv_rows import FORMS, NAMES, VOTES, Part, Row, read_rows
+from vqa.data.image import ImageError, check_image
+from vqa.data.places import NearNames, data_file, resolve_inside
+from vqa.data.table_file import Problem, read_table
 from vqa.errors import UserError
+from vqa.progress import progress
 from vqa.question import LETTERS, Question
 
 _log = logging.getLogger(__name__)
@@ -21,11 +26,12 @@ class ContestCsv:
     """The contest schema: `id,path,question,a,b,c,d` and `answer`, or `answer1`..`answer5`, or no label.
 
     Every value stays as written ("NA", "007", an id with or without ".jpg") and rows keep the file's order;
-    only answers are normalised (" B " is b). UTF-8 with or without BOM, any line ends; further columns are
-    ignored. Two equal options in a row occur in the wild and are only warned about. Votes count when there
-    is no `answer` column: the most frequent letter wins, if it is alone at the top and has `min_votes`. A
-    test file whose labels are all blank is unlabelled (a sample submission); where some are filled, a blank
-    one is a problem, because a score over a part of the rows would mislead.
+    only answers are normalised (" B " is b). UTF-8 with or without BOM, UTF-16 or cp949, any line ends;
+    commas, semicolons or tabs; JSONL and parquet too. Further columns are ignored. Two equal options in a row
+    occur in the wild and are only warned about. Votes count when there is no `answer` column: the most
+    frequent letter wins, if it is alone at the top and has `min_votes`. A test file whose labels are all
+    blank is unlabelled (a sample submission); where some are filled, a blank one is a problem, because a
+    score over a part of the rows would mislead.
 
     Args:
         train_csv: Labelled file; None = none.
@@ -36,6 +42,9 @@ class ContestCsv:
             are never left out.
         on_bad_image: "error" stops at unusable images of test rows; "blank" keeps such a row without its
             image, flagged image_missing, image_broken or image_too_large.
+        columns: Our names of columns to the file's, where they differ: `{question: Q, path: file}`.
+        answers: "letter", "number" (1 is a), "text" (of the option), or "auto": what fits the file.
+        sample_submission: The contest's sample; the test file must have its ids. None = not checked.
     """
 
     train_csv: str | None
@@ -44,6 +53,9 @@ class ContestCsv:
     min_votes: int = 1
     on_bad_row: str = "error"
     on_bad_image: str = "error"
+    columns: dict[str, str] | None = None
+    answers: str = "auto"
+    sample_submission: str | None = None
 
     def train(self) -> list[Question]:
         """Read the training file: every question has its answer and an image that decodes.
@@ -61,7 +73,12 @@ class ContestCsv:
         Raises:
             UserError: The file has problems: all counted, the first ten shown.
         """
-        return None if self.test_csv is None else self._questions(self.test_csv, "test")
+        if self.test_csv is None:
+            return None
+        questions = self._questions(self.test_csv, "test")
+        if problems := self._sample_problems([question.id for question in questions]):
+            raise UserError("\n".join(problems))
+        return questions
 
     def check(self) -> list[str]:
         """Read both files and list every problem that would stop a run; empty when there is none."""
@@ -71,8 +88,29 @@ class ContestCsv:
         if self.train_csv is not None:
             problems += self._read(self.train_csv, "train").lines()
         if self.test_csv is not None:
-            problems += self._read(self.test_csv, "test").lines()
+            reading = self._read(self.test_csv, "test")
+            problems += reading.lines() or self._sample_problems([q.id for q in reading.questions])
         return problems
+
+    def _sample_problems(self, ids: Sequence[str]) -> list[str]:
+        """Where the ids of the test file and of the contest's sample submission differ."""
+        if self.sample_submission is None:
+            return []
+        name = (self.columns or {}).get("id", "id")
+        table = read_table(data_file(self.sample_submission, self.image_root), name)
+        if table.problems:
+            return [problem.at(self.sample_submission) for problem in table.problems]
+        header = table.records[0][1]
+        if name not in header:
+            return [f"{self.sample_submission}: has no column {name}, it has {', '.join(header)}"]
+        at = header.index(name)
+        sample = {fields[at] for _, fields in table.records[1:] if len(fields) > at}
+        lacking, extra = sample - set(ids), set(ids) - sample
+        return [
+            f"{self.sample_submission}: {len(found)} ids {what} {self.test_csv}, first {min(found)!r}"
+            for found, what in ((lacking, "are not in"), (extra, "are missing that are in"))
+            if found
+        ]
 
     def _questions(self, file: str, part: Part) -> list[Question]:
         problems = self._setting_problems()
@@ -88,6 +126,8 @@ class ContestCsv:
         return reading.questions
 
     def _remedy(self, about: set[str], part: Part) -> str:
+        if "root" in about:
+            return "Set data.image_root=FOLDER or the environment variable DATA_PATH, and repeat the command."
         if part == "train" and "file" not in about:
             if self.on_bad_row == "skip":
                 return "Not one good row is left: mend the rows above, or check data.image_root."
@@ -108,6 +148,11 @@ class ContestCsv:
             problems.append(f"data.on_bad_row must be error or skip, got {self.on_bad_row}")
         if self.on_bad_image not in ("error", "blank"):
             problems.append(f"data.on_bad_image must be error or blank, got {self.on_bad_image}")
+        if self.answers not in ("auto", *FORMS):
+            problems.append(f"data.answers must be one of auto, {', '.join(FORMS)}, got {self.answers}")
+        unknown = [name for name in self.columns or {} if name not in NAMES]
+        if unknown:
+            problems.append(f"data.columns: unknown name {unknown[0]}; known: {', '.join(NAMES)}")
         if self._root() is None:
             problems.append(
                 f"data.image_root must be a folder, got {self.image_root!r}: "
@@ -116,12 +161,21 @@ class ContestCsv:
         return problems
 
     def _read(self, file: str, part: Part) -> "_Reading":
-        rows, problems = read_rows(Path(file).expanduser(), part, self.min_votes)
+        place = data_file(file, self.image_root)
+        rows, problems, notes = read_rows(place, part, self.min_votes, self.columns, self.answers)
+        notes = [f"{file}: {note}" for note in notes]
         root = self._root()
         if root is not None:  # else one problem with the setting instead of one for each row
-            problems += _attach_images(rows, root)
+            of_images, near = _attach_images(rows, root)
+            missing = {row.cells["path"] for row in rows if row.flag == "image_missing"}
+            all_missing = 1 < len(missing) == len({row.cells["path"] for row in rows})
+            if all_missing and (part == "train" or self.on_bad_image == "error"):
+                text = f"none of its {len(missing)} pictures is in {root}, such as {min(missing)!r}"
+                of_images = [Problem(text, about="root")]
+            problems += of_images
+            notes += [f"{file}: {note}" for note in near]
         problems.sort(key=lambda problem: problem.line)
-        notes = _equal_options(rows, file)
+        notes += _equal_options(rows, file)
         if part == "test" and self.on_bad_image == "blank":
             blank = [problem.at(file) for problem in problems if problem.about == "image"]
             problems = [problem for problem in problems if problem.about != "image"]
@@ -130,7 +184,7 @@ class ContestCsv:
 
         bad = {problem.line for problem in problems}
         good = [row.question() for row in rows if row.line not in bad]
-        of_file = any(problem.about == "file" for problem in problems)
+        of_file = any(problem.about in ("file", "root") for problem in problems)
         if part == "train" and self.on_bad_row == "skip" and good and bad and not of_file:
             lines = [problem.at(file) for problem in problems]
             notes.append(f"{file}: left out {len(bad)} bad rows of {len(good) + len(bad)}:\n{_first(lines)}")
@@ -149,8 +203,12 @@ class _Reading:
         return [problem.at(self.file) for problem in self.problems]
 
 
-def _attach_images(rows: list[Row], root: Path) -> list[Problem]:
-    """Set path and digest of each image that decodes to its end, and the flag of each row without one."""
+def _attach_images(rows: list[Row], root: Path) -> tuple[list[Problem], list[str]]:
+    """Set path and digest of each image that decodes to its end, and the flag of each row without one.
+
+    Returns:
+        The problems, and a note when files were found under another spelling than the rows'.
+    """
     problems = []
     paths: dict[int, Path] = {}
     for row in rows:
@@ -160,25 +218,50 @@ def _attach_images(rows: list[Row], root: Path) -> list[Problem]:
             paths[row.line] = resolve_inside(root, row.cells["path"])
         except ValueError as error:
             problems.append(Problem(str(error), row.line, "path"))
+    written = {path: row.cells["path"] for row in rows if (path := paths.get(row.line))}
     # Decoding and hashing leave the interpreter's lock: threads are as fast as processes and start at once.
-    unique = list(dict.fromkeys(paths.values()))
+    outcome: dict[Path, tuple[Path, str | ImageError]] = {}
+    near, names = [], NearNames(root)
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        outcome = dict(zip(unique, pool.map(_try_image, unique), strict=True))
+        for done, (path, found) in enumerate(zip(written, pool.map(_try_image, written), strict=True), 1):
+            progress("checking pictures", done, len(written))
+            place = path
+            if isinstance(found, ImageError) and found.reason == "missing":
+                others = names.find(written[path])
+                if len(others) == 1:
+                    place, found = others[0], _try_image(others[0])
+                    near.append(f"{written[path]!r} is {str(place.relative_to(names.root))!r}")
+                elif others:
+                    several = " and ".join(repr(other.name) for other in others)
+                    found = ImageError(path, "missing", f"there is no such file, but {several}")
+            outcome[path] = place, found
     for row in rows:
-        found = outcome[paths[row.line]] if row.line in paths else None
+        if row.line not in paths:
+            continue
+        place, found = outcome[paths[row.line]]
         if isinstance(found, ImageError):
             row.flag = f"image_{found.reason.replace(' ', '_')}"
             problems.append(Problem(str(found), row.line, "path", "image"))
-        elif found is not None:
-            row.image, row.image_sha256 = paths[row.line], found
-    return problems
+        else:
+            row.image, row.image_sha256 = place, found
+    said = f"{len(near)} pictures were found under another spelling, first: {near[0]}" if near else ""
+    return problems, [said] if said else []
 
 
 def _try_image(path: Path) -> str | ImageError:
     try:
-        return check_image(path)
-    except ImageError as error:
-        return error
+        status = path.stat()
+        return _checked(path, status.st_size, status.st_mtime_ns, status.st_ino)
+    except (ImageError, OSError, ValueError):
+        try:
+            return check_image(path)  # for its words
+        except ImageError as error:
+            return error
+
+
+@functools.lru_cache(maxsize=2**18)  # the doctor reads the files twice, a worker for each trial
+def _checked(path: Path, size: int, changed: int, number: int) -> str:
+    return check_image(path)
 
 
 def _equal_options(rows: list[Row], file: str) -> list[str]:

@@ -1,41 +1,21 @@
 """The rows of a contest file as they stand, each with its line number, and everything wrong with them."""
 
-import csv
-import io
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from vqa.data.table_file import Problem, Record, read_table
 from vqa.question import LETTERS, Question
 
 COLUMNS = ("id", "path", "question", *LETTERS)
 VOTES = ("answer1", "answer2", "answer3", "answer4", "answer5")
 
+NAMES = (*COLUMNS, "answer", *VOTES)  # keys of data.columns
+FORMS = ("letter", "number", "text")  # how answers may be written
+
 Part = Literal["train", "test"]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong with a file.
-
-    Args:
-        text: What is wrong.
-        line: Line of the file on which the row starts, as an editor counts; 0 = the whole file.
-        column: Column's name; "" = the whole row.
-        about: "file" = no row can be trusted, "image" = only the picture is at fault.
-    """
-
-    text: str
-    line: int = 0
-    column: str = ""
-    about: Literal["file", "row", "image"] = "row"
-
-    def at(self, file: str) -> str:
-        """The problem with its place: `file.csv:row 17, column answer: ...`."""
-        row = f":row {self.line}" if self.line else ""
-        column = f", column {self.column}" if self.column else ""
-        return f"{file}{row}{column}: {self.text}"
 
 
 @dataclass
@@ -64,71 +44,100 @@ class Row:
         )
 
 
-def read_rows(path: Path, part: Part, min_votes: int) -> tuple[list[Row], list[Problem]]:
+def read_rows(
+    path: Path,
+    part: Part,
+    min_votes: int,
+    columns: Mapping[str, str] | None = None,
+    answers: str = "auto",
+) -> tuple[list[Row], list[Problem], list[str]]:
     """Read and check a file, images aside.
 
     Args:
-        path: UTF-8 CSV file, with or without BOM, any line ends.
+        path: CSV, JSONL or parquet file.
         part: "train" (every row needs a label) or "test" (all rows or none).
         min_votes: Votes that the winning letter of `answer1`..`answer5` needs.
+        columns: Our names of columns to the file's, where they differ.
+        answers: One of `FORMS`, or "auto": the one that fits the file.
 
     Returns:
-        The rows that have as many fields as the header, in file order, with their answers; and all problems.
+        The rows that have as many fields as the header, in file order, with their answers; all problems; and
+        notes on how the file was read.
     """
-    records, problems = _parse(path)
-    rows, of_rows = _make_rows(records, part)
-    return rows, problems + of_rows + _check_cells(rows) + _label(rows, part, min_votes)
+    columns = columns or {}
+    table = read_table(path, columns.get("question", "question"))
+    records, blank = _without_blank(table.records)
+    notes = [*table.notes, *([f"{blank} rows without any text are left out"] if blank else [])]
+    rows, of_rows = _make_rows(records, part, columns)
+    labels, of_labels = _label(rows, part, min_votes, answers)
+    return rows, [*table.problems, *of_rows, *_check_cells(rows), *of_labels], notes + labels
 
 
-def _parse(path: Path) -> tuple[list[tuple[int, list[str]]], list[Problem]]:
-    """The file's records, each with the line it starts on; blank lines are no records."""
-    try:
-        data = path.read_bytes()
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        return [], [Problem("is not UTF-8: save the file as 'CSV UTF-8'", line, about="file")]
-    except OSError as error:
-        return [], [Problem(f"cannot be read: {error.strerror}", about="file")]
-
-    records: list[tuple[int, list[str]]] = []
-    # Without `strict`, a quote that is never closed swallows all rows up to the next quote.
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    line = 1
-    try:
-        for fields in reader:
-            if fields:
-                records.append((line, fields))
-            line = reader.line_num + 1
-    except csv.Error as error:
-        return records, [Problem(f"is not CSV, look for a stray quote: {error}", line, about="file")]
-    return records, [] if records else [Problem("is empty", about="file")]
+def _without_blank(records: Sequence[Record]) -> tuple[list[Record], int]:
+    """Without the rows of bare commas that spreadsheets leave; and how many there were."""
+    kept = [record for record in records if any(cell.strip() for cell in record[1])]
+    return kept, len(records) - len(kept)
 
 
-def _make_rows(records: list[tuple[int, list[str]]], part: Part) -> tuple[list[Row], list[Problem]]:
+def _swallowed(records: Sequence[Record], path_at: int) -> list[Problem]:
+    """Rows that a stray quote has drawn into a field: lines of a field that hold a picture's path."""
+    endings = Counter(PurePosixPath(fields[path_at]).suffix for _, fields in records if len(fields) > path_at)
+    known = {ending for ending in endings if ending}
+    problems = []
+    for line, fields in records:
+        for inner in (cell for cell in fields if "\n" in cell):
+            lines = inner.splitlines()
+            hidden = [
+                number
+                for number, text in enumerate(lines[1:], start=1)
+                if len(cells := text.split(",")) > path_at + (path_at == 0)
+                and PurePosixPath(cells[path_at].strip()).suffix in known
+            ]
+            if hidden:
+                text = (
+                    f"a quote that opens here closes in line {line + len(lines) - 1}, and {len(hidden)} rows "
+                    f"are taken for text: look for a stray quote in lines {line} and {line + hidden[-1]}"
+                )
+                problems.append(Problem(text, line, about="file"))
+    return problems
+
+
+def _make_rows(
+    records: Sequence[Record], part: Part, columns: Mapping[str, str]
+) -> tuple[list[Row], list[Problem]]:
     """The rows with as many fields as the header; what is wrong with the header and with the others."""
     if not records:
         return [], []
     line, header = records[0]
-    exist = f"the file has the columns {', '.join(header)}"
+    theirs = {columns.get(name, name): name for name in NAMES}
+    names = [theirs.get(name, f"{name} (other)" if name in NAMES else name) for name in header]
+    exist = f"the file has the columns {', '.join(c if c.isprintable() else repr(c) for c in header)}"
+    missing = [columns.get(name, name) for name in COLUMNS if name not in names]
     labels = ("answer", *VOTES)
-    problems = [Problem(f"is missing, {exist}", line, name, "file") for name in COLUMNS if name not in header]
-    if part == "train" and not set(labels) & set(header):
+    if missing:
+        example = next((name for name in COLUMNS if name not in names), "id")
+        text = f"is missing, {exist}; other names: data.columns={{{example}: NAME}}"
+        problems = [Problem(text, line, ", ".join(missing), "file")]
+    else:
+        problems = []
+    if part == "train" and not set(labels) & set(names):
         problems.append(Problem(f"is missing (or {VOTES[0]}..{VOTES[-1]}), {exist}", line, "answer", "file"))
     problems += [
         Problem(f"stands {count} times in the header", line, name, "file")
-        for name, count in Counter(header).items()
+        for name, count in Counter(names).items()
         if count > 1 and name in COLUMNS + labels
     ]
     if len(records) == 1:
         problems.append(Problem("has a header and no rows", about="file"))
+    if not problems:
+        problems = _swallowed(records[1:], names.index("path"))
     if problems:
         return [], problems
 
     rows = []
     for line, fields in records[1:]:
         if len(fields) == len(header):
-            rows.append(Row(line, dict(zip(header, fields, strict=True))))
+            rows.append(Row(line, dict(zip(names, fields, strict=True))))
         else:
             column = header[min(len(fields), len(header) - 1)]
             text = f"{len(fields)} fields, the header has {len(header)}: quote fields that hold a comma"
@@ -148,31 +157,64 @@ def _check_cells(rows: list[Row]) -> list[Problem]:
     return problems
 
 
-def _label(rows: list[Row], part: Part, min_votes: int) -> list[Problem]:
-    """Set the answer of each row that has one."""
+def _label(rows: list[Row], part: Part, min_votes: int, answers: str) -> tuple[list[str], list[Problem]]:
+    """Set the answer of each row that has one; how answers are written, where that is not by letter."""
     header = rows[0].cells if rows else {}
     columns = ["answer"] if "answer" in header else [name for name in VOTES if name in header]
     if not columns:
-        return []
+        return [], []
     where = columns[0] if len(columns) == 1 else f"{columns[0]}..{columns[-1]}"
+    form, doubt = _form(rows, columns) if answers == "auto" else (answers, None)
+    if doubt is not None:
+        return [], [doubt]
+    notes = [] if form == "letter" else [f"answers are read as {_SAID[form]}"]
     problems, blank = [], []
     for row in rows:
-        votes = {name: row.cells[name].strip().lower() for name in columns if row.cells[name].strip()}
-        unknown = [name for name, letter in votes.items() if letter not in LETTERS]
+        given = {name: row.cells[name] for name in columns if row.cells[name].strip()}
+        votes = {name: _letter(text, row, form) for name, text in given.items()}
+        unknown = [name for name, letter in votes.items() if letter is None]
         problems += [
-            Problem(f"must be a, b, c or d, got {row.cells[name]!r}", row.line, name) for name in unknown
+            Problem(f"must be {_RULES[form]}, got {row.cells[name]!r}", row.line, name) for name in unknown
         ]
         if not votes:
             blank.append(row)
         elif not unknown:
-            row.answer, reason = _winner(list(votes.values()), 1 if columns == ["answer"] else min_votes)
+            letters = [letter for letter in votes.values() if letter is not None]
+            row.answer, reason = _winner(letters, 1 if columns == ["answer"] else min_votes)
             problems += [Problem(reason, row.line, where)] if reason else []
     if part == "train":
         problems += [Problem("is empty", row.line, where) for row in blank]
     elif len(blank) < len(rows):
         text = "is empty, while other rows have an answer: fill it, or empty all for an unlabelled file"
         problems += [Problem(text, row.line, where) for row in blank]
-    return problems
+    return notes, problems
+
+
+_SAID = {"number": "numbers, 1 is a", "text": "the text of an option"}
+_RULES = {"letter": "a, b, c or d", "number": "1, 2, 3 or 4", "text": "the text of one option"}
+
+
+def _letter(text: str, row: Row, form: str) -> str | None:
+    """The letter that an answer means; None when it means none, or several."""
+    text = text.strip()
+    if form == "letter":
+        return text.lower() if text.lower() in LETTERS else None
+    if form == "number":
+        return LETTERS[int(text) - 1] if text in ("1", "2", "3", "4") else None
+    same = [letter for letter in LETTERS if row.cells[letter].strip() == text]
+    return same[0] if len(same) == 1 else None
+
+
+def _form(rows: Sequence[Row], columns: Sequence[str]) -> tuple[str, Problem | None]:
+    """The form that most answers of the file fit, letters first; a problem where two fit and differ."""
+    given = [(row.cells[name], row) for row in rows for name in columns if row.cells[name].strip()]
+    read = {form: [_letter(text, row, form) for text, row in given] for form in FORMS}
+    fits = {form: sum(letter is not None for letter in letters) for form, letters in read.items()}
+    best = max(FORMS, key=lambda form: fits[form])
+    if best != "letter" and fits["number"] == fits["text"] and read["number"] != read["text"]:
+        text = "may be numbers of options or their texts: set data.answers=number or data.answers=text"
+        return best, Problem(text, column=columns[0], about="file")
+    return best, None
 
 
 def _winner(votes: list[str], min_votes: int) -> tuple[str | None, str]:

@@ -15,7 +15,6 @@ import csv
 import hashlib
 import importlib.resources
 import io
-import os
 import random
 from collections import defaultdict
 from collections.abc import Sequence
@@ -26,8 +25,9 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from vqa.data.image import file_sha256
+from vqa.data.image import FORMATS, file_sha256
 from vqa.errors import UserError, problems_of
+from vqa.machine.files import replacing
 from vqa.question import LETTERS, Question
 
 KINDS = ("thing", "category", "absent")
@@ -237,13 +237,12 @@ def _put_together(shown: Sequence[Thing], style: str, cells: Sequence[int], fold
     if path.exists():
         return path
     content = io.BytesIO()
-    halves = [half_size(Image.open(picture_path(thing, style))) for thing in shown]
+    halves = [half_size(Image.open(picture_path(thing, style), formats=FORMATS)) for thing in shown]
     side_by_side(halves, cells).save(content, "PNG")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}")  # several workers may draw the same one
-        unfinished.write_bytes(content.getvalue())
-        unfinished.replace(path)
+        with replacing(path) as unfinished:
+            unfinished.write_bytes(content.getvalue())
     except OSError as error:
         raise UserError(
             f"data.folder: {folder} cannot be written ({error}); give data.folder=FOLDER"

@@ -1,25 +1,63 @@
-"""Pictures from disk: opened safely, turned upright, brought to RGB and to the size a run asks for."""
+"""Pictures from disk: opened safely, turned upright, brought to RGB and to the size a run asks for.
+
+Every picture of the project is opened here, and only in `FORMATS`: Pillow's own list holds formats that start
+other programs (EPS starts Ghostscript) or that no photograph has. What a picture's values mean is
+`vqa.data.pixels`.
+"""
 
 import hashlib
 import io
-import os
 import struct
+import threading
+import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from vqa.data.damaged import closed_jpeg, without_texts
+from vqa.data.pixels import READABLE_MODES, to_rgb
+from vqa.machine.files import open_regular, read_regular
+
 ImageReason = Literal["missing", "broken", "too large"]
 
-# 50 megapixels: above any phone photo the contest saw, 150 MB as RGB. Pillow's own limit (179 megapixels
-# before it refuses) would let eight decoding threads take 4 GiB.
-MAX_PIXELS = 50_000_000
+# Pillow tells them by their first bytes, whatever the name of the file.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "QOI")
+
+# 120 megapixels: above a phone's 108. Twelve bytes of a forged header may promise more than any memory holds.
+MAX_PIXELS = 120_000_000
+# Larger pictures are halved while they are read, one at a time: 50 megapixels are 200 MB in Pillow's memory,
+# and eight threads read. A tower sees 13 megapixels at most (16,384 visual tokens of 28 x 28).
+WHOLE_PIXELS = 50_000_000
+MAX_BYTES = 2**30  # of a file; 120 megapixels of 8 bytes each
+
+# Longer than this by their width, processors refuse pictures. Source: transformers' Qwen2-VL `smart_resize`.
+MAX_RATIO = 200
 
 # Mid grey, because image processors subtract a mean near 0.5: the border becomes nearly zero and pulls the
 # patches beside it less than black would.
 PAD_COLOUR = (128, 128, 128)
 UNLIMITED_TOKENS = 1 << 20
+
+_one_large = threading.Lock()
+# Pillow warns of pictures above this and raises above twice as many; `_open` refuses them in its own words.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+# What people call a picture and none of `FORMATS` is: its first bytes, and what to do.
+_OTHERS = (
+    (b"%!PS", 0, "it is PostScript (EPS), a program that draws: save it as PNG"),
+    (b"\xc5\xd0\xd3\xc6", 0, "it is PostScript (EPS), a program that draws: save it as PNG"),
+    (b"%PDF", 0, "it is a PDF: save the page as PNG"),
+    (b"ftyphei", 4, "it is HEIC, which Pillow cannot read: save it as JPEG"),
+    (b"ftyphev", 4, "it is HEIC, which Pillow cannot read: save it as JPEG"),
+    (b"ftypmif1", 4, "it is HEIC, which Pillow cannot read: save it as JPEG"),
+    (b"<svg", 0, "it is SVG, a drawing: save it as PNG"),
+    (b"<?xml", 0, "it is XML or SVG, a drawing: save it as PNG"),
+)
 
 # What Pillow's decoders raise on damaged files, beside OSError.
 _DECODE_ERRORS = (
@@ -58,7 +96,9 @@ class ImageError(ValueError):
     """
 
     def __init__(self, path: Path, reason: ImageReason, detail: str) -> None:
-        super().__init__(f"the image {path} is {reason}: {detail}")
+        # a name with line ends or terminal escapes must not forge lines of a log
+        shown = str(path) if str(path).isprintable() else repr(str(path))
+        super().__init__(f"the image {shown} is {reason}: {detail}")
         self.path = path
         self.reason: ImageReason = reason
         self.detail = detail
@@ -67,12 +107,22 @@ class ImageError(ValueError):
 def load_image(path: Path) -> Image.Image:
     """Open a picture as a person would see it: upright (EXIF) and RGB, transparent parts laid on white.
 
-    Of an animation the first frame counts.
+    Of an animation the first frame counts. Pictures of more than `WHOLE_PIXELS` come at half their size.
 
     Raises:
         ImageError: The file is missing or broken, or its header promises more than `MAX_PIXELS` pixels.
     """
-    return _to_rgb(_decode(path, _read(path), shrink=1))
+    return _decode(path, _read(path), whole=True)
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height in pixels as stored; reads the header only.
+
+    Raises:
+        ImageError: As for `load_image`.
+    """
+    with _refused(path), open_regular(path) as file:
+        return _open(path, file).size
 
 
 def check_image(path: Path) -> str:
@@ -89,7 +139,7 @@ def check_image(path: Path) -> str:
         ImageError: As for `load_image`.
     """
     data = _read(path)
-    _decode(path, data, shrink=8)
+    _decode(path, data, whole=False)
     return hashlib.sha256(data).hexdigest()
 
 
@@ -99,28 +149,8 @@ def file_sha256(path: Path) -> str:
     Raises:
         OSError: The file cannot be read.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def resolve_inside(root: Path, relative: str) -> Path:
-    """Join a path from a data file to its root; refuse one that leads out of the root.
-
-    Symbolic links are followed before the check: a link inside the root that points out of it is refused,
-    a root that is itself a link is fine.
-
-    Raises:
-        ValueError: The path is absolute, holds a null character, or leaves the root.
-    """
-    if "\0" in relative:
-        raise ValueError(f"the path must not hold a null character, got {relative!r}")
-    if Path(relative).is_absolute():
-        raise ValueError(f"the path must be relative to the image root, got {relative!r}")
-    top = Path(os.path.realpath(root))
-    path = Path(os.path.realpath(top / relative))
-    if not path.is_relative_to(top):
-        raise ValueError(f"the path must stay inside the image root {root}, got {relative!r}")
-    return path
 
 
 def fit_image(image: Image.Image, mode: str, size: int | None) -> Image.Image:
@@ -128,16 +158,20 @@ def fit_image(image: Image.Image, mode: str, size: int | None) -> Image.Image:
 
     Args:
         image: RGB picture.
-        mode: "native" leaves it as it is; "resize" makes it exactly size x size, bicubic, the aspect ratio
-            lost; "pad" keeps the aspect ratio, makes the longer side `size` (smaller pictures grow, so that
-            all have the same number of visual tokens) and centres it on a grey square.
+        mode: "native" leaves it as it is (a line gets borders, see `seen_size`); "resize" makes it exactly
+            size x size, bicubic, the aspect ratio lost; "pad" keeps the aspect ratio, makes the longer side
+            `size` (smaller pictures grow, so that all have the same number of visual tokens) and centres it
+            on a grey square.
         size: Side in pixels; None with "native".
 
     Raises:
         ValueError: An unknown mode, or no size for a mode that needs one.
     """
     if mode == "native":
-        return image
+        seen = seen_size(*image.size)
+        if seen == image.size:
+            return image
+        return ImageOps.expand(image, _borders(image.size, seen), PAD_COLOUR)
     if size is None or size < 1:
         raise ValueError(f"image.size must be >= 1 with image.mode={mode}, got {size}")
     if mode not in ("resize", "pad"):
@@ -147,6 +181,24 @@ def fit_image(image: Image.Image, mode: str, size: int | None) -> Image.Image:
     if mode == "resize":
         return image.resize((size, size), Image.Resampling.BICUBIC)
     return ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC, color=PAD_COLOUR)
+
+
+def seen_size(width: int, height: int) -> tuple[int, int]:
+    """Width and height with which a picture meets a processor: a line gets grey borders.
+
+    A picture more than 200 times as long as wide is refused by processors; strips are in people's files.
+
+    >>> seen_size(4020, 20), seen_size(2000, 1), seen_size(640, 480)
+    ((4020, 21), (2000, 10), (640, 480))
+    """
+    least = -(-max(width, height) // MAX_RATIO)
+    return max(width, least), max(height, least)
+
+
+def _borders(size: tuple[int, int], seen: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom pixels that make one size the other."""
+    left, top = (seen[0] - size[0]) // 2, (seen[1] - size[1]) // 2
+    return left, top, seen[0] - size[0] - left, seen[1] - size[1] - top
 
 
 def tower_size(width: int, height: int, side: int, least: int, most: int | None) -> tuple[int, int]:
@@ -170,46 +222,83 @@ def tower_size(width: int, height: int, side: int, least: int, most: int | None)
     return wide, tall
 
 
-def _read(path: Path) -> bytes:
+@contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """Turn what the file system refuses inside the block into an `ImageError`."""
     try:
-        return path.read_bytes()
+        yield
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ImageError(path, "missing", "there is no such file") from error
     except IsADirectoryError as error:
         raise ImageError(path, "missing", "this is a folder") from error
     except OSError as error:
-        raise ImageError(path, "broken", str(error)) from error
+        raise ImageError(path, "broken", str(error.strerror or error)) from error
 
 
-def _decode(path: Path, data: bytes, shrink: int) -> Image.Image:
-    """The upright picture; `shrink` lets a JPEG (and only a JPEG) decode that many times smaller."""
-    if not data:
-        raise ImageError(path, "broken", "the file is empty")
+def _read(path: Path) -> bytes:
+    with _refused(path):
+        return read_regular(path, MAX_BYTES)
+
+
+def _open(path: Path, file: IO[bytes]) -> Image.Image:
+    """The picture with its header read, in one of our formats and within the limit of pixels."""
     try:
-        image = Image.open(io.BytesIO(data))
-        if image.width * image.height > MAX_PIXELS:
-            pixels = f"{image.width} x {image.height} pixels"
-            raise ImageError(path, "too large", f"{pixels}, the limit is {MAX_PIXELS:,}")
-        if shrink > 1:
-            image.draft(None, (max(1, image.width // shrink), max(1, image.height // shrink)))
-        image.load()
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-        return image if turn is None else image.transpose(turn)
-    except ImageError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        image = Image.open(file, formats=FORMATS)
+    except Image.DecompressionBombError as error:
         raise ImageError(path, "too large", str(error)) from error
     except UnidentifiedImageError as error:
-        raise ImageError(path, "broken", "its bytes are no known image format") from error
+        file.seek(0)
+        raise ImageError(path, "broken", _named(file.read(64))) from error
     except _DECODE_ERRORS as error:
         raise ImageError(path, "broken", str(error)) from error
+    if image.width * image.height > MAX_PIXELS:
+        pixels = f"{image.width} x {image.height} pixels"
+        raise ImageError(path, "too large", f"{pixels}, the limit is {MAX_PIXELS:,}")
+    return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        # Pillow clips 16-bit grey to 255, which turns nearly every such picture white.
-        image = image.point(lambda value: value / 256, "L")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+def _named(start: bytes) -> str:
+    """What a file is that begins as none of our formats does."""
+    if not start:
+        return "the file is empty"
+    for first, offset, text in _OTHERS:
+        if start.lstrip()[offset : offset + len(first)] == first:
+            return text
+    return f"its bytes are no known image format ({', '.join(FORMATS)})"
+
+
+def _decode(path: Path, data: bytes, whole: bool) -> Image.Image:
+    """The upright RGB picture; or, to see that it decodes, its pixels as small as its format allows."""
+    shrink = 1 if whole else 8
+    try:
+        return _pixels(path, data, shrink)
+    except ImageError as error:
+        if error.reason != "broken":
+            raise
+        mended = without_texts(data) or closed_jpeg(data, lambda other: _pixels(path, other, 8))
+        if mended is None:
+            raise
+        return _pixels(path, mended, shrink)
+
+
+def _pixels(path: Path, data: bytes, shrink: int) -> Image.Image:
+    image = _open(path, io.BytesIO(data))
+    large = image.width * image.height > WHOLE_PIXELS
+    with _one_large if large else nullcontext():
+        try:
+            if shrink > 1 or large:
+                factor = max(shrink, 2)  # only a JPEG decodes smaller than it is
+                image.draft(None, (max(1, image.width // factor), max(1, image.height // factor)))
+            image.load()
+            if image.mode not in READABLE_MODES:
+                raise ImageError(path, "broken", f"its colours ({image.mode}) cannot be turned into RGB")
+            if shrink > 1:
+                return image
+            if image.width * image.height > WHOLE_PIXELS:
+                image = to_rgb(image).reduce(2)
+            turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+            return to_rgb(image if turn is None else image.transpose(turn))
+        except ImageError:
+            raise
+        except _DECODE_ERRORS as error:
+            raise ImageError(path, "broken", str(error)) from error

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import json
 import random
 from collections import Counter
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vqa.errors import UserError
+from vqa.machine.files import replace_text
 from vqa.question import Question
 
 
@@ -123,10 +125,11 @@ def make_folds(questions: Sequence[Question], k: int, seed: int) -> list[Fold]:
 
 def write_split(split: Split, path: Path) -> None:
     """Write `id,part` rows, part being train or valid: first all of train, then all of valid."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["id", "part"])
-        writer.writerows((q.id, part) for part, questions in _parts(split) for q in questions)
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["id", "part"])
+    writer.writerows((q.id, part) for part, questions in _parts(split) for q in questions)
+    replace_text(path, out.getvalue())
 
 
 def _parts(split: Split) -> tuple[tuple[str, list[Question]], tuple[str, list[Question]]]:

@@ -1,4 +1,6 @@
-"""Files that several processes share: texts never seen half written, and locks that say who is alive.
+"""Files that several processes share, and locks that say who is alive.
+
+A file is never seen half written, also after a kill, a full disk or a power loss.
 
 The kernel drops a lock the moment its holder dies.
 
@@ -7,35 +9,152 @@ filelock counts its entries: once acquired, it stays held when a `with` block ar
 system has no flock, filelock falls back to marker files, and a marker outlives the process that died.
 """
 
+import errno
 import fcntl
+import hashlib
+import io
 import logging
 import os
+import shutil
+import socket
+import stat
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 from vqa.errors import UserError
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.02
+PARTIAL = ".partial"
+LONGEST_NAME = 255  # bytes; of Linux
+NO_FSYNC = (errno.EINVAL, errno.ENOTSUP)  # a file system that has no such thing, such as some mounted drives
 
 
-def replace_text(path: Path, text: str, mode: int | None = None) -> None:
+@contextmanager
+def replacing(path: Path, mode: int | None = None, durable: bool = True) -> Iterator[Path]:
+    """Write a file in one step: whoever reads `path` finds the old content or the new, never a part.
+
+    The block writes to the path that it is given. At its end the content is brought to the disk, takes its
+    place, and the folder's entry is brought to the disk too: what a later file claims is then there, even
+    after a power loss. Where the block fails, the old file stays and the unfinished one is removed.
+
+    Args:
+        path: Its folder must exist.
+        mode: Who may read and write it; None = as usual.
+        durable: False where a loss does no harm: not brought to the disk at once.
+
+    Yields:
+        Where to write; beside `path`, under a hidden name.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written.
+    """
+    partial = _unfinished(path)
+    try:
+        if mode is not None:
+            partial.touch(mode=mode)
+        yield partial
+        if durable:
+            to_disk(partial)
+        partial.replace(path)
+    except BaseException:
+        remove(partial)  # a full disk needs the room
+        raise
+    if durable:
+        to_disk(path.parent)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Write a folder in one step, like `replacing`; a folder that is there is replaced as a whole.
+
+    Yields:
+        An empty folder beside `path`, under a hidden name.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written.
+    """
+    partial, old = _unfinished(path), path.with_name(f".{path.name}.old")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for file in sorted(partial.rglob("*")):
+            to_disk(file)
+        to_disk(partial)
+        remove(old)
+        if path.exists():
+            path.replace(old)
+        partial.replace(path)
+    except BaseException:
+        remove(partial)
+        raise
+    to_disk(path.parent)
+    remove(old)
+
+
+def replace_text(path: Path, text: str, mode: int | None = None, durable: bool = True) -> None:
     """Write `text` to `path` in one step; a file that has this text already is not touched.
 
     Args:
         path: Its folder must exist.
         text: The whole content.
         mode: Who may read and write it; None = as usual.
+        durable: As for `replacing`.
+
+    Raises:
+        OSError: As for `replacing`.
     """
-    if path.exists() and path.read_text(encoding="utf-8") == text:
+    data = text.encode("utf-8", "surrogateescape")  # names of files in a folder need not be UTF-8
+    if path.is_file() and path.read_bytes() == data:
         return
-    partial = path.with_name(f".{path.name}.partial")
-    if mode is not None:
-        partial.touch(mode=mode)
-    partial.write_text(text, encoding="utf-8", newline="")
-    partial.replace(path)
+    with replacing(path, mode, durable) as partial:
+        partial.write_bytes(data)
+
+
+def _unfinished(path: Path) -> Path:
+    """Where this process writes what will be `path`; what killed ones of this machine left is removed."""
+    name = path.name
+    if len(os.fsencode(name)) > LONGEST_NAME // 2:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    here = f".{name}.{socket.gethostname()[:40]}-"
+    if path.parent.is_dir():
+        for entry in os.scandir(path.parent):
+            if entry.name.startswith(here) and entry.name.endswith(PARTIAL):
+                import psutil  # only after a kill
+
+                pid = entry.name.removeprefix(here).removesuffix(PARTIAL)
+                if int(pid) == os.getpid() or not psutil.pid_exists(int(pid)):
+                    remove(Path(entry.path))
+    return path.with_name(f"{here}{os.getpid()}{PARTIAL}")
+
+
+def to_disk(path: Path) -> None:
+    """Bring a file's content, or a folder's entries, to the disk.
+
+    Raises:
+        OSError: The disk is full or broken.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NO_FSYNC:
+            error.filename = str(path)
+            raise
+    finally:
+        os.close(handle)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all in it; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def try_lock(path: Path) -> IO[str] | None:
@@ -116,3 +235,42 @@ def is_locked(path: Path) -> bool:
     if lock is not None:
         lock.close()
     return lock is None
+
+
+def open_regular(path: Path) -> io.BufferedReader:
+    """Open a file that a stranger's list names for reading: never a device, or a pipe, which would wait.
+
+    Args:
+        path: Links are followed.
+
+    Raises:
+        OSError: It is missing, no regular file, or cannot be read.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        _refuse_irregular(path)
+    # O_NONBLOCK: it may have become a pipe since; O_NOCTTY: or a terminal
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        _refuse_irregular(path)
+    return file
+
+
+def read_regular(path: Path, limit_bytes: int) -> bytes:
+    """Read such a file whole, when it is no larger than the limit.
+
+    Raises:
+        OSError: As for `open_regular`, or it is too large.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit_bytes:
+            text = f"{size / 2**30:.1f} GiB, the limit is {limit_bytes / 2**30:.1f}"
+            raise OSError(errno.EFBIG, text, str(path))
+        return file.read()
+
+
+def _refuse_irregular(path: Path) -> NoReturn:
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "a pipe, socket or device, not a file", str(path))

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from vqa.config.library import build
-from vqa.errors import UserError
+from vqa.errors import UserError, system_error
 from vqa.machine.device import release_memory
+from vqa.machine.files import replacing_folder
 from vqa.model.base import Base
 
 TARGETS = ("all_linear", "attention")  # names in conf/lora for what each family has of these
+WEIGHTS = "adapter_model.safetensors"
 VISION_MODULE = re.compile(r"(^|\.)(visual|vision\w*)(\.|$)")
 
 
@@ -86,17 +88,31 @@ def plain_adapter(model: Any, folder: Path, base_path: str) -> Any:
         UserError: The folder holds no adapter, or one for another model.
     """
     from peft import LoraConfig, PeftModel
+    from safetensors import SafetensorError
 
     if not (folder / "adapter_config.json").is_file():
         raise UserError(
             f"adapter={folder}: no adapter_config.json there; "
             "train one with stage=final, or give adapter=FOLDER"
         )
-    config = LoraConfig.from_pretrained(str(folder))
+    try:
+        config = LoraConfig.from_pretrained(str(folder))
+    except (ValueError, TypeError) as error:  # cut off, or another method's
+        raise UserError(
+            f"adapter={folder}: adapter_config.json cannot be read ({error}); train or copy the adapter again"
+        ) from error
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        raise UserError(
+            f"adapter={folder}: no {WEIGHTS} there; weights in another format, such as pickled ones, are not "
+            "loaded"
+        )
     try:
         made = PeftModel.from_pretrained(model, str(folder))
     except (RuntimeError, ValueError) as error:
         raise UserError(f"adapter={folder} does not fit {base_path}: {str(error).splitlines()[0]}") from error
+    except SafetensorError as error:
+        raise UserError(f"{weights}: cannot be read ({error}); train or copy the adapter again") from error
     saved, wanted = stored_names(folder), set(adapter_state(made))
     if saved != wanted:
         detach(made)
@@ -111,8 +127,22 @@ def stored_names(folder: Path) -> set[str]:
     """Names of the weights in an adapter's file."""
     from safetensors import safe_open
 
-    with safe_open(folder / "adapter_model.safetensors", framework="pt") as stored:
+    with safe_open(folder / WEIGHTS, framework="pt") as stored:
         return set(stored.keys())
+
+
+def stored_state(folder: Path, device: torch.device) -> dict[str, torch.Tensor]:
+    """The weights in an adapter's file, on a device.
+
+    Raises:
+        UserError: The folder holds no adapter.
+    """
+    from safetensors.torch import load_file
+
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        raise UserError(f"adapter={folder}: no {file.name} there; train it with stage=final")
+    return load_file(str(file), device=str(device))
 
 
 def detach(model: Any) -> None:
@@ -144,12 +174,31 @@ def save_adapter(model: Any, folder: Path, base: Base) -> None:
 
     The processor's settings go beside it. What was written is compared with the model.
 
+    The folder appears complete or not at all.
+
     Raises:
         RuntimeError: The file lacks weights of the model, or holds others.
+        OSError: The disk is full, or the folder cannot be written.
     """
+    with replacing_folder(folder) as unfinished:
+        write_adapter(model, unfinished, base)
+
+
+def write_adapter(model: Any, folder: Path, base: Base) -> None:
+    """Write the files of `save_adapter` one after another, for a folder that is replaced as a whole.
+
+    Raises:
+        RuntimeError: As `save_adapter`.
+        OSError: As `save_adapter`.
+    """
+    from safetensors import SafetensorError
+
     model.peft_config["default"].base_model_name_or_path = base.path
     # embeddings are never trained; asking PEFT not to look spares it a call to the hub
-    model.save_pretrained(str(folder), save_embedding_layers=False)
+    try:
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+    except SafetensorError as error:
+        raise system_error(error, folder) or error from error
     card = folder / "README.md"
     if card.exists():  # PEFT's template says text-generation and leaves every section empty
         card.unlink()

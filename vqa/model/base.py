@@ -30,6 +30,7 @@ from vqa.model.families.structure import (
 from vqa.model.families.table import family_of
 from vqa.model.generic_prompt import PromptWriter
 from vqa.model.generic_text import GenericText
+from vqa.model.kernels.delta_rule import missing_kernel
 from vqa.model.kernels.pointwise import use_compiler
 from vqa.model.letters import LetterTokens, letter_tokens
 from vqa.model.memory import does_not_fit
@@ -41,6 +42,7 @@ from vqa.model.vision.generic_pictures import GenericPictures
 log = logging.getLogger(__name__)
 ASSET = "asset:"
 BLANK = ((64, 64), (512, 128))  # pixels of pictures whose places in a prompt are compared
+BLANK_TOKENS = (4, 64)  # the same of a tower whose placeholders are only counted
 _resident: dict[tuple[Any, ...], "Base"] = {}
 
 
@@ -134,7 +136,7 @@ def read_model_config(settings: Settings) -> Any:
     path = settings.model.path
     folder, where = model_source(settings)
     try:
-        config: Any = AutoConfig.from_pretrained(folder, **where)
+        config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False, **where)
     except (OSError, ValueError) as error:
         raise UserError(_cannot_load(path, error)) from error
     model_class(config, path)
@@ -155,7 +157,7 @@ def read_processor(settings: Settings, config: Any) -> Any | None:
         return None
     folder, where = model_source(settings)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **where)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **where)
         pixels = load_image_processor(folder, config, family, where)
         return load_processor(folder, config, tokenizer, pixels, where)
     except (OSError, ValueError) as error:
@@ -222,7 +224,7 @@ def _load(settings: Settings, device: torch.device, dtype: torch.dtype) -> Base:
         model: Any = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=dtype, device_map={"": device}, attn_implementation="sdpa", **quantized, **where
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, **where)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **where)
         processor = load_image_processor(folder, config, family, where)
     except (OSError, SafetensorError) as error:
         raise UserError(_cannot_load(settings.model.path, error)) from error
@@ -243,13 +245,33 @@ def _load(settings: Settings, device: torch.device, dtype: torch.dtype) -> Base:
         text: Text = OwnText(model, tokenizer, device)
     else:
         whole = load_processor(folder, config, tokenizer, processor, where)
-        pictures = GenericPictures(model, whole, family, structure.pictures)
-        cache = VisionCache(model, processor, settings.image.cache_gib, pictures)
-        blank = [Image.new("RGB", size) for size in BLANK]
-        samples = [pictures.prepare(picture, settings.image).placeholder for picture in blank]
+        if family.own_tower:
+            cache = VisionCache(model, processor, settings.image.cache_gib)
+            samples = [whole.image_token * tokens for tokens in BLANK_TOKENS]
+        else:
+            pictures = GenericPictures(model, whole, family, structure.pictures)
+            cache = VisionCache(model, processor, settings.image.cache_gib, pictures)
+            blank = [Image.new("RGB", size) for size in BLANK]
+            samples = [pictures.prepare(picture, settings.image).placeholder for picture in blank]
         writer = PromptWriter(whole, tokenizer, family.template, samples)
-        text = GenericText(model, writer, family.shares_prefix, device)
+        prompts = GenericText(model, writer, family.shares_prefix, device)
+        own = family.is_packed(config) and _has_kernels(config, device)
+        text = OwnText(model, tokenizer, device, prompts) if own else prompts
     return Base(model, tokenizer, letters, cache, device, dtype, settings.model.path, family, text, structure)
+
+
+def _has_kernels(config: Any, device: torch.device) -> bool:
+    """Whether this machine has what our own decoder needs for such a model; says once what is missing."""
+    layers = getattr(config.get_text_config(), "layer_types", None) or ()
+    missing = missing_kernel(device) if device.type == "cuda" and "linear_attention" in layers else ""
+    if missing:
+        log.warning(
+            "%s goes through transformers' forward, which is several times slower for its linear attention; "
+            "for our own decoder: %s",
+            config.model_type,
+            missing,
+        )
+    return not missing
 
 
 def _refuse_needs(settings: Settings, family: Family, config: Any) -> None:
@@ -261,8 +283,8 @@ def _refuse_needs(settings: Settings, family: Family, config: Any) -> None:
     method = settings.adapt.method
     if method in NEED_OWN_DECODER and not family.is_own(config):
         raise UserError(
-            f"adapt={method} needs a prompt or hidden states inside the decoder, and {config.model_type} is "
-            "computed by transformers' own forward, which gives letter logits only; "
+            f"adapt={method} needs a prompt or hidden states inside the decoder, which can be had here "
+            f"for Qwen2.5-VL and Qwen3-VL only; {config.model_type} gives letter logits; "
             "use adapt=tent, sar, consistency, views, zero or repair, or a Qwen2.5-VL or Qwen3-VL model"
         )
 

@@ -14,13 +14,17 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from vqa.model.kernels.attention import LayerTree, attend
+from vqa.model.kernels.delta_net import gate_attention, mix_by_delta_rule
 from vqa.model.kernels.lora_linear import gated_mlp, norm_project, project_onto, read_projection, rotary
+from vqa.model.kernels.short_conv import Level, row_levels
 from vqa.model.kernels.tree import KeyValue, TreeLayout
 from vqa.model.vision.features import JoinedFeatures
 
 Recompute = Literal["nothing", "mlp", "layer"]
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+DELTA_NET = ("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
+GATED = ("qwen3_5_text",)  # text types whose q_proj makes a gate beside each query
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Row:
 
     Args:
         ids: (T,).
-        positions: (3, T), temporal, height, width.
+        positions: (3, T), temporal, height, width; (1, T) for models that only count on.
         layout: Where prefix and suffixes lie.
         visual: (N,) places of the visual tokens.
         features: What the vision tower made of the pictures, in their order; None without any.
@@ -65,9 +69,9 @@ def answer_logits(
     """Logits (B, V) at the answers of a row.
 
     Args:
-        model: Qwen2.5-VL or Qwen3-VL, with or without adapters in its layers.
+        model: One whose text type is allowed in vqa/model/families, with or without adapters in its layers.
         row: What is asked.
-        prefix: Keys and values of the prefix, one pair a layer, when it is not in the row.
+        prefix: What the prefix left, one pair a layer, when it is not in the row.
         recompute: What the backward computes again instead of keeping it.
     """
     hidden, _ = _run(model, row, prefix, recompute)
@@ -84,7 +88,11 @@ def answer_states(
 
 
 def prefix_key_values(model: Any, row: Row, recompute: Recompute = "nothing") -> list[KeyValue]:
-    """Keys and values (P, H_kv, D) of every layer, for a row that is only the prefix."""
+    """What a row that is only the prefix leaves in every layer.
+
+    Keys and values (P, H_kv, D); of Gated DeltaNet the convolution's last inputs (W - 1, features) and the
+    recurrent state (value heads, key width, value width).
+    """
     return _run(model, row, None, recompute)[1]
 
 
@@ -94,9 +102,10 @@ def early_states(
     """Hidden states (N, C) of the visual tokens after each of the first layers; no further layer is run."""
     hidden, taps, cos, sin = _embed(model.model.language_model, row)
     states = []
+    levels = _levels(model.model.language_model, row)
     for i, module in enumerate(model.model.language_model.layers[:layers]):
         tree = LayerTree(row.layout, prefix[i] if prefix else None)
-        hidden, *_ = _Layer(module, cos, sin, tree, None, "nothing")(hidden)
+        hidden, _ = _layer(module, cos, sin, tree, levels, None, "nothing")(hidden)
         if i < len(taps):
             hidden = hidden.index_add(0, row.visual, taps[i].to(hidden.dtype))
         states.append(hidden[row.visual])
@@ -111,10 +120,18 @@ def _embed(text: Any, row: Row) -> tuple[torch.Tensor, tuple[torch.Tensor, ...],
         if row.features is not None:
             hidden = hidden.index_copy(0, row.visual, row.features.pooled.to(hidden.dtype))
             taps = row.features.deepstack
-        cos, sin = (x[0] for x in text.rotary_emb(hidden[None], row.positions[:, None]))
+        positions = row.positions[:, None] if len(row.positions) > 1 else row.positions
+        cos, sin = (x[0] for x in text.rotary_emb(hidden[None], positions))
     if row.soft is not None:
         hidden = hidden.index_add(0, row.soft.places, row.soft.shift.to(hidden.dtype))
     return hidden, taps, cos, sin
+
+
+def _levels(text: Any, row: Row) -> list[Level]:
+    """The row's sequences, where a layer goes through them one token after the other."""
+    if all(hasattr(module, "self_attn") for module in text.layers):
+        return []
+    return row_levels(row.layout, row.ids.device)
 
 
 def _run(
@@ -126,30 +143,44 @@ def _run(
 ) -> tuple[torch.Tensor, list[KeyValue]]:
     text = model.model.language_model
     hidden, taps, cos, sin = _embed(text, row)
+    levels = _levels(text, row)
     seen: list[KeyValue] | None = [] if row.answers is None else None
     last = len(text.layers) - 1
     for i, module in enumerate(text.layers):
         tree = LayerTree(row.layout, prefix[i] if prefix else None)
         answers = row.answers if i == last and i >= len(taps) else None
-        layer = _Layer(module, cos, sin, tree, answers, recompute)
+        layer = _layer(module, cos, sin, tree, levels, answers, recompute, seen is not None)
         if i == last and entering is not None:
             entering.append(hidden)
         if i == last and seen is not None:
-            seen.append(layer.project(hidden)[1:])
+            seen.append(layer.states(hidden))
             break
         if recompute == "layer" and torch.is_grad_enabled():
-            hidden, key, value = checkpoint(
-                layer, hidden, use_reentrant=False, preserve_rng_state=layer.draws
-            )
+            hidden, states = checkpoint(layer, hidden, use_reentrant=False, preserve_rng_state=layer.draws)
         else:
-            hidden, key, value = layer(hidden)
-        if seen is not None:
-            seen.append((key, value))
+            hidden, states = layer(hidden)
+        if seen is not None and states is not None:
+            seen.append(states)
         if i < len(taps):
             hidden = hidden.index_add(0, row.visual, taps[i].to(hidden.dtype))
     if row.answers is not None and last < len(taps):
         hidden = hidden[row.answers]
     return hidden, seen or []
+
+
+def _layer(
+    module: Any,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    tree: LayerTree,
+    levels: list[Level],
+    answers: torch.Tensor | None,
+    recompute: Recompute,
+    kept: bool = False,
+) -> "_Layer | _DeltaLayer":
+    if hasattr(module, "self_attn"):
+        return _Layer(module, cos, sin, tree, answers, recompute)
+    return _DeltaLayer(module, tree.outside, levels, answers, recompute, kept)
 
 
 @dataclass
@@ -170,29 +201,93 @@ class _Layer:
         attention, mlp = self.module.self_attn, self.module.mlp
         self.attention = [read_projection(getattr(attention, name)) for name in ATTENTION]
         self.mlp = [read_projection(getattr(mlp, name)) for name in MLP]
+        self.gated = attention.config.model_type in GATED
 
     @property
     def draws(self) -> bool:
         """Whether computing it again needs the random numbers of the first time."""
         return any(p.draws for p in self.attention + self.mlp)
 
-    def __call__(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def __call__(self, hidden: torch.Tensor) -> tuple[torch.Tensor, KeyValue | None]:
         """The layer's output (T, C), or only the answers' rows of it, and its keys and values."""
-        query, key, value = self.project(hidden)
+        query, key, value, gate = self.project(hidden)
         mixed = attend(query, key, value, self.module.self_attn.scaling, self.tree)
+        if gate is not None:
+            mixed = gate_attention(mixed, gate)
         hidden = project_onto(hidden, mixed.flatten(1), self.attention[3])
         if self.answers is not None:
             hidden = hidden[self.answers]
         norm = self.module.post_attention_layernorm
-        return gated_mlp(hidden, norm, self.mlp, self.recompute == "mlp"), key, value
+        return gated_mlp(hidden, norm, self.mlp, self.recompute == "mlp"), (key, value)
 
-    def project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries (T, H, D), keys and values (T, H_kv, D)."""
+    def states(self, hidden: torch.Tensor) -> KeyValue:
+        """Its keys and values alone."""
+        return self.project(hidden)[1:3]
+
+    def project(
+        self, hidden: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Queries (T, H, D), keys and values (T, H_kv, D), and what gates the queries' result."""
         attention = self.module.self_attn
         query, key, value = (
             x.view(len(x), -1, attention.head_dim)
             for x in norm_project(hidden, self.module.input_layernorm, self.attention[:3])
         )
+        gate = None
+        if self.gated:
+            query, gate = query.view(len(query), -1, 2, attention.head_dim).unbind(2)
         query = rotary(query, self.cos, self.sin, getattr(attention, "q_norm", None))
         key = rotary(key, self.cos, self.sin, getattr(attention, "k_norm", None))
-        return query, key, value
+        return query, key, value, gate
+
+
+@dataclass
+class _DeltaLayer:
+    """One decoder layer with Gated DeltaNet (Qwen3.5), by our own arithmetic.
+
+    Args:
+        module: transformers' layer.
+        before: What the prefix outside the row left: last inputs of the convolution, recurrent state.
+        levels: The row's sequences.
+        answers: Rows that go through the MLP; None: all.
+        recompute: What the backward computes again.
+        kept: Whether the states at the row's end are wanted.
+    """
+
+    module: Any
+    before: KeyValue | None
+    levels: list[Level]
+    answers: torch.Tensor | None
+    recompute: Recompute
+    kept: bool
+
+    def __post_init__(self) -> None:
+        mixer, mlp = self.module.linear_attn, self.module.mlp
+        self.mixer = [read_projection(getattr(mixer, name)) for name in DELTA_NET]
+        self.mlp = [read_projection(getattr(mlp, name)) for name in MLP]
+
+    @property
+    def draws(self) -> bool:
+        """Whether computing it again needs the random numbers of the first time."""
+        return any(p.draws for p in self.mixer + self.mlp)
+
+    def __call__(self, hidden: torch.Tensor) -> tuple[torch.Tensor, KeyValue | None]:
+        """The layer's output (T, C), or only the answers' rows of it, and the states at the row's end."""
+        mixed, states = self.mix(hidden)
+        hidden = project_onto(hidden, mixed, self.mixer[4])
+        if self.answers is not None:
+            hidden = hidden[self.answers]
+        norm = self.module.post_attention_layernorm
+        return gated_mlp(hidden, norm, self.mlp, self.recompute == "mlp"), states
+
+    def states(self, hidden: torch.Tensor) -> KeyValue:
+        """The states at the row's end alone."""
+        states = self.mix(hidden)[1]
+        if states is None:
+            raise ValueError("a layer whose states are wanted must be told so")
+        return states
+
+    def mix(self, hidden: torch.Tensor) -> tuple[torch.Tensor, KeyValue | None]:
+        """What goes into out_proj (T, value heads x width)."""
+        projected = norm_project(hidden, self.module.input_layernorm, self.mixer[:4])
+        return mix_by_delta_rule(self.module.linear_attn, projected, self.levels, self.before, self.kept)

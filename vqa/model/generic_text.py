@@ -197,6 +197,7 @@ class GenericText:
 
     def prefix_states(self, prefix: torch.Tensor, recompute: Recompute = "nothing") -> PrefixStates:
         """States of the prefix (P,) in every layer."""
+        prefix = prefix.to(self.device)
         ids = prefix[None]
         cache = empty_cache(self.model.config)
         inputs: dict[str, Any] = {name: torch.zeros_like(ids) for name in self.types}

@@ -1,7 +1,7 @@
 """Letter logits by our own decoder: one packed row, the prefix once (`packing.py`, `decoder.py`)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -14,11 +14,42 @@ from vqa.model.vision.features import VisionFeatures
 from vqa.question import Question
 
 
-class OwnText:
-    """The language model of Qwen2.5-VL or Qwen3-VL; a `vqa.model.plugs.Text`.
+class Prompts(Protocol):
+    """Questions to token ids: `QwenPrompts`, or a `vqa.model.generic_text.GenericText` for other families."""
+
+    @property
+    def image_token(self) -> int:
+        """Id of the placeholder for one visual token."""
+
+    @property
+    def pad_token(self) -> int:
+        """Id to fill up with."""
+
+    def prefix(self, prompt: PromptSettings, question: Question) -> torch.Tensor:
+        """(P,) ids of what every question's prompt begins with."""
+
+    def suffix(
+        self,
+        prompt: PromptSettings,
+        question: Question,
+        order: Order,
+        features: VisionFeatures | None,
+        answered: bool,
+    ) -> torch.Tensor:
+        """(S,) ids of the rest."""
+
+    def lengths(self, prompt: PromptSettings, questions: Sequence[Question]) -> list[int]:
+        """Tokens of each suffix without its picture."""
+
+    def padded(self, prefix: torch.Tensor, suffixes: Sequence[Suffix]) -> dict[str, Any]:
+        """The same questions as plain left-padded rows, the model's ordinary inputs."""
+
+
+class QwenPrompts:
+    """Prompts of Qwen2.5-VL and Qwen3-VL, cut at the picture's start mark.
 
     Args:
-        model: The whole model, with or without adapters in its layers.
+        model: The whole model.
         tokenizer: Its tokenizer.
         device: Where it computes.
     """
@@ -30,6 +61,11 @@ class OwnText:
     def image_token(self) -> int:
         """Id of the placeholder for one visual token."""
         return int(self.model.config.image_token_id)
+
+    @property
+    def pad_token(self) -> int:
+        """Id to fill up with."""
+        return int(self.tokenizer.pad_token_id)
 
     def prefix(self, prompt: PromptSettings, question: Question) -> torch.Tensor:
         """(P,) ids of what stands before the picture."""
@@ -57,6 +93,55 @@ class OwnText:
         texts = [render(self.tokenizer, prompt, q, AS_WRITTEN).suffix for q in questions]
         return [len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
+    def padded(self, prefix: torch.Tensor, suffixes: Sequence[Suffix]) -> dict[str, Any]:
+        """The same questions as plain left-padded rows, the model's ordinary inputs."""
+        return pad(prefix, suffixes, self.image_token, self.pad_token, self.device)
+
+    def _ids(self, text: str) -> torch.Tensor:
+        return torch.tensor(self.tokenizer([text], add_special_tokens=False)["input_ids"][0])
+
+
+class OwnText:
+    """A language model that our own decoder computes; a `vqa.model.plugs.Text`.
+
+    Args:
+        model: The whole model, with or without adapters in its layers.
+        tokenizer: Its tokenizer.
+        device: Where it computes.
+        prompts: Writes its prompts; None: Qwen-VL's.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, device: torch.device, prompts: Prompts | None = None
+    ) -> None:
+        self.model, self.device = model, device
+        self.prompts = prompts or QwenPrompts(model, tokenizer, device)
+        self.flat = not hasattr(model.model, "get_rope_index")  # positions only count on
+
+    @property
+    def image_token(self) -> int:
+        """Id of the placeholder for one visual token."""
+        return self.prompts.image_token
+
+    def prefix(self, prompt: PromptSettings, question: Question) -> torch.Tensor:
+        """(P,) ids of what stands before the picture."""
+        return self.prompts.prefix(prompt, question)
+
+    def suffix(
+        self,
+        prompt: PromptSettings,
+        question: Question,
+        order: Order,
+        features: VisionFeatures | None,
+        answered: bool,
+    ) -> torch.Tensor:
+        """(S,) ids of the rest."""
+        return self.prompts.suffix(prompt, question, order, features, answered)
+
+    def lengths(self, prompt: PromptSettings, questions: Sequence[Question]) -> list[int]:
+        """Tokens of each suffix without its picture."""
+        return self.prompts.lengths(prompt, questions)
+
     def shares(self, prefix: torch.Tensor, suffixes: Sequence[Suffix]) -> bool:
         """Whether computing the prefix once costs less than repeating it."""
         return not is_short(prefix, suffixes)
@@ -65,26 +150,28 @@ class OwnText:
         self, prefix: torch.Tensor, suffixes: Sequence[Suffix], outside: bool, conversation: bool
     ) -> PackedBatch:
         """Lay out a micro-batch as one row."""
-        pad_token = self.tokenizer.pad_token_id
-        return pack(prefix, suffixes, self.image_token, pad_token, self.device, outside, conversation)
+        pad_token = self.prompts.pad_token
+        return pack(
+            prefix, suffixes, self.image_token, pad_token, self.device, outside, conversation, self.flat
+        )
 
     def orders_batch(
         self, prefix: torch.Tensor, asked: Sequence[Sequence[Suffix]], outside: bool
     ) -> PackedBatch:
         """Questions that are each asked several times: what a question's suffixes begin with stands once."""
-        return pack_orders(prefix, asked, self.image_token, self.device, outside)
+        return pack_orders(prefix, asked, self.image_token, self.device, outside, self.flat)
 
     def padded(self, prefix: torch.Tensor, suffixes: Sequence[Suffix]) -> dict[str, Any]:
         """The same questions as plain left-padded rows, the model's ordinary inputs."""
-        return pad(prefix, suffixes, self.image_token, self.tokenizer.pad_token_id, self.device)
+        return self.prompts.padded(prefix, suffixes)
 
     def logits(self, batch: PackedBatch, known: list[KeyValue] | None, recompute: Recompute) -> torch.Tensor:
         """(N, V) at the places that are read."""
         return answer_logits(self.model, batch.row, known, recompute)
 
     def prefix_states(self, prefix: torch.Tensor, recompute: Recompute = "nothing") -> list[KeyValue]:
-        """Keys and values (P, H_kv, D) of the prefix (P,) in every layer."""
-        return prefix_key_values(self.model, pack_prefix(prefix, self.device), recompute)
+        """What the prefix (P,) leaves in every layer."""
+        return prefix_key_values(self.model, pack_prefix(prefix, self.device, self.flat), recompute)
 
     def tensors(self, known: list[KeyValue]) -> list[torch.Tensor]:
         """What `prefix_states` gave, one after the other."""
@@ -93,6 +180,3 @@ class OwnText:
     def with_tensors(self, _: list[KeyValue], tensors: Sequence[torch.Tensor]) -> list[KeyValue]:
         """The same states with other tensors."""
         return list(zip(tensors[::2], tensors[1::2], strict=True))
-
-    def _ids(self, text: str) -> torch.Tensor:
-        return torch.tensor(self.tokenizer([text], add_special_tokens=False)["input_ids"][0])

@@ -98,6 +98,13 @@ def suffix_positions(
     return torch.cat([before, picture, after], dim=1) + start
 
 
+def _positions(suffix: Suffix, ids: torch.Tensor, image_token: int, start: int, flat: bool) -> torch.Tensor:
+    """(3, S), or (1, S) where pictures count on as text does."""
+    if flat:
+        return torch.arange(start, start + len(ids))[None]
+    return suffix_positions(ids, image_token, suffix.features.grid if suffix.features else None, start)
+
+
 def is_short(prefix: torch.Tensor, suffixes: Sequence[Suffix]) -> bool:
     """Whether repeating the prefix in every suffix costs less than sharing it."""
     repeated = len(prefix) * (len(suffixes) - 1)
@@ -112,6 +119,7 @@ def pack(
     device: torch.device,
     outside: bool = False,
     conversation: bool = False,
+    flat: bool = False,
 ) -> PackedBatch:
     """Lay out a micro-batch as one row.
 
@@ -128,6 +136,7 @@ def pack(
         outside: The prefix was computed before: it is left out of the row, the positions go on after it.
         conversation: The suffixes end with answer and end of turn, and every token is taught, not the
             answers alone; needs the prefix in the row.
+        flat: Positions only count on, also over a picture.
     """
     if conversation and outside:
         raise ValueError("whole conversations need their prefix in the row, got outside=True")
@@ -142,12 +151,11 @@ def pack(
     S = int(true_lengths.max())
     fill = device.type == "cpu" and len(rows) * S <= MAX_FILL * int(true_lengths.sum())
     lengths = [S] * len(rows) if fill else true_lengths.tolist()
-    ids, positions = [prefix], [torch.arange(P).expand(3, -1)]
+    ids, positions = [prefix], [torch.arange(P).expand(1 if flat else 3, -1)]
     for text, suffix, length in zip(rows, suffixes, lengths, strict=True):
-        grid = suffix.features.grid if suffix.features else None
         missing = length - len(text)
         ids.append(torch.nn.functional.pad(text, (0, missing), value=pad_token))
-        found = suffix_positions(text, image_token, grid, start)
+        found = _positions(suffix, text, image_token, start, flat)
         positions.append(torch.nn.functional.pad(found, (0, missing), value=start))
     starts = P + torch.cumsum(torch.tensor(lengths), 0) - torch.tensor(lengths)
     whole = torch.cat(ids)
@@ -196,6 +204,7 @@ def pack_orders(
     image_token: int,
     device: torch.device,
     outside: bool = False,
+    flat: bool = False,
 ) -> PackedBatch:
     """Lay out questions that are each asked several times: what a question's suffixes begin with stands once.
 
@@ -205,6 +214,7 @@ def pack_orders(
         image_token: Id of the placeholder.
         device: Where the tensors go.
         outside: The prefix was computed before; else it stands in every stem, which suits a short one.
+        flat: Positions only count on, also over a picture.
 
     Returns:
         A batch whose answers and targets are those of all suffixes, question by question.
@@ -213,10 +223,9 @@ def pack_orders(
     stem_ids, branch_ids, stem_places, branch_places = [], [], [], []
     stems, branches = [], []
     for suffixes in asked:
-        grid = suffixes[0].features.grid if suffixes[0].features else None
         common = len(before) + _common([s.ids for s in suffixes])
         whole = [torch.cat([before, s.ids]) for s in suffixes]
-        places = [suffix_positions(ids, image_token, grid, start) for ids in whole]
+        places = [_positions(suffixes[0], ids, image_token, start, flat) for ids in whole]
         stems.append(common)
         branches.append([len(ids) - common for ids in whole])
         stem_ids.append(whole[0][:common])
@@ -245,10 +254,10 @@ def _common(rows: Sequence[torch.Tensor]) -> int:
     return int(same.int().cumprod(0).sum())
 
 
-def pack_prefix(prefix: torch.Tensor, device: torch.device) -> Row:
+def pack_prefix(prefix: torch.Tensor, device: torch.device, flat: bool = False) -> Row:
     """The prefix alone as a row, for its keys and values."""
     nothing = torch.empty(0, dtype=torch.long, device=device)
-    positions = torch.arange(len(prefix), device=device).expand(3, -1)
+    positions = torch.arange(len(prefix), device=device).expand(1 if flat else 3, -1)
     layout = tree_layout(len(prefix), [], device)
     return Row(to_device(prefix, device), positions, layout, nothing, None, None)
 

@@ -26,7 +26,7 @@ class Batch(Protocol):
 
 
 class Text(Protocol):
-    """A language model: vqa/model/own_text.py for Qwen-VL's, vqa/model/generic_text.py for any.
+    """A language model: vqa/model/own_text.py for our own decoder's, vqa/model/generic_text.py for any.
 
     What `prefix_states` gives is for `logits` of the same plug alone.
     """

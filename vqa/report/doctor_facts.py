@@ -11,19 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqa.config.settings import Settings
-from vqa.data.image import ImageError, fit_image, load_image, tower_size
+from vqa.data.image import ImageError, fit_image, load_image, seen_size, tower_size
 from vqa.model.families.family import Family
 from vqa.model.generic_prompt import PromptWriter
 from vqa.model.prompt import AS_WRITTEN, render
 from vqa.model.vision.generic_pictures import budget_arguments, processed
+from vqa.progress import progress
 from vqa.question import LETTERS, Question
 from vqa.report.facts import picture_size
-from vqa.results.metrics import accuracy_interval
+from vqa.results.uncertainty import picture_codes, share_interval
 
 HASH_SIDE = 8
 NEAR_BITS = 4  # of 64: a picture saved again differs in 0 to 2 bits, unrelated ones in about 32
 MOST_HASHED = 6000  # pictures compared with each other: 18 million pairs, seconds
 FOLDS = 5
+MOST_LEARNED = 10_000  # questions of the learner without pictures: its interval is then 1 % wide
+MOST_MEASURED, LONGEST = 2000, 50  # questions whose tokens are counted: evenly spread ones, and the longest
 MOST_PROCESSED = 200  # pictures given to a processor: seconds
 FLAT = 3.0  # mean step of brightness below which a picture has no structure to compare (0..255)
 
@@ -75,7 +78,10 @@ def near_twins(parts: Mapping[str, Sequence[Question]]) -> Twins:
                 unique.setdefault(q.image_sha256, (part, q))
     entries = list(unique.values())[:MOST_HASHED]
     with ThreadPoolExecutor(4) as pool:
-        hashes = list(pool.map(lambda entry: difference_hash(entry[1].image), entries))
+        hashes = []
+        for value in pool.map(lambda entry: difference_hash(entry[1].image), entries):
+            hashes.append(value)
+            progress("comparing pictures", len(hashes), len(entries))
     kept = [(entry, value) for entry, value in zip(entries, hashes, strict=True) if value is not None]
     values = np.array([value for _, value in kept], dtype=np.uint64)
     pairs = []
@@ -148,13 +154,14 @@ def text_floor(questions: Sequence[Question], seed: int) -> dict[str, Any] | Non
     by picture. A fine-tuned model that scores no better does not look.
 
     Returns:
-        `accuracy`, `low`, `high` (95 % Wilson) and `n`; None with fewer than 50 labelled questions.
+        `accuracy`, `low`, `high` (95 % Wilson, over pictures) and `n`; None with fewer than 50 labelled
+        questions.
     """
     from sklearn.feature_extraction import FeatureHasher
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold
 
-    labelled = [q for q in questions if q.answer]
+    labelled = evenly([q for q in questions if q.answer], MOST_LEARNED)
     groups = [q.image_sha256 or q.id for q in labelled]
     if len(labelled) < 50 or len(set(groups)) < FOLDS:
         return None
@@ -162,16 +169,29 @@ def text_floor(questions: Sequence[Question], seed: int) -> dict[str, Any] | Non
         [_words(q, i) for q in labelled for i in range(len(LETTERS))]
     )
     right = np.array([LETTERS[i] == q.answer for q in labelled for i in range(len(LETTERS))])
-    correct = 0
+    correct = np.zeros(len(labelled), dtype=bool)
     folds = GroupKFold(FOLDS, shuffle=True, random_state=seed)
     for train, test in folds.split(labelled, groups=groups):
         learner = LogisticRegression(C=1.0, max_iter=200).fit(features[_rows(train)], right[_rows(train)])
         scores = learner.decision_function(features[_rows(test)]).reshape(-1, len(LETTERS))
-        correct += int(
-            right[_rows(test)].reshape(-1, len(LETTERS))[np.arange(len(test)), scores.argmax(1)].sum()
-        )
-    low, high = accuracy_interval(correct, len(labelled))
-    return {"accuracy": correct / len(labelled), "low": low, "high": high, "n": len(labelled)}
+        correct[test] = right[_rows(test)].reshape(-1, len(LETTERS))[np.arange(len(test)), scores.argmax(1)]
+    low, high = share_interval(correct, picture_codes([q.image_sha256 for q in labelled]))
+    return {"accuracy": float(correct.mean()), "low": low, "high": high, "n": len(labelled)}
+
+
+def evenly(questions: Sequence[Question], most: int) -> list[Question]:
+    """At most so many of the questions, evenly spread over them; all where there are fewer."""
+    if len(questions) <= most:
+        return list(questions)
+    return [questions[int(index)] for index in np.linspace(0, len(questions) - 1, most)]
+
+
+def _measured(questions: Sequence[Question]) -> list[Question]:
+    """Questions that stand for all in a table of sizes: evenly spread ones, and those of most characters."""
+    if len(questions) <= MOST_MEASURED:
+        return list(questions)
+    longest = sorted(questions, key=lambda q: -len(q.text) - sum(map(len, q.choices)))[:LONGEST]
+    return [*evenly(questions, MOST_MEASURED), *longest]
 
 
 def _rows(questions: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -203,14 +223,14 @@ def sizes(settings: Settings, questions: Sequence[Question], config: Any, tokeni
 
     Args:
         settings: The run.
-        questions: Any.
+        questions: Any; of many, evenly spread ones and the longest are looked at.
         config: The model's configuration.
         tokenizer: Its tokenizer.
     """
     side = config.vision_config.patch_size * config.vision_config.spatial_merge_size
     budget = settings.image.min_visual_tokens, settings.image.max_visual_tokens
     found: dict[str, list[float]] = {"width": [], "height": [], "visual tokens": [], "text tokens": []}
-    for q in questions:
+    for q in _measured(questions):
         rendered = render(tokenizer, settings.prompt, q, (0, 1, 2, 3))
         ids = tokenizer(rendered.prefix + rendered.suffix, add_special_tokens=False)["input_ids"]
         found["text tokens"].append(len(ids))
@@ -220,7 +240,7 @@ def sizes(settings: Settings, questions: Sequence[Question], config: Any, tokeni
         width, height = size if settings.image.size is None else (settings.image.size, settings.image.size)
         found["width"].append(size[0])
         found["height"].append(size[1])
-        wide, tall = tower_size(width, height, side, *budget)
+        wide, tall = tower_size(*seen_size(width, height), side, *budget)
         found["visual tokens"].append(tall * wide // side**2)
     return {
         name: np.percentile(values, [0, 50, 95, 100]).tolist() for name, values in found.items() if values

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vqa.data import image
 from vqa.question import LETTERS, Question
 from vqa.results.folder import StudyFolder
-from vqa.results.metrics import accuracy_interval
+from vqa.results.metrics import accuracy_ci95
 from vqa.results.predictions import Prediction
 from vqa.results.trials import TrialRow, Value, complete_trials
 
@@ -24,7 +25,7 @@ class Share:
         name: The group.
         n: Its questions.
         accuracy: Share of right answers.
-        low: Lower end of the 95 % Wilson interval.
+        low: Lower end of the 95 % Wilson interval, over pictures.
         high: Its upper end.
     """
 
@@ -62,12 +63,56 @@ def leaderboard(study: StudyFolder) -> tuple[list[str], list[dict[str, Any]]]:
     return names, shown
 
 
+def doubts(ranking: Sequence[TrialRow]) -> tuple[str, str] | None:
+    """Say in words which trials are not told apart, what the best is worth, how noisy training is.
+
+    Args:
+        ranking: The leaderboard's rows, the best first.
+
+    Returns:
+        English and Korean; None without a complete trial.
+    """
+    complete = complete_trials(ranking)
+    if not complete:
+        return None
+    best, tied = complete[0], [trial for trial in complete if trial.tied]
+    names = ", ".join(str(trial.number) for trial in tied)
+    if len(tied) == len(complete) > 1:
+        english = f"The {len(tied)} complete trials are not told apart: take any of them."
+        korean = f"완료된 시도 {len(tied)}개는 서로 구별되지 않습니다. 어느 것을 골라도 됩니다."
+    elif len(tied) > 1:
+        english = f"{len(tied)} of {len(complete)} complete trials are not told apart ({names}): "
+        english += "take any of them."
+        korean = f"완료된 시도 {len(complete)}개 중 {len(tied)}개({names})는 구별되지 않습니다. "
+        korean += "어느 것을 골라도 됩니다."
+    elif len(complete) > 1:
+        english = f"Trial {best.number} is better than the other {len(complete) - 1} complete trials."
+        korean = f"시도 {best.number}이(가) 완료된 다른 시도 {len(complete) - 1}개보다 좋습니다."
+    else:
+        english, korean = "Only one trial is complete.", "완료된 시도가 하나뿐입니다."
+    if not math.isnan(best.corrected):
+        english += f" Expected NLL of the best, corrected for its having been picked: {best.corrected:.3f}"
+        english += f" (as measured: {best.nll:.3f})."
+        korean += f" 골라진 것을 감안한 최고 시도의 기대 NLL: {best.corrected:.3f} (측정값 {best.nll:.3f})."
+    if math.isnan(best.retraining_sd):
+        english += " Noise of training the same configuration again: not measured (hydra.sweeper.confirm)."
+        korean += " 같은 설정을 다시 학습할 때의 잡음: 측정하지 않음 (hydra.sweeper.confirm)."
+    else:
+        english += (
+            f" Training the same configuration again moves its NLL by {best.retraining_sd:.3f} (1 s.d.);"
+        )
+        english += f" it was trained {best.trainings} times."
+        korean += f" 같은 설정을 다시 학습하면 NLL이 {best.retraining_sd:.3f}만큼 움직입니다 (표준편차);"
+        korean += f" 학습 횟수 {best.trainings}."
+    return english, korean
+
+
 def shares(groups: Mapping[str, Sequence[Prediction]]) -> list[Share]:
     """Accuracy of each group with its interval."""
     found = []
     for name, predictions in groups.items():
         right = sum(p.answer == p.gold for p in predictions)
-        low, high = accuracy_interval(right, len(predictions))
+        low, high = accuracy_ci95(predictions)
         found.append(Share(name, len(predictions), right / len(predictions), low, high))
     return found
 
@@ -107,16 +152,13 @@ _sizes: dict[Path, tuple[int, int] | None] = {}
 
 def picture_size(question: Question | None) -> tuple[int, int] | None:
     """Width and height in pixels as stored; None without a readable picture. Reads the header only."""
-    from PIL import Image, UnidentifiedImageError
-
     if question is None or question.image is None:
         return None
     path = question.image
     if path not in _sizes:
         try:
-            with Image.open(path) as picture:
-                _sizes[path] = picture.size
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+            _sizes[path] = image.picture_size(path)
+        except image.ImageError:
             _sizes[path] = None
     return _sizes[path]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vqa.machine.files import replace_text
-from vqa.results.folder import RunFolder, read_json
+from vqa.results.folder import CALIBRATION, RunFolder, member_folder, member_folders, read_json
 
 PROMPT = "prompt.json"
 PIXELS = "preprocessor_config.json"
@@ -18,8 +18,10 @@ VISUAL_TOKENS_DEFAULT = 16384
 def write_hand_over(run: Path) -> Path:
     """Complete a finished run's adapter folder: README.md, prompt.json and the run's pixel budget.
 
+    Several members have one card and one prompt, and the pixel budget each.
+
     Args:
-        run: The final run's folder, with its adapter and its manifest.
+        run: The final run's folder, with its adapters and its manifest.
 
     Returns:
         The model card.
@@ -28,25 +30,30 @@ def write_hand_over(run: Path) -> Path:
     adapter, config, metrics, manifest = folder.adapter, folder.config(), folder.metrics(), folder.manifest()
     prompt = {name: config["prompt"][name] for name in ("system", "user")}
     replace_text(adapter / PROMPT, json.dumps(prompt, indent=2, ensure_ascii=False) + "\n")
-    _write_pixels(adapter / PIXELS, config["image"])
-    card = _card(config, metrics, manifest, read_json(adapter / "adapter_config.json"))
+    members = member_folders(adapter)
+    for member in members:
+        _write_pixels(member / PIXELS, config["image"])
+    card = _card(config, metrics, manifest, read_json(members[0] / "adapter_config.json"))
     replace_text(adapter / "README.md", card)
     return adapter / "README.md"
 
 
-def vllm_command(base: str, adapter: str, lora: Mapping[str, Any]) -> str | None:
-    """The line that serves base and adapter; None where vLLM takes no such adapter (DoRA, a rank above 512).
+def vllm_command(base: str, adapter: str, lora: Mapping[str, Any], members: int = 1) -> str | None:
+    """The line that serves base and adapters; None where vLLM takes no such adapter (DoRA, a rank above 512).
 
     Args:
         base: The base model's hub id or folder.
         adapter: The adapter's folder as seen from where the command runs.
         lora: adapter_config.json.
+        members: Adapters in the folder; several are served under the names of their folders.
     """
     rank = max([lora["r"], *lora.get("rank_pattern", {}).values()])
     allowed = [size for size in VLLM_RANKS if size >= rank]
     if lora.get("use_dora") or not allowed:
         return None
-    words = ["vllm", "serve", base, "--enable-lora", "--lora-modules", f"vqa={adapter}"]
+    names = [member_folder(Path(), number).name for number in range(members)]
+    modules = [f"vqa={adapter}"] if members == 1 else [f"{name}={adapter}/{name}" for name in names]
+    words = ["vllm", "serve", base, "--enable-lora", "--lora-modules", *modules]
     words += ["--max-lora-rank", str(allowed[0]), "--limit-mm-per-prompt", '{"image": 1}']
     return shlex.join(words)
 
@@ -69,6 +76,7 @@ def _card(
     lora: Mapping[str, Any],
 ) -> str:
     base, licence = config["model"]["path"], config["model"].get("license")
+    single = metrics["single"] | {"n": metrics["n"]} if "single" in metrics else None
     lines = [
         "---",
         *_head(base, licence),
@@ -76,12 +84,14 @@ def _card(
         "",
         f"# LoRA adapter for 4-choice visual questions: {config['study']}",
         "",
-        f"An adapter for `{base}`. It answers a question about a picture with one of the letters a, b, c, d.",
+        f"{_what(metrics)} for `{base}`. A question about a picture is answered with one of the letters "
+        "a, b, c, d.",
         "",
         "| score | accuracy | 95 % interval | NLL (nats) | n |",
         "|---|---|---|---|---|",
         _row("held-out questions", metrics),
         *([_row("test questions", metrics["test"])] if "test" in metrics else []),
+        *([_row("member 0 alone, held-out questions", single)] if single else []),
         _row(
             "base model, held-out questions",
             {k: metrics.get(f"base_{k}") for k in SCORES} | {"n": metrics["n"]},
@@ -92,10 +102,28 @@ def _card(
         if metrics.get("note")
         else "",
         "",
+        *_calibration(metrics),
         *_training(config, metrics, manifest, lora),
         *_usage(config, metrics, lora),
     ]
     return "\n".join(lines)
+
+
+def _what(metrics: Mapping[str, Any]) -> str:
+    count = len(metrics.get("members", [1]))
+    return "An adapter" if count == 1 else f"{count} adapters, whose log probabilities are averaged,"
+
+
+def _calibration(metrics: Mapping[str, Any]) -> list[str]:
+    """The temperature in words; nothing for a run of an earlier version."""
+    if "calibrated" not in metrics:
+        return []
+    temperature, calibrated = metrics["temperature"], metrics["calibrated"]
+    return [
+        f"Calibration error {metrics['ece']:.3f}; with temperature {temperature:.2f} (`{CALIBRATION}`: "
+        f"probabilities to the power 1 / {temperature:.2f}, normalised) {calibrated['ece']:.3f}.",
+        "",
+    ]
 
 
 def _head(base: str, licence: str | None) -> list[str]:
@@ -128,7 +156,7 @@ def _training(
         f"targets `{lora['target_modules']}`",
         f"- base loaded as: quantization {config['quantization']['name']}",
         f"- learning rate {metrics.get('learning_rate', config['optimizer']['lr']):.3g}, "
-        f"seed {config['seed']}, {metrics.get('n_train', '?')} training questions",
+        f"seed {config.get('train_seed', config['seed'])}, {metrics.get('n_train', '?')} training questions",
         f"- data sha256 `{manifest['data_sha256']}`, split sha256 `{manifest['split_sha256']}`",
         *([f"- code: commit `{commit}`"] if commit else []),
         f"- licence of the base: {licence or 'see its own card'}; "
@@ -140,7 +168,8 @@ def _training(
 def _usage(config: Mapping[str, Any], metrics: Mapping[str, Any], lora: Mapping[str, Any]) -> list[str]:
     base, image = config["model"]["path"], config["image"]
     how = "picture as it is" if image["mode"] == "native" else f"{image['mode']} to {image['size']} pixels"
-    serve = vllm_command(base, "./adapter", lora)
+    members = len(metrics.get("members", [1]))
+    serve = vllm_command(base, "./adapter", lora, members)
     if base.startswith("asset:") or "no_vllm" in metrics:
         serve = None  # vLLM knows no packaged models
     why = f" ({metrics['no_vllm']})" if "no_vllm" in metrics else ""
@@ -153,7 +182,10 @@ def _usage(config: Mapping[str, Any], metrics: Mapping[str, Any], lora: Mapping[
         *_quoted("system", config["prompt"]["system"]),
         *_quoted("user, after the picture", config["prompt"]["user"]),
         "`PeftModel.from_pretrained(base, this_folder)` loads it; "
-        "the ten lines for it stand in the project's docs/take_it_away.md.",
+        "the ten lines for it stand in the project's docs/take_it_away.md."
+        if members == 1
+        else "Each folder `member_*` is an adapter in PEFT's layout: ask each, and average their log "
+        'probabilities. The lines for it stand in the project\'s docs/take_it_away.md, "Several members".',
         "",
         *(
             ["```sh", serve, "```", ""]

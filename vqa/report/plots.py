@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vqa.machine.files import replacing
 from vqa.question import CHANCE, LETTERS
-from vqa.results.metrics import accuracy, confusion
+from vqa.results.metrics import (
+    CONFIDENCE_BINS,
+    accuracy,
+    accuracy_ci95,
+    calibration_error,
+    confidence_bins,
+    confusion,
+)
 from vqa.results.predictions import Prediction
 
 if TYPE_CHECKING:
@@ -23,7 +31,6 @@ if TYPE_CHECKING:
 
 # Source: M. Okabe & K. Ito (2008), Color Universal Design: told apart with every colour vision.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8C8C8C"
-CONFIDENCE_BINS = 10
 CHANCE_NLL = float(np.log(len(LETTERS)))
 
 
@@ -82,9 +89,11 @@ def save_figure(figure: "Figure", path: Path) -> Path:
     """
     from matplotlib import rcParams
 
-    path = path.with_suffix(f".{rcParams['savefig.format']}")
+    kind = rcParams["savefig.format"]
+    path = path.with_suffix(f".{kind}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, dpi=130, format=kind)
     return path
 
 
@@ -121,18 +130,14 @@ def confusion_matrix(predictions: Sequence[Prediction], path: Path) -> Path:
 def reliability(predictions: Sequence[Prediction], path: Path) -> Path:
     """Draw accuracy against confidence (top probability), and how many questions have which confidence.
 
-    Below the diagonal the model is surer than it may be. Whiskers: 95 % Wilson intervals.
+    Below the diagonal the model is surer than it may be. Whiskers: 95 % Wilson intervals, over pictures.
 
     Raises:
         ValueError: there are no predictions or one has no gold letter.
     """
-    from vqa.results.metrics import accuracy_interval
-
     overall = accuracy(predictions)
-    confidence = np.array([max(p.p) for p in predictions])
+    bins, confidence = confidence_bins(predictions)
     right = np.array([p.answer == p.gold for p in predictions])
-    edges = np.linspace(0, 1, CONFIDENCE_BINS + 1)
-    bins = np.clip(np.digitize(confidence, edges) - 1, 0, CONFIDENCE_BINS - 1)
     figure, (curve, histogram) = new_figure(9.0, 4.2, panels=2)
     curve.plot(
         [CHANCE, 1],
@@ -143,14 +148,13 @@ def reliability(predictions: Sequence[Prediction], path: Path) -> Path:
     )
     curve.axhline(CHANCE, color=GREY, linestyle=":", label=chance_label())
     confidence_label = label("confidence (top option probability)", "확신도 (가장 높은 보기 확률)")
-    error = 0.0
+    error = calibration_error(predictions)
     for index in np.unique(bins):
         inside = bins == index
         n, share = int(inside.sum()), float(right[inside].mean())
         x = float(confidence[inside].mean())
-        low, high = accuracy_interval(int(right[inside].sum()), n)
+        low, high = accuracy_ci95([predictions[i] for i in np.flatnonzero(inside).tolist()])
         curve.errorbar(x, share, [[share - low], [high - share]], fmt="o", color=BLUE, capsize=3)
-        error += abs(share - x) * n / len(predictions)
     curve.set(xlim=(CHANCE - 0.03, 1.03), ylim=(-0.03, 1.03))
     curve.set(xlabel=confidence_label, ylabel=label("accuracy", "정확도"))
     curve.set_title(
@@ -160,6 +164,7 @@ def reliability(predictions: Sequence[Prediction], path: Path) -> Path:
         )
     )
     curve.legend(loc="upper left", frameon=False)
+    edges = np.linspace(0, 1, CONFIDENCE_BINS + 1)
     histogram.hist(confidence, bins=list(edges), color=BLUE, edgecolor="white")
     histogram.set(xlim=(CHANCE - 0.03, 1.03), xlabel=confidence_label, ylabel=label("questions", "문항 수"))
     n = len(predictions)

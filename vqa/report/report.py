@@ -18,9 +18,10 @@ from vqa.question import CHANCE, Question
 from vqa.report import facts, plots, study_plots
 from vqa.report.page import gallery, inline_svg, render
 from vqa.report.verdict import verdict
-from vqa.results.folder import RunFolder, StudyFolder
+from vqa.results.calibration import UNCHANGED, tempered
+from vqa.results.folder import RunFolder, StudyFolder, read_yaml
 from vqa.results.predictions import Prediction, read_predictions
-from vqa.results.trials import TrialRow, complete_trials, varied_parameters
+from vqa.results.trials import TrialRow, best_trial, complete_trials, varied_parameters
 
 
 def write_report(run: Path, language: str) -> Path:
@@ -75,6 +76,7 @@ def _search(study: StudyFolder, trials: Sequence[TrialRow]) -> dict[str, Any]:
         "names": names,
         "ranking": ranking,
         "best": _best(trials),
+        "doubts": facts.doubts(study.ranking()),
         "trial_seconds": sum(float(row["seconds"] or 0) for row in ranking),
         "agreement": facts.fold_agreement(study.path, trials),
         "runs": runs,
@@ -105,13 +107,19 @@ def _answers(folder: RunFolder, trials: Sequence[TrialRow]) -> dict[str, Any]:
         "sizes": facts.by_size(labelled, texts),
         "n_labelled": len(labelled),
         "out_of_fold": "oof" in parts,
-        "gallery": gallery(parts, _by_part(parts, questions), base),
+        # a trial has no temperature: its own probabilities are shown
+        "gallery": gallery(
+            {part: tempered(rows, metrics.get("temperature", UNCHANGED)) for part, rows in parts.items()},
+            _by_part(parts, questions),
+            base,
+        ),
         "trouble": trouble,
     }
 
 
 def _best(trials: Sequence[TrialRow]) -> TrialRow | None:
-    return min(complete_trials(trials), key=lambda trial: trial.nll, default=None)
+    complete = complete_trials(trials)
+    return best_trial(complete) if complete else None
 
 
 def _predictions(folder: RunFolder) -> dict[str, list[Prediction]]:
@@ -144,7 +152,8 @@ def _study_command(study: StudyFolder) -> str:
     from omegaconf import OmegaConf
 
     path = study.terms
-    fixed = OmegaConf.to_container(OmegaConf.load(path)).get("fixed", []) if path.exists() else []  # type: ignore[union-attr]
+    terms = OmegaConf.to_container(read_yaml(path)) if path.exists() else {}
+    fixed = terms.get("fixed", []) if isinstance(terms, dict) else []
     return shlex.join(["python", "-m", "vqa.run", "-m", *map(str, fixed), f"study={study.path.name}"])
 
 
@@ -166,7 +175,7 @@ def study_charts(trials: Sequence[TrialRow]) -> dict[str, Chart]:
     complete = complete_trials(trials)
     if not complete:
         return {}
-    best = min(complete, key=lambda trial: trial.nll)
+    best = best_trial(complete)
     values = ", ".join(f"{name} = {_short(value)}" for name, value in best.parameters.items())
     names = ", ".join(varied_parameters(trials))
     pruned = sum(trial.state == "PRUNED" for trial in trials)

@@ -22,7 +22,7 @@ from vqa.report.plots import (
     new_figure,
     save_figure,
 )
-from vqa.results.trials import TrialRow, Value, complete_trials, varied_parameters
+from vqa.results.trials import TrialRow, Value, best_trial, complete_trials, varied_parameters
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -145,7 +145,7 @@ def parameter_map(trials: Sequence[TrialRow], x: str, y: str, path: Path) -> Pat
         where = [[trial.parameters[name] for trial in pruned] for name in (x, y)]
         axes.plot(where[0], where[1], "x", color=ORANGE, label=label("pruned", "조기 중단"))
     dots = axes.scatter(columns, rows, c=losses, cmap="viridis", s=70, edgecolors="white", zorder=3)
-    best = min(complete, key=lambda trial: trial.nll)
+    best = best_trial(complete)
     ringed = label(
         f"best: trial {best.number}, NLL {best.nll:.3f}", f"최고: 시도 {best.number}, NLL {best.nll:.3f}"
     )

@@ -5,6 +5,7 @@ and no run overwrites another's files.
 """
 
 import json
+import logging
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,16 +14,24 @@ from typing import Any, Self
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from vqa.config.settings import Settings, is_under
 from vqa.errors import UserError
+from vqa.machine.files import replace_text
+from vqa.machine.safe_text import mask_secrets
 from vqa.results.folds import FoldResult, read_folds
 from vqa.results.trials import TrialRow, read_leaderboard, read_trials
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"  # written last: its presence means "complete"
 CHECKPOINT = "checkpoint.pt"  # there while the training is not over
 FINAL, SPEED = "final", "speed"  # folders in a study's: the final run, the trial that measures the speed
+AGAIN, DONE = "again", "done"  # further trainings of a trial; written last into each
 FOLDS, OUT_OF_FOLD = "folds.csv", "oof_predictions.csv"
+CALIBRATION = "calibration.json"  # beside an adapter's weights: its temperature
+MEMBER = "member_"  # and its number, from 0: one of several adapters in the folder of all
 # a folder with only these may be claimed by another run
 BOOKKEEPING = (".hydra", "run.log", ".mlflow_run_id", "split.csv")
 # Where and how a run computes, not what: it may be resumed with other values of these keys.
@@ -69,10 +78,29 @@ class RunFolder:
         self.folds_file = path / FOLDS  # of a trial, as is the next
         self.out_of_fold = path / OUT_OF_FOLD
 
+    def again(self, seed: int) -> Path:
+        """The folder of a trial's further training with another `train_seed`."""
+        return self.path / AGAIN / f"{seed:03d}"
+
+    def trained_again(self) -> list[Path]:
+        """The folders of a trial's further trainings that are done, by rising seed."""
+        folders = sorted(self.path.glob(f"{AGAIN}/*"))
+        return [folder for folder in folders if (folder / DONE).exists()]
+
     @property
     def complete(self) -> bool:
-        """Whether the run has come to its end: the manifest is its last file."""
-        return self.manifest_file.exists()
+        """Whether the run has come to its end: the manifest is its last file.
+
+        One that cannot be read, such as an empty one after a power loss, is no end.
+        """
+        if not self.manifest_file.is_file():
+            return False
+        try:
+            self.manifest()
+        except UserError as error:
+            log.warning("%s: the run is not taken for finished", error)
+            return False
+        return True
 
     @property
     def study(self) -> "StudyFolder":
@@ -84,6 +112,10 @@ class RunFolder:
         """The run's page: in its study's folder, or beside its own files where there is no study."""
         of_study = self.study.leaderboard.exists() or self.path == self.study.final.path
         return self.study.report if of_study else self.path / "report.html"
+
+    def member(self, number: int) -> "RunFolder":
+        """The files of one of several adapters that the run trains and averages, from 0."""
+        return RunFolder(self.path / "members" / str(number))
 
     def results(self) -> list[Path]:
         """The files worth a copy where the run is tracked, those that exist."""
@@ -114,20 +146,29 @@ class RunFolder:
         return read_folds(self.folds_file)
 
     def config(self) -> dict[str, Any]:
-        """Read the run's configuration; {} where none is stored or a variable it needs is not set."""
+        """Read the run's configuration; {} where none is stored or a variable it needs is not set.
+
+        Raises:
+            UserError: The file is no YAML.
+        """
         if not self.config_file.exists():
             return {}
         try:
-            plain = OmegaConf.to_container(OmegaConf.load(self.config_file), resolve=True)
+            plain = OmegaConf.to_container(read_yaml(self.config_file), resolve=True)
         except OmegaConfBaseException:
             return {}
-        return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
+        return {str(k): mask_secrets(v, str(k)) for k, v in plain.items()} if isinstance(plain, dict) else {}
 
     def overrides(self) -> list[str] | None:
-        """Read what the command line gave; None where nothing is stored."""
+        """Read what the command line gave; None where nothing is stored.
+
+        Raises:
+            UserError: The file is no YAML.
+        """
         if not self.overrides_file.exists():
             return None
-        return [str(given) for given in OmegaConf.to_container(OmegaConf.load(self.overrides_file)) or []]
+        given = OmegaConf.to_container(read_yaml(self.overrides_file))
+        return [str(override) for override in mask_secrets(given) or []]
 
     def command(self) -> str:
         """The command line that makes the run again; "" where none is stored."""
@@ -151,6 +192,7 @@ class StudyFolder:
         self.report = path / "report.html"
         self.locks = path / ".locks"
         self.workers = path / "workers"
+        self.race = path / ".race"  # the round of trainings that is run: seed, then trials
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -223,6 +265,27 @@ def adapter_folder(settings: Settings) -> Path:
     return Path(settings.adapter) if settings.adapter else StudyFolder.of(settings).final.adapter
 
 
+def member_folder(adapter: Path, number: int) -> Path:
+    """Where a member's weights lie within the folder of all."""
+    return adapter / f"{MEMBER}{number}"
+
+
+def member_folders(adapter: Path) -> list[Path]:
+    """The adapters in a folder, by number; the folder itself where it is one adapter.
+
+    Raises:
+        UserError: Members are missing that the answers were calibrated with.
+    """
+    found = [path for path in adapter.glob(f"{MEMBER}*") if path.name[len(MEMBER) :].isdigit()]
+    wanted = read_json(adapter / CALIBRATION).get("members", len(found))
+    if len(found) != wanted:
+        raise UserError(
+            f"adapter={adapter}: {CALIBRATION} tells of {wanted} members, but {len(found)} folders "
+            f"{MEMBER}* are there; copy the whole folder, or name one member's"
+        )
+    return sorted(found, key=lambda path: int(path.name[len(MEMBER) :])) or [adapter]
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; {} when there is no such file.
 
@@ -233,11 +296,26 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is no JSON ({error}); run the stage that writes it again") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: must be a JSON object; run the stage that writes it again")
     return content
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file as OmegaConf's node.
+
+    Raises:
+        UserError: It is no YAML.
+    """
+    try:
+        return OmegaConf.load(path)
+    except (YAMLError, OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path}: cannot be read ({reason}); mend it or move the run's folder away and repeat the command"
+        ) from error
 
 
 def begin(folder: Path, cfg: DictConfig) -> bool:
@@ -256,19 +334,26 @@ def begin(folder: Path, cfg: DictConfig) -> bool:
     run = RunFolder(folder)
     stored = run.config_file
     if stored.exists() and any(path.name not in BOOKKEEPING for path in folder.iterdir()):
-        _refuse_other(folder, OmegaConf.load(stored), cfg)
+        _refuse_other(folder, read_yaml(stored), cfg)
         return not run.complete
     try:
         stored.parent.mkdir(parents=True, exist_ok=True)
         hydra_cfg = HydraConfig.get()
-        OmegaConf.save(list(hydra_cfg.overrides.task), run.overrides_file)
-        OmegaConf.save(OmegaConf.create({"hydra": hydra_cfg}), stored.parent / "hydra.yaml")
-        OmegaConf.save(cfg, stored)
+        replace_text(run.overrides_file, _yaml(list(hydra_cfg.overrides.task)))
+        replace_text(stored.parent / "hydra.yaml", _yaml(OmegaConf.create({"hydra": hydra_cfg})))
+        replace_text(stored, _yaml(cfg))  # the last: with it the folder is claimed
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written ({error}); set VQA_OUTPUT=/a/writable/folder or env.output_root=..."
         ) from error
     return True
+
+
+def _yaml(node: Any) -> str:
+    """A configuration as text, interpolations as they were written, secrets masked."""
+    plain = OmegaConf.to_container(OmegaConf.create(node), resolve=False)
+    masked = mask_secrets(plain)
+    return OmegaConf.to_yaml(OmegaConf.create(node if masked == plain else masked))
 
 
 def _refuse_other(folder: Path, before: Any, now: DictConfig) -> None:
@@ -284,7 +369,9 @@ def _refuse_other(folder: Path, before: Any, now: DictConfig) -> None:
 
 def _asked(cfg: Any) -> dict[str, str]:
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    return {key: text for key, text in flatten(plain).items() if not is_under(key, MAY_DIFFER)}
+    # what is stored is masked, so that both sides are: a changed password is no other configuration
+    asked = flatten(mask_secrets(plain))
+    return {key: text for key, text in asked.items() if not is_under(key, MAY_DIFFER)}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

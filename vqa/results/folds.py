@@ -45,9 +45,12 @@ def read_folds(path: Path) -> list[FoldResult]:
     """
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file, restval=""))
     try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            text = file.read()
+        rows = list(csv.DictReader(text.splitlines(), restval=""))
+        if text and not text.endswith("\n"):
+            raise ValueError("its last line is cut off")
         return [
             FoldResult(
                 int(row["fold"]),
@@ -59,7 +62,7 @@ def read_folds(path: Path) -> list[FoldResult]:
             )
             for row in rows
         ]
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
         raise UserError(
             f"{path}: cannot be read ({error}); remove the trial's folder to run it again"
         ) from error

@@ -3,7 +3,6 @@
 import functools
 import json
 import platform
-import re
 import subprocess
 import sys
 import time
@@ -15,18 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from vqa.machine.files import replace_text
+from vqa.machine.safe_text import mask_secrets
 
 PACKAGES = (
     *("vqa", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "optuna", "hydra-core"),
     *("omegaconf", "scikit-learn", "numpy", "pillow", "mlflow"),
 )
-MASK = "***"
-_SECRET_WORDS = "password|passwd|secret|token|apikey|api_key|access_key|credential|credentials"
-# whole words only: `hf_token` is a secret, `visual_tokens` and `tokenizer` are not
-_SECRET_KEY = re.compile(rf"(?:^|[._-])(?:{_SECRET_WORDS})$", re.IGNORECASE)
-_SECRET_PAIR = re.compile(rf"((?:^|[?&\s._+-])(?:{_SECRET_WORDS})=)[^&\s]+", re.IGNORECASE)
-_URL_PASSWORD = re.compile(r"(://[^\s/:@]*:)[^\s/]*@")
-_URL_HTTP_USER = re.compile(r"(https?://)[^\s/:@]+@")  # https://<token>@host
 
 
 @dataclass(frozen=True)
@@ -77,28 +70,6 @@ def write_manifest(path: Path, made: Provenance) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(mask_secrets(content | dict(made.extra)), indent=2, ensure_ascii=False, default=str)
     replace_text(path, text + "\n")
-
-
-def mask_secrets(value: Any, key: str = "") -> Any:
-    """Return a copy of nested dicts and lists with passwords and tokens replaced by ***.
-
-    Masked are strings under keys such as `hf_token` or `db.password`, passwords inside URLs
-    (`postgresql://user:***@host/db`), and `token=...` pairs inside strings such as Hydra overrides.
-
-    Args:
-        value: Dicts, lists and scalars.
-        key: The key the value stands under, if any.
-    """
-    if isinstance(value, Mapping):
-        return {name: mask_secrets(item, str(name)) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [mask_secrets(item, key) for item in value]
-    if not isinstance(value, str) or not value:
-        return value
-    if _SECRET_KEY.search(key):
-        return MASK
-    text = _URL_HTTP_USER.sub(rf"\1{MASK}@", _URL_PASSWORD.sub(rf"\1{MASK}@", value))
-    return _SECRET_PAIR.sub(rf"\1{MASK}", text)
 
 
 @functools.cache

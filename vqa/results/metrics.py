@@ -1,4 +1,7 @@
-"""Scores of predictions, each with its uncertainty, and the tests that compare two sets of them."""
+"""Scores of predictions, each with its uncertainty, and the tests that compare two sets of them.
+
+Errors are taken over pictures, see `vqa.results.uncertainty`.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,13 +12,15 @@ from numpy.typing import NDArray
 
 from vqa.question import CHANCE, LETTERS
 from vqa.results.predictions import NO_ANSWER, Prediction
+from vqa.results.uncertainty import mean_error, mean_p_value, picture_codes, share_interval, sign_flip_p_value
 
 P_FLOOR = 1e-12  # p_gold is clipped here: one hopeless row costs at most 27.6 nats, not infinity
+CONFIDENCE_BINS = 10  # of the calibration error
 COLLAPSE_SHARE = 0.4  # one contest team's submission was 85 % "b", scored 0.24 and went unnoticed
 
 
 def accuracy_interval(correct: int, n: int) -> tuple[float, float]:
-    """Return the 95 % Wilson interval of a share of right answers.
+    """Return the 95 % Wilson interval of a share of right answers to questions on as many pictures.
 
     Wilson and not the normal approximation: it stays inside 0..1 and holds at 0 and n right answers.
 
@@ -36,6 +41,19 @@ def accuracy_interval(correct: int, n: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def accuracy_ci95(predictions: Sequence[Prediction]) -> tuple[float, float]:
+    """Return the 95 % Wilson interval of the share of right answers, over pictures.
+
+    Raises:
+        ValueError: there are no predictions or one has no gold letter.
+    """
+    pairs = _labelled(predictions)
+    codes = _codes(predictions)
+    if int(codes.max()) + 1 == len(codes):  # every question has a picture of its own
+        return accuracy_interval(sum(p.answer == gold for p, gold in pairs), len(pairs))
+    return share_interval(np.array([p.answer == gold for p, gold in pairs]), codes)
+
+
 def per_question_nll(predictions: Sequence[Prediction]) -> dict[str, float]:
     """Return every question's -log p_gold in nats, by id, with p_gold clipped at `P_FLOOR`.
 
@@ -49,17 +67,15 @@ def per_question_nll(predictions: Sequence[Prediction]) -> dict[str, float]:
 
 
 def nll(predictions: Sequence[Prediction]) -> tuple[float, float]:
-    """Return the mean 4-way option NLL in nats and its standard error over questions.
+    """Return the mean 4-way option NLL in nats and its standard error over pictures.
 
-    A model that knows nothing scores ln 4 = 1.386. Of a single question the standard error is infinite.
+    A model that knows nothing scores ln 4 = 1.386. Of a single picture the standard error is infinite.
 
     Raises:
         ValueError: as `per_question_nll`.
     """
     values = np.array(list(per_question_nll(predictions).values()))
-    if len(values) == 1:
-        return float(values[0]), math.inf
-    return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
+    return float(values.mean()), mean_error(values, _codes(predictions))
 
 
 def accuracy(predictions: Sequence[Prediction]) -> float:
@@ -71,7 +87,39 @@ def accuracy(predictions: Sequence[Prediction]) -> float:
     return sum(p.answer == gold for p, gold in _labelled(predictions)) / len(predictions)
 
 
-def paired_p_value(a: Mapping[str, float], b: Mapping[str, float]) -> float:
+def calibration_error(predictions: Sequence[Prediction]) -> float:
+    """Return the expected calibration error, 0..1: how far accuracy is from confidence in ten bins.
+
+    Confidence is the top probability. 0 is perfect; it is no smaller than chance makes it, which on 600 rows
+    is about 0.01.
+
+    Raises:
+        ValueError: there are no predictions or one has no gold letter.
+
+    Source: Naeini et al. 2015, Obtaining Well Calibrated Probabilities Using Bayesian Binning, with equal
+    widths as Guo et al. 2017 (arXiv 1706.04599, equation 3).
+    """
+    right = np.array([p.answer == gold for p, gold in _labelled(predictions)])
+    bins, confidence = confidence_bins(predictions)
+    error = 0.0
+    for index in np.unique(bins):
+        inside = bins == index
+        gap = abs(float(right[inside].mean()) - float(confidence[inside].mean()))
+        error += gap * int(inside.sum()) / len(predictions)
+    return error
+
+
+def confidence_bins(predictions: Sequence[Prediction]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the number of each prediction's bin, from 0, and its confidence, the top probability."""
+    confidence = np.array([max(p.p) for p in predictions])
+    edges = np.linspace(0, 1, CONFIDENCE_BINS + 1)
+    bins = np.clip(np.digitize(confidence, edges) - 1, 0, CONFIDENCE_BINS - 1)
+    return bins.astype(np.int64), confidence
+
+
+def paired_p_value(
+    a: Mapping[str, float], b: Mapping[str, float], pictures: Mapping[str, str] | None = None
+) -> float:
     """Return the two-sided p value of a paired t-test on per-question NLL, over the questions both answer.
 
     Pairing removes what all models find hard or easy: far sharper than comparing two means.
@@ -80,26 +128,28 @@ def paired_p_value(a: Mapping[str, float], b: Mapping[str, float]) -> float:
     Args:
         a: NLL by question id of one model, see `per_question_nll`.
         b: The same of another; order does not matter.
+        pictures: Digest of each question's picture by id, see `pictures_of`; None: a picture each.
 
     Raises:
-        ValueError: fewer than two questions are shared.
+        ValueError: fewer than two questions, or pictures, are shared.
     """
-    from scipy.special import stdtr  # scipy.stats.ttest_rel computes the same, but takes 1.4 s to import
-
     shared = sorted(a.keys() & b.keys())
     if len(shared) < 2:
         raise ValueError(f"a paired test needs at least 2 shared questions, got {len(shared)}")
     difference = np.array([a[question_id] - b[question_id] for question_id in shared])
-    error = float(difference.std(ddof=1)) / math.sqrt(len(shared))
-    if np.ptp(difference) == 0 or error == 0:  # no variance: the t statistic is 0/0 or infinite
-        return 1.0 if difference[0] == 0 else 0.0
-    return float(2 * stdtr(len(shared) - 1, -abs(float(difference.mean()) / error)))  # both tails
+    return mean_p_value(difference, picture_codes([(pictures or {}).get(name, "") for name in shared]))
+
+
+def pictures_of(predictions: Sequence[Prediction]) -> dict[str, str]:
+    """Return the digest of each question's picture, by id."""
+    return {p.id: p.image_sha256 for p in predictions}
 
 
 def mcnemar_p_value(a: Sequence[Prediction], b: Sequence[Prediction]) -> float:
     """Return the exact McNemar p value of two models' right and wrong answers, for base against tuned.
 
-    Only questions that exactly one of the two gets right count; none of those gives 1.0.
+    Only questions that exactly one of the two gets right count; none of those gives 1.0. Those on one picture
+    go together: what is flipped is a picture.
 
     Args:
         a: Labelled predictions of one model.
@@ -110,19 +160,14 @@ def mcnemar_p_value(a: Sequence[Prediction], b: Sequence[Prediction]) -> float:
 
     Source: Q. McNemar (1947), exact binomial form.
     """
-    from scipy.stats import binomtest
-
     first = {p.id: p.answer == gold for p, gold in _labelled(a)}
     second = {p.id: p.answer == gold for p, gold in _labelled(b)}
     if first.keys() != second.keys():
         raise ValueError(
             f"both models must answer the same questions, {len(first.keys() ^ second.keys())} are in one only"
         )
-    only_a = sum(right and not second[question_id] for question_id, right in first.items())
-    only_b = sum(right and not first[question_id] for question_id, right in second.items())
-    if only_a + only_b == 0:
-        return 1.0
-    return float(binomtest(only_a, only_a + only_b, 0.5).pvalue)
+    differences = [int(right) - int(second[question_id]) for question_id, right in first.items()]
+    return sign_flip_p_value(np.array(differences), _codes(a))
 
 
 def confusion(predictions: Sequence[Prediction]) -> NDArray[np.int64]:
@@ -185,8 +230,9 @@ def summary(predictions: Sequence[Prediction]) -> dict[str, Any]:
     """Return the scores of labelled predictions under the names that files and MLflow use.
 
     Returns:
-        `accuracy`, `accuracy_ci95` [low, high], `nll` and `nll_se` in nats, `n`, `option_mass` (mean),
-        `no_answer_rate`, `accuracy_by_kind` (empty where kinds are unknown) and `chance`.
+        `accuracy`, `accuracy_ci95` [low, high], `nll` and `nll_se` in nats, `ece`, `n`, `n_pictures`,
+        `option_mass` (mean), `no_answer_rate`, `accuracy_by_kind` (empty where kinds are unknown) and
+        `chance`.
 
     Raises:
         ValueError: as `per_question_nll`.
@@ -196,10 +242,12 @@ def summary(predictions: Sequence[Prediction]) -> dict[str, Any]:
     kinds = sorted({p.kind for p in predictions if p.kind})
     return {
         "accuracy": accuracy(predictions),
-        "accuracy_ci95": list(accuracy_interval(sum(p.answer == p.gold for p in predictions), n)),
+        "accuracy_ci95": list(accuracy_ci95(predictions)),
         "nll": mean_nll,
         "nll_se": nll_se,
+        "ece": calibration_error(predictions),
         "n": n,
+        "n_pictures": int(_codes(predictions).max()) + 1,
         "option_mass": sum(p.option_mass for p in predictions) / n,
         "no_answer_rate": no_answer_rate(predictions),
         "accuracy_by_kind": {kind: accuracy([p for p in predictions if p.kind == kind]) for kind in kinds},
@@ -211,6 +259,10 @@ def no_answer_rate(predictions: Sequence[Prediction]) -> float:
     """Return the share of rows whose text held no letter, also of those answered by probabilities instead."""
     silent = sum(p.answer is None or NO_ANSWER in p.flag.split() for p in predictions)
     return silent / len(predictions)
+
+
+def _codes(predictions: Sequence[Prediction]) -> NDArray[np.int64]:
+    return picture_codes([p.image_sha256 for p in predictions])
 
 
 def _labelled(predictions: Sequence[Prediction]) -> list[tuple[Prediction, str]]:

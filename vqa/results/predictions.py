@@ -14,6 +14,7 @@ from vqa.question import LETTERS
 SUM_TOLERANCE = 1e-4  # float32 softmax is off by 1e-7; a forgotten normalisation by far more
 NO_ANSWER = "no_answer"  # flag of a row whose generated text held no letter
 COLUMNS = ("id", "answer", "p_a", "p_b", "p_c", "p_d", "margin")
+PICTURE = "image_sha256"
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Prediction:
         gold: The right letter, or None for an unlabelled question.
         kind: The type of question where the source knows it, else "".
         flag: Why this row is special (for instance "image_missing"), else "".
+        image_sha256: Digest of the picture; "" without one, and in files of earlier versions. Errors are
+            taken over pictures.
 
     Raises:
         ValueError: a probability is not in 0..1 (NaN included), the four do not add up to 1, or a letter
@@ -41,6 +44,7 @@ class Prediction:
     gold: str | None = None
     kind: str = ""
     flag: str = ""
+    image_sha256: str = ""
 
     def __post_init__(self) -> None:
         if len(self.p) != len(LETTERS) or not all(0 <= value <= 1 for value in self.p):
@@ -150,13 +154,14 @@ def _write(path: Path, rows: Sequence[tuple[Prediction, int | None]]) -> None:
         raise ValueError(f"{path}: predictions must not be empty")
     with_gold = any(prediction.gold is not None for prediction, _ in rows)
     with_fold = any(fold is not None for _, fold in rows)
-    header = [*COLUMNS, "option_mass", *["gold"] * with_gold, "kind", "flag", *["fold"] * with_fold]
+    header = [*COLUMNS, "option_mass", *["gold"] * with_gold, "kind", "flag", PICTURE, *["fold"] * with_fold]
     table = []
     for prediction, fold in rows:
         # repr() of a float reads back as the very same float
         numbers = [repr(float(v)) for v in (*prediction.p, prediction.margin, prediction.option_mass)]
         cells = [prediction.id, prediction.answer or "", *numbers]
-        cells += [prediction.gold or ""] * with_gold + [prediction.kind, prediction.flag]
+        cells += [prediction.gold or ""] * with_gold
+        cells += [prediction.kind, prediction.flag, prediction.image_sha256]
         table.append(cells + ["" if fold is None else str(fold)] * with_fold)
     _write_rows(path, header, table)
 
@@ -204,7 +209,7 @@ def _parse_row(
     try:
         p_a, p_b, p_c, p_d, mass = (_number(row, name) for name in (*COLUMNS[2:6], "option_mass"))
         letters = row["answer"] or None, row.get("gold") or None
-        words = row.get("kind", ""), row.get("flag", "")
+        words = row.get("kind", ""), row.get("flag", ""), row.get(PICTURE, "")
         prediction = Prediction(row["id"], letters[0], (p_a, p_b, p_c, p_d), mass, letters[1], *words)
         return prediction, int(row["fold"]) if row.get("fold") else None
     except ValueError as error:

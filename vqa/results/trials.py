@@ -1,6 +1,7 @@
 """`leaderboard.csv`: one row per trial that is done, typed, and what the rows say in sum."""
 
 import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from pathlib import Path
 from vqa.errors import UserError
 
 RESULT_COLUMNS = ("trial", "state", "folds", "nll", "nll_se", "accuracy", "accuracy_se", "seconds")
-TIED = "tied_with_best"  # the last column, after the searched parameters
+TIED = "tied_with_best"  # after the searched parameters, as are the next
+DOUBTS = ("nll_corrected", "trainings", "retraining_sd", "retraining_share")
 Value = float | str
 
 
@@ -28,7 +30,13 @@ class TrialRow:
         accuracy_se: Its standard error.
         seconds: Wall time.
         parameters: Searched parameters by config path; numbers as floats.
-        tied: Whether the paired test cannot tell it from the best trial.
+        tied: Whether it is not told apart from the best trial.
+        rank: Its place in the file, from 0; the best trial is the first.
+        corrected: The best trial's NLL corrected for its having been picked; NaN for all others.
+        trainings: How often it was trained on the same folds, each time with another `train_seed`.
+        retraining_sd: Standard deviation of the NLL of one training from the next, nats; NaN where not
+        measured. retraining_share: Its share in the variance of the NLL of one training; the rest is that of
+        the questions.
     """
 
     number: int
@@ -41,6 +49,11 @@ class TrialRow:
     seconds: float
     parameters: dict[str, Value]
     tied: bool
+    rank: int = 0
+    corrected: float = math.nan
+    trainings: int = 1
+    retraining_sd: float = math.nan
+    retraining_share: float = math.nan
 
 
 def read_trials(leaderboard: Path) -> list[TrialRow]:
@@ -60,15 +73,19 @@ def read_leaderboard(leaderboard: Path) -> list[TrialRow]:
     """
     try:
         with leaderboard.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, restval=""))
+            text = file.read()
+            table = csv.DictReader(io.StringIO(text, newline=""), restval="")
+            header, rows = table.fieldnames or (), list(table)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{leaderboard}: cannot be read: {error}; run the sweep again to write it") from error
-    if rows and (missing := [name for name in (*RESULT_COLUMNS, TIED) if name not in rows[0]]):
+    if text and not text.endswith("\n"):
+        raise UserError(f"{leaderboard}: its last line is cut off; run the sweep again to write it")
+    if missing := [name for name in (*RESULT_COLUMNS, TIED) if name not in header]:
         raise UserError(f"{leaderboard}: lacks the column(s) {', '.join(missing)}; run the sweep again")
     trials = []
     for number, row in enumerate(rows, start=2):
         try:
-            trials.append(_parse_trial(row))
+            trials.append(_parse_trial(row, number - 2))
         except ValueError as error:
             raise UserError(
                 f"{leaderboard}, row {number}: {error}; run the sweep again to write it"
@@ -88,8 +105,9 @@ def study_scores(trials: Sequence[TrialRow]) -> dict[str, float]:
         "seconds": sum(trial.seconds for trial in trials if not math.isnan(trial.seconds)),
     }
     if complete:
-        best = min(complete, key=lambda trial: trial.nll)
+        best = best_trial(complete)
         known = {"nll": best.nll, "nll_se": best.nll_se, "accuracy": best.accuracy}
+        known |= {"nll_corrected": best.corrected, "retraining_sd": best.retraining_sd}
         scores |= {name: value for name, value in known.items() if not math.isnan(value)}
         scores["best_trial"] = float(best.number)
     return scores
@@ -100,6 +118,11 @@ def complete_trials(trials: Sequence[TrialRow]) -> list[TrialRow]:
     return [trial for trial in trials if trial.state == "COMPLETE" and math.isfinite(trial.nll)]
 
 
+def best_trial(complete: Sequence[TrialRow]) -> TrialRow:
+    """Return the winner among complete trials, at least one: the first in the leaderboard."""
+    return min(complete, key=lambda trial: (trial.rank, trial.nll))
+
+
 def varied_parameters(trials: Sequence[TrialRow]) -> list[str]:
     """Return the searched parameters that take more than one value among the complete trials."""
     complete = complete_trials(trials)
@@ -107,8 +130,8 @@ def varied_parameters(trials: Sequence[TrialRow]) -> list[str]:
     return [name for name in names if len({trial.parameters[name] for trial in complete}) > 1]
 
 
-def _parse_trial(row: Mapping[str, str]) -> TrialRow:
-    searched = [name for name in row if name not in (*RESULT_COLUMNS, TIED)]
+def _parse_trial(row: Mapping[str, str], rank: int) -> TrialRow:
+    searched = [name for name in row if name not in (*RESULT_COLUMNS, TIED, *DOUBTS)]
     return TrialRow(
         number=int(row["trial"]),
         state=row["state"],
@@ -120,11 +143,16 @@ def _parse_trial(row: Mapping[str, str]) -> TrialRow:
         seconds=_number(row["seconds"]),
         parameters={name: _value(row[name]) for name in searched},
         tied=row[TIED].strip().lower() in ("true", "yes", "1"),
+        rank=rank,
+        corrected=_number(row.get("nll_corrected", "")),
+        trainings=int(row.get("trainings") or 1),
+        retraining_sd=_number(row.get("retraining_sd", "")),
+        retraining_share=_number(row.get("retraining_share", "")),
     )
 
 
 def _number(text: str) -> float:
-    return float(text or "nan")
+    return float(text) if text else math.nan
 
 
 def _value(text: str) -> Value:

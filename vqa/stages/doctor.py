@@ -11,10 +11,12 @@ from rich.console import Console
 
 from vqa.config.messages import message
 from vqa.config.settings import Settings
-from vqa.data.source import data_source
+from vqa.data.source import data_source, split_questions
+from vqa.data.split import make_folds, subsample
 from vqa.errors import UserError
 from vqa.machine.device import choose_device, choose_dtype
 from vqa.model.base import read_model_config, read_processor
+from vqa.progress import shown_progress
 from vqa.report.doctor_page import write_doctor_page
 from vqa.stages.memory_forecast import memory_lines
 from vqa.stages.preflight import cache_problem, drive_problem, hub_problem
@@ -39,14 +41,17 @@ def run_doctor(settings: Settings, folder: Path | None = None) -> None:
     console, lang = Console(soft_wrap=True), settings.lang
     problems: list[str] = []
     for name, check in CHECKS.items():
-        found = _findings(check, settings)
+        with shown_progress():
+            found = _findings(check, settings)
         problems += [f"{name}: {problem}" for problem in found]
         word, colour = ("wrong", "red") if found else ("ok", "green")
         console.print(f"[{colour}]{message(lang, word)}[/] {name}")
     if not problems:
         for line in memory_lines(settings):
             console.print(line)
-    if page := _page(settings, problems):
+    with shown_progress():
+        page = _page(settings, problems)
+    if page:
         console.print(message(lang, "look", path=page))
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
@@ -84,7 +89,15 @@ def _findings(check: Callable[[Settings], list[str]], settings: Settings) -> lis
 
 
 def _data(settings: Settings) -> list[str]:
-    return data_source(settings).check()
+    """What is wrong with the files; of good ones, why they cannot be divided as a run or a trial would."""
+    problems = data_source(settings).check()
+    if problems or settings.data.get("train_csv", "") is None:  # a test file alone is not divided
+        return problems
+    split, _ = split_questions(settings)
+    if settings.budget.folds > 1:
+        drawn = subsample(split.train, settings.budget.subsample, settings.seed)
+        make_folds(drawn, settings.budget.folds, settings.seed)
+    return []
 
 
 def _model(settings: Settings) -> list[str]:

@@ -3,19 +3,17 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vqa.config.settings import Settings
 from vqa.errors import UserError
-from vqa.question import LETTERS
+from vqa.results.averages import average, disagreement
+from vqa.results.calibration import UNCHANGED, calibrated_scores, chosen_temperature, tempered
 from vqa.results.finish import Results, finish_run
 from vqa.results.folder import RunFolder
 from vqa.results.manifest import Provenance
-from vqa.results.metrics import P_FLOOR, collapse_alarm, summary
+from vqa.results.metrics import collapse_alarm, summary
 from vqa.results.predictions import Prediction, read_predictions
 
 ROUNDS_PER_MEMBER = 3
@@ -38,16 +36,17 @@ def run_ensemble(settings: Settings, folder: Path) -> dict[str, Any]:
     paths = [Path(member).expanduser() for member in settings.ensemble.members]
     members = [read_predictions(path) for path in paths]
     same_questions(paths, members)
-    weights, scores = [1] * len(paths), {}
+    weights, temperature = [1] * len(paths), settings.inference.temperature
+    scores: dict[str, Any] = {}
+    valid = _held_out(paths, needed=settings.ensemble.selection == "greedy")
     if settings.ensemble.selection == "greedy":
-        valid_paths = [RunFolder(path.parent).valid_predictions for path in paths]
-        valid = [read_predictions(path) for path in valid_paths]
-        same_questions(valid_paths, valid)
-        for path, rows in zip(valid_paths, valid, strict=True):
-            if any(row.gold is None for row in rows):
-                raise UserError(f"{path}: rows without gold; a greedy selection needs labelled ones")
         weights = greedy_weights(valid)
         scores = {"valid_selected_on": summary(average(valid, weights))}
+    if valid:
+        temperature = chosen_temperature(average(valid, weights), temperature)
+    elif temperature == "auto":  # nothing to fit it on
+        temperature = UNCHANGED
+    scores["temperature"] = temperature
     found = average(members, weights)
     alarm = collapse_alarm([p.answer for p in found], [p.gold for p in found])
     metrics: dict[str, Any] = {
@@ -57,12 +56,33 @@ def run_ensemble(settings: Settings, folder: Path) -> dict[str, Any]:
         "alarms": [alarm] if alarm else [],
     } | scores
     if all(p.gold for p in found):
-        metrics["test"] = summary(found)
+        calibrated = calibrated_scores(tempered(found, temperature), temperature)
+        metrics["test"] = summary(found) | {"calibrated": calibrated}
         metrics["member_accuracy"] = [summary(member)["accuracy"] for member in members]
     run = RunFolder(folder)
     results = Results(metrics, {run.test_predictions: found}, submitted=[p.id for p in found])
     finish_run(run, results, Provenance(settings.plain, settings.seed, started))
     return metrics
+
+
+def _held_out(paths: Sequence[Path], needed: bool) -> list[list[Prediction]]:
+    """The members' answers to the same held-out questions; [] where they have none in common.
+
+    Raises:
+        UserError: They are needed, and a file is missing, other than the first, or without gold answers.
+    """
+    valid_paths = [RunFolder(path.parent).valid_predictions for path in paths]
+    if not needed and not all(path.exists() for path in valid_paths):
+        return []
+    valid = [read_predictions(path) for path in valid_paths]
+    ids = [[(row.id, row.gold) for row in rows] for rows in valid]
+    if not needed and (ids != ids[:1] * len(ids) or any(gold is None for _, gold in ids[0])):
+        return []
+    same_questions(valid_paths, valid)
+    for path, rows in zip(valid_paths, valid, strict=True):
+        if any(row.gold is None for row in rows):
+            raise UserError(f"{path}: rows without gold; a greedy selection needs labelled ones")
+    return valid
 
 
 def same_questions(paths: Sequence[Path], members: Sequence[Sequence[Prediction]]) -> None:
@@ -82,26 +102,6 @@ def same_questions(paths: Sequence[Path], members: Sequence[Sequence[Prediction]
                     f"{path}, row {number}: question {row.id!r} (gold {row.gold}), but {paths[0]} has "
                     f"{first.id!r} (gold {first.gold}); average files of the same questions in the same order"
                 )
-
-
-def average(members: Sequence[Sequence[Prediction]], weights: Sequence[int]) -> list[Prediction]:
-    """Weighted mean of log probabilities, normalised again; the option mass is averaged as it is."""
-    share = np.array(weights) / sum(weights)
-    log_p = np.log(np.clip([[p.p for p in rows] for rows in members], P_FLOOR, 1))  # (members, rows, 4)
-    mean = np.exp(np.tensordot(share, log_p, axes=1))
-    mean /= mean.sum(axis=1, keepdims=True)
-    masses = share @ np.array([[p.option_mass for p in rows] for rows in members])
-    found = []
-    for first, p, mass in zip(members[0], mean.tolist(), masses.tolist(), strict=True):
-        letter = LETTERS[int(np.argmax(p))]
-        found.append(replace(first, answer=letter, p=tuple(p), option_mass=min(mass, 1.0)))
-    return found
-
-
-def disagreement(members: Sequence[Sequence[Prediction]]) -> float:
-    """Share of rows on which not all members give the same answer."""
-    rows = list(zip(*([p.answer for p in member] for member in members), strict=True))
-    return sum(len(set(row)) > 1 for row in rows) / len(rows)
 
 
 def greedy_weights(valid: Sequence[Sequence[Prediction]]) -> list[int]:

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from vqa.config.settings import Settings
-from vqa.errors import UserError
+from vqa.errors import UserError, system_error
+from vqa.machine.files import replacing_folder
 from vqa.model.base import model_source, read_model_config
 from vqa.model.families.processor import copy_processor, load_image_processor
 from vqa.model.families.table import family_of
 from vqa.results.finish import Results, finish_run
-from vqa.results.folder import RunFolder, adapter_folder
+from vqa.results.folder import RunFolder, adapter_folder, member_folders
 from vqa.results.manifest import Provenance
 
 
@@ -31,6 +32,7 @@ def run_merge(settings: Settings, folder: Path) -> dict[str, Any]:
         UserError: The base is quantised, or there is no adapter that fits.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText, AutoTokenizer
 
     from vqa.model.adapter import plain_adapter
@@ -38,23 +40,37 @@ def run_merge(settings: Settings, folder: Path) -> dict[str, Any]:
     started = time.time()
     _refuse_quantised(settings)
     adapter = adapter_folder(settings)
+    _refuse_members(adapter)
     base, where = model_source(settings)
     model: Any = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.bfloat16, **where)
     merged = plain_adapter(model, adapter, settings.model.path).merge_and_unload(safe_merge=True)
     run = RunFolder(folder)
     out = run.merged_model
-    merged.save_pretrained(str(out))
-    AutoTokenizer.from_pretrained(base, **where).save_pretrained(str(out))
     config = read_model_config(settings)
     family = family_of(config)
-    if family.is_own(config):
-        load_image_processor(base, config, family, where).save_pretrained(str(out))
-    else:  # other tools need the parts for video and sound, which are not loaded here
-        copy_processor(base, out, where)
+    with replacing_folder(out) as unfinished:
+        try:
+            merged.save_pretrained(str(unfinished))
+        except SafetensorError as error:
+            raise system_error(error, out) or error from error
+        AutoTokenizer.from_pretrained(base, **where).save_pretrained(str(unfinished))
+        if family.is_own(config):
+            load_image_processor(base, config, family, where).save_pretrained(str(unfinished))
+        else:  # other tools need the parts for video and sound, which are not loaded here
+            copy_processor(base, unfinished, where)
     metrics = {"model": str(out), "adapter": str(adapter), "base": settings.model.path, "dtype": "bfloat16"}
     provenance = Provenance(settings.plain, settings.seed, started, extra={"adapter": str(adapter)})
     finish_run(run, Results(metrics), provenance)
     return metrics
+
+
+def _refuse_members(adapter: Path) -> None:
+    folders = member_folders(adapter)
+    if len(folders) > 1:
+        raise UserError(
+            f"stage=merge: {adapter} holds {len(folders)} adapters whose answers are averaged, and weights "
+            f"take one; give adapter={folders[0]}, or serve them apart (its README.md says how)"
+        )
 
 
 def _refuse_quantised(settings: Settings) -> None:

@@ -7,16 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vqa.answer.readout import answer
+from vqa.answer.members import answer_with_members, base_temperature, stored_temperature
 from vqa.answer.score import score
 from vqa.config.settings import Settings
 from vqa.data.source import data_sha256, source_questions, test_questions
 from vqa.errors import UserError
 from vqa.machine.device import peak_memory_gib
-from vqa.model.adapter import loaded
 from vqa.model.base import load_base
 from vqa.model.encode import Encoder
 from vqa.question import Question
+from vqa.results.calibration import calibrated_scores, tempered
 from vqa.results.finish import Results, finish_run
 from vqa.results.folder import RunFolder, adapter_folder
 from vqa.results.manifest import Provenance
@@ -27,7 +27,7 @@ from vqa.tracking.mlflow_runs import open_tracker
 from vqa.tracking.record import Run
 
 log = logging.getLogger(__name__)
-TRACKED = ("accuracy", "nll", "base_accuracy", "base_nll")
+TRACKED = ("accuracy", "nll", "ece", "temperature", "base_accuracy", "base_nll")
 
 
 def run_predict(settings: Settings, folder: Path) -> dict[str, Any]:
@@ -70,15 +70,14 @@ def _run(settings: Settings, folder: Path, with_base: bool) -> dict[str, Any]:
     encoder = Encoder(load_base(settings), settings.prompt, settings.image)
     with open_tracker(settings.tracking).run(settings.stage, settings.stage, folder) as tracked:
         tracked.params(settings.plain)
-        with loaded(encoder.base, adapter) as model:
-            begun = time.perf_counter()
-            facts: dict[str, Any] = {}
-            predictions = answer(encoder, model, questions, settings, facts, source)
-            seconds = time.perf_counter() - begun
+        begun = time.perf_counter()
+        facts: dict[str, Any] = {}
+        predictions = answer_with_members(encoder, adapter, questions, settings, facts, source)
+        seconds = time.perf_counter() - begun
         base: list[Prediction] = []
         if with_base:
             base = score(encoder, questions, settings.budget.eval_batch_size, "base model")
-        metrics = _metrics(predictions, base) | facts
+        metrics = _metrics(predictions, base) | _calibrated(settings, adapter, predictions, base) | facts
         metrics |= {
             "rows_per_s": len(questions) / seconds,
             "peak_memory_gib": peak_memory_gib(encoder.base.device),
@@ -113,6 +112,19 @@ def _questions(settings: Settings, labelled: bool) -> list[Question]:
             "give a labelled file as data.test_csv, or use stage=predict"
         )
     return questions
+
+
+def _calibrated(
+    settings: Settings, adapter: Path, predictions: list[Prediction], base: list[Prediction]
+) -> dict[str, Any]:
+    """The temperature that was fitted when the adapter was trained, and what it makes of these rows."""
+    temperature = stored_temperature(adapter, settings)
+    found: dict[str, Any] = {"temperature": temperature}
+    if base:
+        of_base = base_temperature(adapter)
+        found["calibrated"] = calibrated_scores(tempered(predictions, temperature), temperature)
+        found["base_calibrated"] = calibrated_scores(tempered(base, of_base), of_base)
+    return found
 
 
 def _metrics(predictions: list[Prediction], base: list[Prediction]) -> dict[str, Any]:

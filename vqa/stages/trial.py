@@ -3,9 +3,10 @@
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,9 @@ from vqa.model.encode import Encoder
 from vqa.question import Question
 from vqa.results.folder import RunFolder
 from vqa.results.folds import FoldResult, write_folds
-from vqa.results.metrics import accuracy, accuracy_interval, nll, per_question_nll
+from vqa.results.metrics import accuracy, accuracy_ci95, nll, per_question_nll
 from vqa.results.predictions import Prediction, append_predictions, read_predictions
+from vqa.results.uncertainty import picture_codes
 from vqa.tracking.mlflow_runs import open_tracker
 from vqa.tracking.record import Run
 from vqa.train.fit import Evaluation, fit
@@ -63,7 +65,8 @@ def run_trial(settings: Settings, folder: Path) -> float:
         UserError: The data do not suffice for the folds.
     """
     sample, folds = sample_questions(settings)
-    index = {question.id: i for i, question in enumerate(sample)}
+    pictures = picture_codes([question.image_sha256 for question in sample]).tolist()
+    picture = {question.id: code for question, code in zip(sample, pictures, strict=True)}
     encoder = Encoder(load_base(settings), settings.prompt, settings.image)
     files = RunFolder(folder)
     finished = files.folds()
@@ -77,8 +80,7 @@ def run_trial(settings: Settings, folder: Path) -> float:
             if number >= len(finished):
                 finished.append(_run_fold(trial, fold, finished))
             if progress.reports_by() == "question" and number + 1 < len(folds):
-                done = _fold_predictions(files, fold)
-                progress.report_questions({index[id]: value for id, value in per_question_nll(done).items()})
+                progress.report_questions(_picture_nll(_fold_predictions(files, fold), picture))
         return _track_scores(trial, sum(result.seconds for result in finished))
 
 
@@ -188,7 +190,7 @@ def _track_scores(trial: _Trial, seconds: float) -> float:
     """Keep the trial's out-of-fold scores and files where it is tracked; returns its NLL, nats."""
     predictions = read_predictions(trial.files.out_of_fold)
     mean, standard_error = nll(predictions)
-    low, high = accuracy_interval(sum(p.answer == p.gold for p in predictions), len(predictions))
+    low, high = accuracy_ci95(predictions)
     base = trial.encoder.base
     trial.tracked.metrics(
         {"nll": mean, "nll_se": standard_error, "accuracy": accuracy(predictions)}
@@ -204,6 +206,14 @@ def _track_scores(trial: _Trial, seconds: float) -> float:
 def _running_mean(results: Sequence[FoldResult]) -> float:
     """NLL over the questions scored so far: the estimate a pruner compares at the same step of each trial."""
     return float(np.average([r.nll for r in results], weights=[r.n_valid for r in results]))
+
+
+def _picture_nll(predictions: Sequence[Prediction], picture: Mapping[str, int]) -> dict[int, float]:
+    """Mean NLL of each picture's questions, by its number: a signed-rank test wants independent values."""
+    found: dict[int, list[float]] = {}
+    for name, value in per_question_nll(predictions).items():
+        found.setdefault(picture[name], []).append(value)
+    return {code: fmean(values) for code, values in found.items()}
 
 
 def _fold_predictions(files: RunFolder, fold: Fold) -> list[Prediction]:

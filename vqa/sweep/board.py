@@ -13,21 +13,25 @@ from types import TracebackType
 from typing import Any, Self
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+from sqlalchemy.exc import SQLAlchemyError
 
 from vqa.errors import UserError
 from vqa.machine.files import replace_text
-from vqa.results.folder import StudyFolder
+from vqa.machine.retry import reason_of
+from vqa.machine.safe_text import shown
+from vqa.results.folder import StudyFolder, read_json
 from vqa.sweep.leaderboard import Standing, describe_scores, describe_ties, ranking, winner_of
 from vqa.sweep.settings import SweepSettings
 from vqa.sweep.space import override_value, overrides_of
 from vqa.sweep.state import WorkerState, read_states, seconds_left
-from vqa.sweep.storage import open_storage_to_read, shown_address
+from vqa.sweep.storage import open_storage_to_read, shown_address, without_password
 
 log = logging.getLogger(__name__)
 
@@ -249,12 +253,13 @@ def write_address(folder: Path, settings: SweepSettings, n_trials: int, names: l
         storage = f"sqlite:///{Path(storage.removeprefix('sqlite:///')).absolute()}"
     address = {
         "study_name": settings.study_name,
-        "storage": storage,
+        "storage": without_password(storage),
         "direction": settings.direction,
         "n_trials": n_trials,
         "names": names,
     }
-    # only for the user's own eyes: the storage's address may hold a password
+    # without a password: whoever looks gives it as PGPASSWORD or in ~/.pgpass, and the storage's user is no
+    # one else's business either
     replace_text(folder / ADDRESS, json.dumps(address) + "\n", mode=0o600)
 
 
@@ -274,20 +279,38 @@ def show_status(folder: Path, console: Console | None = None) -> None:
             f"study={folder.name}: there is no sweep in {folder}. "
             f"Sweeps beside it: {', '.join(known) or 'none'}."
         )
-    address: dict[str, Any] = json.loads((folder / ADDRESS).read_text(encoding="utf-8"))
+    address = _read_address(folder / ADDRESS)
     url = address["storage"]
     moved = folder / Path(url).name
     if url.startswith("sqlite:///") and moved.exists():
         url = f"sqlite:///{moved.absolute()}"
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.load_study(study_name=address["study_name"], storage=open_storage_to_read(url))
+    study = _load_study(address["study_name"], url)
     standings = ranking(study.get_trials(deepcopy=False), folder, address["direction"])
     console = console or Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
     board = Board(address["study_name"], address["names"], address["n_trials"], console)
     board.show(standings, workers := read_states(folder))
     console.print(board.picture())
     remarks = [*_remarks(folder, standings, len(workers)), f"storage: {shown_address(url)}"]
-    console.print(Text("\n".join(remarks)))
+    console.print(Text(shown("\n".join(remarks)).replace("\n  ", "\n")))
+
+
+def _read_address(path: Path) -> dict[str, Any]:
+    address = read_json(path)
+    kinds = {"study_name": str, "storage": str, "direction": str, "n_trials": int, "names": list}
+    if wrong := [key for key, kind in kinds.items() if not isinstance(address.get(key), kind)]:
+        raise UserError(f"{path}: lacks {', '.join(wrong)}; the command of the sweep writes it again")
+    return address
+
+
+def _load_study(name: str, url: str) -> optuna.Study:
+    try:
+        return optuna.load_study(study_name=name, storage=open_storage_to_read(url))
+    except (KeyError, SQLAlchemyError, StorageInternalError) as error:
+        raise UserError(
+            f"hydra.sweeper.storage {shown_address(url)} has no study {name!r} ({reason_of(error)}); "
+            "the command of the sweep begins it again: what its trials left in their folders is used"
+        ) from error
 
 
 def _remarks(folder: Path, standings: list[Standing], workers: int) -> list[str]:

@@ -9,24 +9,28 @@ import math
 import shlex
 import statistics
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from optuna.trial import FrozenTrial, TrialState
 from yaml import YAMLError
 
 from vqa.errors import UserError
 from vqa.machine.files import replace_text
+from vqa.results.comparison import Trained, Verdict, compare, standing_order
 from vqa.results.folder import RunFolder, StudyFolder
-from vqa.results.metrics import paired_p_value, per_question_nll
+from vqa.results.metrics import per_question_nll, pictures_of
 from vqa.results.predictions import read_fold_predictions
-from vqa.results.trials import RESULT_COLUMNS, TIED
+from vqa.results.trials import DOUBTS, RESULT_COLUMNS, TIED
+from vqa.results.uncertainty import mean_error, picture_codes
 from vqa.sweep.space import override_value, overrides_of, plain_value, plain_values
 
-TIE_LEVEL = 0.05  # trials whose difference has a p-value of at least this are a tie
+Stamps = tuple[tuple[int, int], ...]  # of a trial's files: changed, bytes
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,21 @@ class Scores:
         seconds: Their training and scoring time; None without folds.csv.
         nll: Negative log-probability of the right letter (nats), by question id.
         correct: Whether the right letter was the most probable, by question id.
+        pictures: Digest of each question's picture by id; errors are taken over pictures.
     """
 
     folds: int
     seconds: float | None
     nll: Mapping[str, float]
     correct: Mapping[str, bool]
+    pictures: Mapping[str, str] = field(default_factory=dict)
+
+    def error(self, values: Mapping[str, float]) -> float | None:
+        """Standard error of the mean of values by question id, over pictures; None with fewer than two."""
+        codes = picture_codes([self.pictures.get(name, "") for name in values])
+        if len(codes) == 0 or int(codes.max()) == 0:
+            return None
+        return mean_error(np.array([float(value) for value in values.values()]), codes)
 
 
 @dataclass(frozen=True)
@@ -58,9 +71,11 @@ class Standing:
         seconds: Time of the finished folds, else from start to end; None while running.
         params: Searched key -> value, multiples written out.
         scores: Out-of-fold results so far.
-        tied: Whether a paired t-test cannot tell the trial from the best one. None when the two have no
-            questions in common, so that nothing was compared.
+        tied: Whether the trial is not told apart from the best one, all trials taken together. None when the
+            two have no questions in common, so that nothing was compared.
         error: Why the trial failed.
+        again: Results of its further trainings on the same folds, by rising seed.
+        verdict: Of the best trial: what the comparison of all complete trials found.
     """
 
     trial: int
@@ -72,41 +87,56 @@ class Standing:
     scores: Scores
     tied: bool | None = False
     error: str = ""
+    again: tuple[Scores, ...] = ()
+    verdict: Verdict | None = None
 
     @property
     def nll(self) -> float | None:
-        """Mean NLL over the questions of the finished folds; without any, the objective."""
-        return statistics.fmean(self.scores.nll.values()) if self.scores.nll else self.value
+        """Mean NLL over the questions of the finished folds and over trainings; without any, the
+        objective."""
+        return self.trained.mean if self.scores.nll else self.value
 
     @property
     def nll_se(self) -> float | None:
-        """Standard error of `nll` over the questions."""
-        return _standard_error(list(self.scores.nll.values()))
+        """Standard error of `nll` over the pictures; the noise of training is not in it."""
+        if not self.again:
+            return self.scores.error(self.scores.nll)
+        mean = {
+            name: statistics.fmean(scores.nll.get(name, value) for scores in (self.scores, *self.again))
+            for name, value in self.scores.nll.items()
+        }
+        return self.scores.error(mean)
+
+    @property
+    def trained(self) -> Trained:
+        """The trial as the comparison takes it."""
+        nll = tuple(scores.nll for scores in (self.scores, *self.again))
+        return Trained(self.trial, nll, self.scores.pictures)
 
     @property
     def accuracy(self) -> float | None:
-        """Share of right answers."""
-        return statistics.fmean(self.scores.correct.values()) if self.scores.correct else None
+        """Share of right answers, the mean over trainings."""
+        shares = [statistics.fmean(s.correct.values()) for s in (self.scores, *self.again) if s.correct]
+        return statistics.fmean(shares) if shares else None
 
     @property
     def accuracy_se(self) -> float | None:
-        """Standard error of `accuracy` over the questions."""
-        return _standard_error([float(right) for right in self.scores.correct.values()])
-
-
-def _standard_error(values: list[float]) -> float | None:
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+        """Standard error of `accuracy` over the pictures."""
+        return self.scores.error({name: float(right) for name, right in self.scores.correct.items()})
 
 
 def read_scores(folder: Path) -> Scores:
     """Read `folds.csv` and `oof_predictions.csv` of a trial; files that are not there count as empty."""
+    return _read_scores(folder, _stamps(folder))
+
+
+def _stamps(folder: Path) -> Stamps:
     files = [RunFolder(folder).folds_file, RunFolder(folder).out_of_fold]
-    stamps = [(file.stat().st_mtime_ns, file.stat().st_size) if file.exists() else (0, 0) for file in files]
-    return _read_scores(folder, tuple(stamps))
+    return tuple((f.stat().st_mtime_ns, f.stat().st_size) if f.exists() else (0, 0) for f in files)
 
 
 @lru_cache(maxsize=4096)  # finished trials do not change, and the ranking reads all of them after each trial
-def _read_scores(folder: Path, stamps: tuple[tuple[int, int], ...]) -> Scores:
+def _read_scores(folder: Path, stamps: Stamps) -> Scores:
     folds = RunFolder(folder).folds()
     finished = {result.fold for result in folds}
     out_of_fold = RunFolder(folder).out_of_fold
@@ -118,6 +148,7 @@ def _read_scores(folder: Path, stamps: tuple[tuple[int, int], ...]) -> Scores:
         seconds=seconds,
         nll=per_question_nll(labelled) if labelled else {},
         correct={p.id: p.answer == p.gold for p in labelled},
+        pictures=pictures_of(labelled),
     )
 
 
@@ -126,7 +157,8 @@ def ranking(trials: Sequence[FrozenTrial], study_folder: Path, direction: str) -
 
     COMPLETE by objective, then PRUNED by how far they came, then FAIL, then those that are not done.
     Complete trials are ordered by the objective in Optuna's storage. The NLL from the files is summed in
-    another order, and its last digit could swap two trials.
+    another order, and its last digit could swap two trials. Once some were trained again, those stand in
+    front, see `vqa.results.comparison.standing_order`.
 
     Args:
         trials: As Optuna gives them.
@@ -138,13 +170,33 @@ def ranking(trials: Sequence[FrozenTrial], study_folder: Path, direction: str) -
     standings.sort(key=lambda standing: _sort_key(standing, sign))
     if not standings or standings[0].state != "COMPLETE":
         return standings
-    best = standings[0].scores.nll
-    return [
-        replace(standing, tied=index == 0 or is_tied(standing.scores.nll, best))
-        if standing.state == "COMPLETE"
-        else standing
-        for index, standing in enumerate(standings)
-    ]
+    complete = [standing for standing in standings if standing.state == "COMPLETE"]
+    if any(standing.again for standing in complete):  # a stable sort: the others keep Optuna's order
+        complete.sort(key=lambda s: standing_order(s.trained) if s.again else (-1, 0.0))
+    verdict = _verdict(tuple(_key(standing, study_folder) for standing in complete))
+    judged = [replace(standing, tied=verdict.tied[standing.trial]) for standing in complete]
+    judged[0] = replace(judged[0], verdict=verdict)
+    return [*judged, *standings[len(complete) :]]
+
+
+Key = tuple[int, tuple[tuple[Path, Stamps], ...]]  # a trial, and the folders of its trainings
+
+
+def _key(standing: Standing, study_folder: Path) -> Key:
+    trial = StudyFolder(study_folder).trial(standing.trial)
+    folders = [trial.path, *trial.trained_again()][: 1 + len(standing.again)]
+    return standing.trial, tuple((folder, _stamps(folder)) for folder in folders)
+
+
+@lru_cache(maxsize=16)  # the table is drawn twice a second, and its trials change every few
+def _verdict(keys: tuple[Key, ...]) -> Verdict:
+    """Compare trials, the best first."""
+    return compare([_trained(number, files) for number, files in keys])
+
+
+def _trained(number: int, files: tuple[tuple[Path, Stamps], ...]) -> Trained:
+    read = [_read_scores(folder, stamps) for folder, stamps in files]
+    return Trained(number, tuple(scores.nll for scores in read), read[0].pictures)
 
 
 def _sort_key(standing: Standing, sign: float) -> tuple[int, int, int, float, int]:
@@ -158,7 +210,9 @@ def _sort_key(standing: Standing, sign: float) -> tuple[int, int, int, float, in
 
 def standing_of(trial: FrozenTrial, study_folder: Path) -> Standing:
     """One trial by itself: not compared with any other."""
-    scores = read_scores(StudyFolder(study_folder).trial(trial.number).path)
+    folder = StudyFolder(study_folder).trial(trial.number)
+    scores = read_scores(folder.path)
+    again = tuple(read_scores(path) for path in folder.trained_again())
     seconds = scores.seconds
     if seconds is None and trial.state.is_finished() and trial.duration is not None:
         seconds = trial.duration.total_seconds()
@@ -171,22 +225,8 @@ def standing_of(trial: FrozenTrial, study_folder: Path) -> Standing:
         params=plain_values(trial.params or trial.system_attrs.get("fixed_params", {})),
         scores=scores,
         error=trial.user_attrs.get("error", ""),
+        again=again if trial.state == TrialState.COMPLETE else (),
     )
-
-
-def is_tied(nll: Mapping[str, float], best: Mapping[str, float]) -> bool | None:
-    """Whether two trials tie: a paired, two-sided t-test on the NLL of each question.
-
-    Args:
-        nll: NLL by question id of one trial.
-        best: The same of the best trial.
-
-    Returns:
-        True when p >= 0.05 or all differences are equal to zero; None with fewer than two common questions.
-    """
-    if len(nll.keys() & best.keys()) < 2:
-        return None
-    return paired_p_value(nll, best) >= TIE_LEVEL
 
 
 def leaderboard_text(standings: Sequence[Standing], names: Sequence[str]) -> str:
@@ -198,7 +238,8 @@ def leaderboard_text(standings: Sequence[Standing], names: Sequence[str]) -> str
     """
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
-    table.writerow([*RESULT_COLUMNS, *names, TIED])
+    table.writerow([*RESULT_COLUMNS, *names, TIED, *DOUBTS])
+    verdict = standings[0].verdict if standings else None
     for standing in standings:
         if standing.state in ("RUNNING", "WAITING"):
             continue
@@ -212,9 +253,20 @@ def leaderboard_text(standings: Sequence[Standing], names: Sequence[str]) -> str
                 "" if standing.seconds is None else f"{standing.seconds:.2f}",
                 *(override_value(standing.params[n]) if n in standing.params else "" for n in names),
                 "" if standing.tied is None else str(standing.tied).lower(),
+                *_doubts(standing, verdict),
             ]
         )
     return out.getvalue()
+
+
+def _doubts(standing: Standing, verdict: Verdict | None) -> list[str]:
+    """The last columns: what keeps a trial's NLL from being the truth."""
+    if verdict is None or standing.state != "COMPLETE":
+        return ["", "", "", ""]
+    corrected = verdict.corrected if standing.verdict is not None else None
+    numbers = (verdict.retraining_sd, verdict.retraining_share)
+    noise = ["" if number is None or not standing.again else f"{number:.6f}" for number in numbers]
+    return ["" if corrected is None else f"{corrected:.6f}", str(1 + len(standing.again)), *noise]
 
 
 def write_leaderboard(standings: Sequence[Standing], names: Sequence[str], path: Path) -> None:
@@ -233,18 +285,32 @@ def describe_scores(standing: Standing) -> str:
 
 
 def describe_ties(standings: Sequence[Standing]) -> str:
-    """Say which trials tie with the best one."""
+    """Say which trials tie with the best one, what it is worth, and how noisy training is."""
     others = [standing for standing in standings[1:] if standing.state == "COMPLETE"]
     tied = [str(standing.trial) for standing in others if standing.tied]
     unknown = [str(standing.trial) for standing in others if standing.tied is None]
     lines = []
     if tied:
         lines.append(
-            f"Not told apart from it by a paired t-test over the questions at 5 %: trials {', '.join(tied)}."
+            f"Not told apart from it (5 %, all trials together): {', '.join(tied)}. Any of them may do."
         )
     if unknown:
         lines.append(f"Not compared with it, for want of common questions: trials {', '.join(unknown)}.")
-    return " ".join(lines) or "No other complete trial ties with it (paired t-test over the questions, 5 %)."
+    if not lines:
+        lines.append("No other complete trial ties with it (5 %, all trials together).")
+    return " ".join([*lines, *_doubts_in_words(standings[0].verdict if standings else None)])
+
+
+def _doubts_in_words(verdict: Verdict | None) -> list[str]:
+    if verdict is None or verdict.corrected is None:
+        return []
+    said = [f"Expected NLL {verdict.corrected:.4f}, corrected for its having been picked."]
+    if verdict.retraining_sd is None:
+        said.append("Noise of training it again: not measured (hydra.sweeper.confirm).")
+    else:
+        share = f", {verdict.retraining_share:.0%} of its variance" if verdict.retraining_share else ""
+        said.append(f"Training it again moves its NLL by {verdict.retraining_sd:.4f} (1 s.d.){share}.")
+    return said
 
 
 def winner_of(standings: Sequence[Standing]) -> Standing | None:
@@ -307,11 +373,14 @@ def read_winner(path: Path) -> list[str]:
         UserError: It is no such file.
     """
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, YAMLError) as error:
+        text = path.read_text(encoding="utf-8")
+        content = OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else None
+    except (OSError, ValueError, OmegaConfBaseException, YAMLError) as error:
         raise UserError(f"{path}: cannot be read as YAML ({error}); mend it or give winner=none") from error
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not content:
         raise UserError(f"{path}: must be a mapping of keys to values; mend it or give winner=none")
+    if not text.endswith("\n"):  # of a number, the first digits alone would still be a number
+        raise UserError(f"{path}: its last line is cut off; mend it or give winner=none")
     plain = {str(key): value for key, value in content.items()}
     options = [entry for entry in plain.pop("defaults", []) if isinstance(entry, dict)]
     chosen = {_typed(str(key)): value for entry in options for key, value in entry.items()}

@@ -87,7 +87,7 @@ class JobCallback(Callback):
     """
 
     def __init__(self, of: str, **arguments: Any) -> None:
-        self.callback = instantiate({"_target_": of}, _execution_whitelist_=(of,), **arguments)
+        self.callback = instantiate({"_target_": of}, **arguments)  # if the command trusts it
 
     def on_job_start(self, config: DictConfig, **more: Any) -> None:
         """Pass it on."""
@@ -257,4 +257,4 @@ class WorkerPool:
 
 def note_refusal(study_folder: Path, slot: int, error: UserError) -> None:
     """Leave a worker's UserError where the pool finds it."""
-    replace_text(refusal_file(study_folder, slot), str(error))
+    replace_text(refusal_file(study_folder, slot), str(error), durable=False)

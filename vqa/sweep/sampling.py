@@ -37,6 +37,7 @@ class SamplerFactory:
         kind = getattr(optuna.samplers, name, None)
         if not inspect.isclass(kind):
             raise UserError(f"hydra.sweeper.sampler: Optuna has no {self.node['_target_']}.")
+        _refuse_hidden_targets("hydra.sweeper.sampler", node, optuna.samplers)
         self.takes_seed = "seed" in inspect.signature(kind).parameters
         self.grid = {"search_space": space.grid()} if is_grid(node) else {}
         self.build(0)  # refuses a wrong argument before the study exists
@@ -97,6 +98,7 @@ def build_pruner(node: Mapping[str, Any]) -> optuna.pruners.BasePruner:
     Raises:
         UserError: Optuna has no such pruner, or refuses its arguments.
     """
+    _refuse_hidden_targets("hydra.sweeper.pruner", node, optuna.pruners)
     try:
         built = instantiate(dict(node), _execution_whitelist_=("optuna.pruners.*",))
     except (InstantiationException, TypeError, ValueError) as error:
@@ -104,6 +106,21 @@ def build_pruner(node: Mapping[str, Any]) -> optuna.pruners.BasePruner:
     if not isinstance(built, optuna.pruners.BasePruner):
         raise UserError(f"hydra.sweeper.pruner: {node['_target_']} is no pruner.")
     return built
+
+
+def _refuse_hidden_targets(key: str, node: Any, package: Any) -> None:
+    """Refuse a target, at any depth, that is no class of the package itself.
+
+    Through a module a name would reach whatever that module imports: `optuna.pruners._percentile.np.load`.
+    """
+    if isinstance(node, Mapping):
+        target = node.get("_target_")
+        name = str(target).removeprefix(f"{package.__name__}.")
+        if target is not None and not inspect.isclass(getattr(package, name, None)):
+            raise UserError(f"{key}: _target_ must be a class of {package.__name__}, got {target!r}.")
+        node = list(node.values())
+    for part in node if isinstance(node, list | tuple) else ():
+        _refuse_hidden_targets(key, part, package)
 
 
 def draw(trial: Trial, space: SearchSpace) -> None:

@@ -29,6 +29,8 @@ class SweepSettings:
         final_overrides: Overrides that turn the winner's job into the final run.
         record: Facts about the search that go with the winner, as overrides of the final run and in
             best.yaml: key -> value.
+        confirm: Trainings that may be spent, after the trials, on training those that are tied with the best
+            again with other `train_seed`s; 0 = none. Each costs as much as a whole trial.
         max_failures: Trials that may fail before the sweep stops.
         max_retries: How often a trial may be cut off and taken up again, or a worker may die before any
             trial ends well.
@@ -53,6 +55,7 @@ class SweepSettings:
     final: bool
     final_overrides: list[str]
     record: dict[str, Any]
+    confirm: int
     max_failures: int
     max_retries: int
     budget_minutes: float | None
@@ -108,6 +111,7 @@ _RULES: dict[str, Rule] = {
     "final": _SWITCH,
     "final_overrides": _list_of(str, "overrides such as stage=final"),
     "record": _MAPPING,
+    "confirm": _whole_from(0),
     "max_failures": _whole_from(0),
     "max_retries": _whole_from(0),
     "budget_minutes": _or_null(("a number of minutes > 0", _SECONDS[1])),

@@ -89,7 +89,7 @@ class StateWriter:
     def _write(self, now: float) -> None:
         self.state = replace(self.state, memory_gib=round(memory_gib(), 3), seen=now)
         self.path.parent.mkdir(exist_ok=True)
-        replace_text(self.path, json.dumps(asdict(self.state)) + "\n")
+        replace_text(self.path, json.dumps(asdict(self.state)) + "\n", durable=False)
 
 
 def memory_gib() -> float:
@@ -108,7 +108,16 @@ def read_states(folder: Path) -> list[WorkerState]:
     study = StudyFolder(folder)
     paths = sorted(study.workers.glob("*.json"), key=lambda path: int(path.stem))
     alive = [path for path in paths if is_locked(study.locks / f"worker_{path.stem}")]
-    return [WorkerState(**json.loads(path.read_text(encoding="utf-8"))) for path in alive]
+    states = [_read_state(path) for path in alive]
+    return [state for state in states if state is not None]
+
+
+def _read_state(path: Path) -> WorkerState | None:
+    """What a worker said last; None where a power loss emptied the file of the slot's earlier worker."""
+    try:
+        return WorkerState(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        return None
 
 
 def seconds_left(seconds: list[float], trials_left: int, workers: int) -> float | None:

@@ -17,14 +17,18 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock
 from optuna.trial import TrialState
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from vqa.errors import UserError
 from vqa.machine.files import wait_for_lock
 from vqa.machine.retry import Answer, GoneError, Retry, chain_of, reason_of
 
-UNWRITABLE = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY}
+# What waiting does not mend. CANTOPEN: the journal beside the database finds no room or no right to be there.
+UNWRITABLE = {
+    *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN),
+    *(sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB),
+}
 DISK_FULL = "53100"  # PostgreSQL's sqlstate
 SQLITE_WAIT_S = 60  # for another worker's write to end
 # Few connections per worker, since there may be many; each is tried before use, so that one from before a
@@ -197,8 +201,8 @@ def open_storage(url: str, wait_s: float, begun: bool = False) -> BaseStorage:
         engine = {"connect_args": {"timeout": SQLITE_WAIT_S}} if url.startswith("sqlite:") else POSTGRESQL
         opening = retry_for(url, wait_s if begun else 0)
         return opening.call(lambda: RetryingStorage(url, wait_s, engine))
-    except (SQLAlchemyError, ImportError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (SQLAlchemyError, StorageInternalError, ImportError, OSError) as error:
+        reason = reason_of(error)
         raise UserError(
             f"hydra.sweeper.storage {shown_address(url)!r} cannot be opened: {reason}. "
             "Check the address, that the server runs, and that its driver (psycopg) is installed."
@@ -225,3 +229,12 @@ def open_storage_to_read(url: str) -> BaseStorage:
 def shown_address(url: str) -> str:
     """Return an address without its password."""
     return url if url.startswith("journal:") else make_url(url).render_as_string(hide_password=True)
+
+
+def without_password(url: str) -> str:
+    """Return an address to be kept in a file: PostgreSQL's without its password."""
+    if not url.startswith("postgresql"):
+        return url
+    parts = make_url(url)
+    kept = parts.drivername, parts.username, None, parts.host, parts.port, parts.database, parts.query
+    return URL.create(*kept).render_as_string(hide_password=False)

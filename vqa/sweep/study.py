@@ -29,7 +29,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from vqa.config.settings import is_under
 from vqa.errors import UserError
 from vqa.machine.files import is_locked, replace_text, try_lock, wait_for_lock
-from vqa.results.folder import MAY_DIFFER, StudyFolder
+from vqa.machine.safe_text import mask_secrets, shown
+from vqa.results.folder import MAY_DIFFER, StudyFolder, read_yaml
 from vqa.sweep.sampling import SamplerFactory, build_pruner, draw, is_grid, quieten_optuna
 from vqa.sweep.settings import SweepSettings
 from vqa.sweep.space import SearchSpace
@@ -42,7 +43,7 @@ RUNG_MARK = "completed_rung_"  # optuna.pruners._successive_halving notes a pass
 
 # These say where and how the study runs, not what it compares. A key below one of them counts as well
 # (env.threads); a group that holds one among others does not (budget=smoke).
-NOT_PART_OF_THE_TERMS = ("study", *MAY_DIFFER)
+NOT_PART_OF_THE_TERMS = ("study", "final", *MAY_DIFFER)
 
 
 def study_terms(settings: SweepSettings, space: SearchSpace) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def study_terms(settings: SweepSettings, space: SearchSpace) -> dict[str, Any]:
         "sampler": settings.sampler,
         "pruner": settings.pruner,
         "space": {name: str(distribution) for name, distribution in space.distributions.items()},
-        "fixed": sorted(override for override in space.fixed if _matters(override)),
+        "fixed": sorted(mask_secrets(override) for override in space.fixed if _matters(override)),
     }
 
 
@@ -94,8 +95,11 @@ def read_terms(path: Path) -> dict[str, Any] | None:
     """Read `study.yaml`; None when there is none."""
     if not path.exists():
         return None
-    terms = OmegaConf.to_container(OmegaConf.load(path))
-    if not isinstance(terms, dict):
+    try:
+        terms = OmegaConf.to_container(read_yaml(path))
+    except UserError:
+        terms = None
+    if not isinstance(terms, dict) or not terms:
         raise UserError(f"{path} must be a mapping; remove it, the study's storage knows its terms too.")
     return {str(key): value for key, value in terms.items()}
 
@@ -312,7 +316,7 @@ class SharedStudy:
     ) -> None:
         """End a trial in the storage; a FAIL comes with its reason."""
         if error is not None:
-            trial.set_user_attr("error", error)
+            trial.set_user_attr("error", shown(error))
         # Grid and brute-force samplers call study.stop() after a trial, which only study.optimize allows;
         # no sampler keeps anything here that would outlive its trial.
         self.study.sampler = optuna.samplers.RandomSampler()

@@ -15,13 +15,15 @@ from vqa.errors import UserError
 from vqa.machine import processes
 from vqa.machine.files import try_lock, wait_for_lock
 from vqa.machine.interrupt import Interrupt
+from vqa.machine.safe_text import mask_secrets
 from vqa.results.folder import FINAL, StudyFolder
 from vqa.sweep.board import Board, write_address
+from vqa.sweep.confirmation import confirm
 from vqa.sweep.jobs import HydraJobs, refuse_unknown_keys
-from vqa.sweep.leaderboard import Standing, describe_scores, describe_ties, winner_of
+from vqa.sweep.leaderboard import Standing, describe_scores, describe_ties, read_winner, winner_of
 from vqa.sweep.pool import WorkerPool, note_refusal, own_command, own_deadline, own_slot
 from vqa.sweep.sampling import SamplerFactory, probe_sampler
-from vqa.sweep.settings import read_settings
+from vqa.sweep.settings import SweepSettings, read_settings
 from vqa.sweep.space import overrides_of, read_enqueued, read_search_space
 from vqa.sweep.state import StateWriter, lock_free_slot, lock_slot
 from vqa.sweep.study import SharedStudy
@@ -60,6 +62,7 @@ def run_sweep(
     if not isinstance(node, dict):
         raise UserError("hydra.sweeper must be a mapping; choose hydra/sweeper=study.")
     settings = read_settings({str(key): value for key, value in node.items()})
+    _refuse_hidden_command(settings, config)
     groups = context.config_loader
     space = read_search_space(settings.params, arguments, groups)
     folder = Path(config.hydra.sweep.dir).absolute()
@@ -85,6 +88,17 @@ def run_sweep(
             return Sweep(shared, jobs, interrupt).run()
         _run_as_copy(shared, jobs, slot, interrupt)
         return None
+
+
+def _refuse_hidden_command(settings: SweepSettings, config: DictConfig) -> None:
+    """Refuse a program that a configuration file, maybe a stranger's, wants started."""
+    key = "hydra.sweeper.worker_command"
+    given = [str(override).lstrip("+").split("=", 1)[0] for override in config.hydra.overrides.hydra]
+    if settings.worker_command and key not in given:
+        raise UserError(
+            f"{key} starts a program, so it must be given on the command line, not in a file; "
+            f"got {settings.worker_command!r}. If that is meant: {key}={settings.worker_command!r}"
+        )
 
 
 def _run_as_copy(shared: SharedStudy, jobs: HydraJobs, slot: int, interrupt: Interrupt) -> None:
@@ -151,6 +165,8 @@ class Sweep:
         try:
             with board:
                 self._run_trials(worker)
+            if self.shared.tally().done >= self.shared.n_trials and not self.shared.too_many_failures():
+                confirm(self.shared, self.jobs, worker)
             complete = self._check_complete(worker.standings())
             if complete and self.settings.final:
                 self._run_final(worker.standings())
@@ -265,7 +281,7 @@ class Sweep:
     def _final_exists(self, overrides: list[str]) -> bool:
         """Whether the final run is done; refuses to go on with one that another winner began."""
         final = StudyFolder(self.shared.folder).final
-        same = final.overrides() in (None, overrides)
+        same = final.overrides() in (None, mask_secrets(overrides))
         if final.complete:
             if not same:
                 log.warning(
@@ -289,7 +305,18 @@ class Sweep:
         done = self.shared.tally().done
         final = not self.settings.final or StudyFolder(self.shared.folder).final.complete
         marked = self.shared.study.user_attrs.get(CLOSED) == self._closing_mark()
-        return done >= self.shared.n_trials and final and marked and not self.shared.too_many_failures()
+        over = done >= self.shared.n_trials and final and marked and not self.shared.too_many_failures()
+        return over and self._results_are_readable()
+
+    def _results_are_readable(self) -> bool:
+        """Whether ranking and winner can be read; a power loss may have emptied them."""
+        study = StudyFolder(self.shared.folder)
+        try:
+            if study.winner.exists():
+                read_winner(study.winner)
+        except UserError:
+            return False
+        return study.has_results()
 
     def _best_value(self) -> float | None:
         values: list[Any] = [trial.value for trial in self.shared.trials() if trial.state.name == "COMPLETE"]

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vqa.errors import UserError
 from vqa.machine.files import replace_text, wait_for_lock
-from vqa.results.folder import SPEED, StudyFolder
+from vqa.results.folder import SPEED, StudyFolder, read_json
 from vqa.sweep.jobs import HydraJobs
 from vqa.sweep.pool import own_command, own_slot, visible_gpus, worker_environment
 from vqa.sweep.sampling import build_pruner, quieten_optuna
@@ -158,8 +158,13 @@ def read_plan(folder: Path) -> StudyPlan | None:
     """The plan that a study was begun with; None when it was begun without."""
     if not (folder / PLAN).exists():
         return None
-    values = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-    return StudyPlan(**{**values, "size": StudySize(**values["size"])})
+    values = read_json(folder / PLAN)
+    try:
+        return StudyPlan(**{**values, "size": StudySize(**values["size"])})
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder / PLAN}: is no plan of a study ({error}); remove it to have the study planned again"
+        ) from error
 
 
 def write_plan(folder: Path, plan: StudyPlan) -> None:

@@ -17,9 +17,11 @@ from typing import Any, Self
 from vqa.config.settings import TrackingSettings
 from vqa.errors import UserError
 from vqa.machine import processes
+from vqa.machine.files import replace_text
+from vqa.machine.safe_text import mask_secrets, shown
 from vqa.progress import Pruned
 from vqa.results.folder import RunFolder, flatten
-from vqa.results.manifest import git_state, mask_secrets, package_versions
+from vqa.results.manifest import git_state, package_versions
 from vqa.tracking.record import NullTracker, Tracker
 from vqa.tracking.store import (
     SETTLE_S,
@@ -70,7 +72,7 @@ class MlflowRun:
         elif issubclass(kind, KeyboardInterrupt | SystemExit):
             self.end("KILLED")
         else:
-            self.tags({"error": f"{kind.__name__}: {error}"})
+            self.tags({"error": shown(f"{kind.__name__}: {error}")})
             self.end("FAILED")
 
     def params(self, values: Mapping[str, Any]) -> None:
@@ -195,7 +197,7 @@ class MlflowTracker:
                 run_id = str(created.info.run_id)
                 if folder:
                     folder.mkdir(parents=True, exist_ok=True)
-                    RunFolder(folder).tracking_id_file.write_text(run_id + "\n", encoding="utf-8")
+                    replace_text(RunFolder(folder).tracking_id_file, run_id + "\n")
         return run_id
 
     @staticmethod
@@ -209,8 +211,8 @@ class MlflowTracker:
         try:
             run = client.get_run(run_id)
         except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None  # another store than last time
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None  # another store than last time, or a file that was cut off
             raise
         if run.info.lifecycle_stage == "deleted":
             return None

@@ -18,7 +18,7 @@ from urllib.request import urlopen
 
 from vqa.errors import UserError
 from vqa.machine.retry import chain_of, reason_of
-from vqa.results.manifest import mask_secrets
+from vqa.machine.safe_text import mask_secrets
 from vqa.tracking.outbox import Outbox
 
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}

@@ -1,15 +1,17 @@
 """Checkpoints: what an interrupted fit resumes from, written by a thread while the training goes on."""
 
+import io
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 
 from vqa.machine.device import pinned_copy
+from vqa.machine.files import replacing
 
 Copy = Callable[[torch.Tensor], torch.Tensor]
 
@@ -106,6 +108,40 @@ def _on_host(tensor: torch.Tensor) -> torch.Tensor:
 def _write(path: Path, state: dict[str, Any], arrived: Any) -> None:
     if arrived is not None:
         arrived.synchronize()
-    unfinished = path.with_suffix(".tmp")
-    torch.save(state, unfinished)
-    unfinished.replace(path)
+    with replacing(path) as unfinished, unfinished.open("wb", buffering=0) as file:
+        noted = _Noted(file, path)
+        try:
+            torch.save(state, cast(IO[bytes], noted))
+        except RuntimeError as error:  # torch closes its archive all the same, and complains of that instead
+            if noted.error is None:
+                raise
+            raise noted.error from error
+
+
+class _Noted(io.RawIOBase):
+    """A file to write to that keeps the first error of the system.
+
+    Args:
+        file: Where it goes.
+        path: The file's name, for the message.
+    """
+
+    def __init__(self, file: IO[bytes], path: Path) -> None:
+        super().__init__()
+        self.file, self.path = file, path
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`."""
+        left = memoryview(data).cast("B")
+        try:
+            while left:
+                left = left[self.file.write(left) :]
+        except OSError as error:
+            error.filename = str(self.path)
+            self.error = self.error or error
+            raise
+        return len(memoryview(data).cast("B"))

@@ -7,6 +7,7 @@ checkpoint hooks would all have to be bent. accelerate does what it does well: l
 
 import logging
 import math
+import pickle
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from vqa.config.library import build, refusals
+from vqa.errors import UserError
 from vqa.machine import processes
 from vqa.machine.device import memory_share, sent_to_host
 from vqa.machine.prefetch import prefetched
@@ -31,6 +33,10 @@ from vqa.train.losses import batch_loss
 from vqa.train.plan import Plan, batches
 
 log = logging.getLogger(__name__)
+# What torch raises of a file that is cut off or hostile: its unpickler checks little but what may be called.
+UNREADABLE = (
+    *(pickle.UnpicklingError, EOFError, RuntimeError, LookupError, TypeError, ValueError, AttributeError),
+)
 
 
 class DivergedError(Exception):
@@ -276,7 +282,23 @@ class _Trainer:
         }
 
     def load(self, checkpoints: Checkpoints) -> int:
-        """Take up a saved state; returns the number of steps it has done."""
+        """Take up a saved state; returns the number of steps it has done.
+
+        Raises:
+            UserError: The file is cut off, of another training, or holds more than numbers and tensors.
+        """
+        try:
+            return self._take_up(checkpoints)
+        except torch.OutOfMemoryError:
+            raise
+        except UNREADABLE as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"{checkpoints.path}: cannot be taken up ({reason}); "
+                "put an intact copy back, or remove it: the training then begins again"
+            ) from error
+
+    def _take_up(self, checkpoints: Checkpoints) -> int:
         state = torch.load(checkpoints.path, map_location=self.encoder.base.device, weights_only=True)
         with torch.no_grad():
             for parameter, saved in zip(self.parameters, state["parameters"], strict=True):

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,11 +12,12 @@ from typing import IO, Any
 
 from vqa.config.settings import Settings, is_under
 from vqa.data.source import split_questions
-from vqa.machine.files import try_lock
-from vqa.model.adapter import attached, loaded, save_adapter
+from vqa.errors import UserError
+from vqa.machine.files import replacing_folder, try_lock
+from vqa.model.adapter import attached, loaded, write_adapter
 from vqa.model.base import Base
 from vqa.progress import progress
-from vqa.results.folder import MAY_DIFFER, StudyFolder, flatten
+from vqa.results.folder import MAY_DIFFER, StudyFolder, flatten, read_json
 from vqa.train.fit import Evaluation
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ NOT_TRAINING = (
     "study",
     "stage",
     "adapter",
+    "final",
     "ensemble",
     "inference",
     "adapt",
@@ -83,7 +84,7 @@ def fold_adapter(
         The PEFT model in evaluation mode, how its training went, and whether that was another trial's.
     """
     if not settings.budget.keep_fold_adapters:
-        with attached(base, settings.lora, settings.seed) as model:
+        with attached(base, settings.lora, settings.train_seed) as model:
             yield model, train(model), False
         return
     folder = StudyFolder.of(settings).fold_adapter(fold_digest(settings), number)
@@ -91,7 +92,7 @@ def fold_adapter(
     with _turn(folder.with_suffix(".lock")):
         found = folder.exists()
         if not found:
-            with attached(base, settings.lora, settings.seed) as model:
+            with attached(base, settings.lora, settings.train_seed) as model:
                 _keep(model, base, train(model), folder)
     if found:
         log.info("fold %d: the adapter was trained before, see %s", number, folder)
@@ -113,14 +114,17 @@ def _turn(path: Path) -> Iterator[None]:
 
 def _keep(model: Any, base: Base, trained: TrainedFold, folder: Path) -> None:
     """Write the adapter and how its training went; the folder appears complete or not at all."""
-    unfinished = folder.with_name(f"{folder.name}.unfinished")  # the lock keeps others from it
-    shutil.rmtree(unfinished, ignore_errors=True)
-    save_adapter(model, unfinished, base)
-    (unfinished / TRAINING).write_text(json.dumps(asdict(trained)) + "\n", encoding="utf-8")
-    unfinished.replace(folder)
+    with replacing_folder(folder) as unfinished:
+        write_adapter(model, unfinished, base)
+        (unfinished / TRAINING).write_text(json.dumps(asdict(trained)) + "\n", encoding="utf-8")
 
 
 def _read(folder: Path) -> TrainedFold:
-    values = json.loads((folder / TRAINING).read_text(encoding="utf-8"))
-    evaluations = [(Evaluation(**at), float(mean)) for at, mean in values["evaluations"]]
-    return TrainedFold(evaluations, values["train_samples_per_s"])
+    values = read_json(folder / TRAINING)
+    try:
+        evaluations = [(Evaluation(**at), float(mean)) for at, mean in values["evaluations"]]
+        return TrainedFold(evaluations, float(values["train_samples_per_s"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder / TRAINING}: cannot be read ({error!r}); remove {folder} to train the fold again"
+        ) from error

@@ -81,7 +81,7 @@ def plan_fit(settings: Settings, questions: int, pool: int = 0) -> Plan:
         optimizer=settings.optimizer,
         schedule=settings.scheduler.schedule,
         lr=lr,
-        seed=settings.seed,
+        seed=settings.train_seed,
         loss=settings.loss,
     )
 

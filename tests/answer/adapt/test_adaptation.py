@@ -29,10 +29,8 @@ def adapted(made: Adapting, questions: Sequence[Question], facts: dict[str, Any]
 def test_a_learning_rate_of_zero_is_the_frozen_model_bit_for_bit(
     adapting: Adapt, questions: list[Question], method: str, parameters: str
 ) -> None:
-    extra = ["adapt.views=2"] if method == "consistency" else []
-    made = adapting(
-        f"adapt={method}", "adapt.lr=0", f"adapt.parameters={parameters}", "adapt.batch_size=4", *extra
-    )
+    extra = ["adapt.lr=0", "adapt.norm_lr=0", *(["adapt.views=2"] if method == "consistency" else [])]
+    made = adapting(f"adapt={method}", f"adapt.parameters={parameters}", "adapt.batch_size=4", *extra)
     log_p, log_mass = adapted(made, questions[:8])
     frozen = [read_batch(made.encoder, questions[i : i + 4]).scores for i in (0, 4)]
     if method == "consistency":  # the pictures lie in a row with their views: other roundings

@@ -71,11 +71,17 @@ def test_only_the_chosen_weights_ask_for_gradients_and_only_inside(wanted: Any) 
 
 
 def test_sgd_steps_with_momentum(wanted: Any) -> None:
-    weights = AdaptedWeights(Toy(), wanted("adapt.parameters=norm", "adapt.optimizer=sgd", "adapt.lr=0.1"))
+    weights = AdaptedWeights(
+        Toy(), wanted("adapt.parameters=norm", "adapt.optimizer=sgd", "adapt.norm_lr=0.1")
+    )
     for _ in range(2):
         assert weights.step([torch.tensor([1.0, 0.0, -1.0])])
     # 0.1 (1 + (0.9 + 1)) = 0.29
     assert weights.parameters[0].tolist() == pytest.approx([0.71, 1.0, 1.29])
+
+
+def test_norm_weights_and_adapter_have_rates_of_their_own(wanted: Any) -> None:
+    assert (wanted().rate, wanted("adapt.parameters=norm").rate) == (1e-4, 3e-3)
 
 
 def test_a_gradient_that_is_no_number_moves_nothing(wanted: Any) -> None:
@@ -85,7 +91,7 @@ def test_a_gradient_that_is_no_number_moves_nothing(wanted: Any) -> None:
 
 
 def test_small_steps_add_up_in_half_precision(wanted: Any) -> None:
-    settings: AdaptSettings = wanted("adapt.parameters=norm", "adapt.optimizer=sgd", "adapt.lr=1e-3")
+    settings: AdaptSettings = wanted("adapt.parameters=norm", "adapt.optimizer=sgd", "adapt.norm_lr=1e-3")
     weights = AdaptedWeights(Toy(torch.bfloat16), settings)
     weights.step([torch.ones(3)])
     assert weights.parameters[0].tolist() == [1.0] * 3  # 0.999 rounds to 1 in bfloat16

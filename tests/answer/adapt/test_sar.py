@@ -1,7 +1,5 @@
 """SAR learns from sure questions at the worst point nearby, and gives up when all is sure."""
 
-import math
-
 import pytest
 import torch
 
@@ -76,24 +74,54 @@ def log_p_of_entropy(wanted: float) -> torch.Tensor:
     return log_p
 
 
-def test_the_moving_average_below_its_limit_brings_the_start_back(adapting: Adapt) -> None:
+def test_the_moving_average_far_below_the_trained_models_brings_the_start_back(
+    adapting: Adapt, caplog: pytest.LogCaptureFixture
+) -> None:
     made = adapting("adapt=sar", "adapt.lr=0.1")
     weights = AdaptedWeights(made.encoder.base.model, made.settings)
     rule = Sar(made, weights)
     weights.step([torch.ones_like(p) for p in weights.parameters])
+    rule.note_frozen(log_p_of_entropy(0.2))  # x 0.2: the limit is 0.04
     rule._recover(log_p_of_entropy(0.05))
     assert rule.average == pytest.approx(0.05)
     rule._recover(log_p_of_entropy(0.01))
-    assert rule.average == pytest.approx(0.9 * 0.05 + 0.1 * 0.01)  # 0.046: above 0.0401
+    assert rule.average == pytest.approx(0.9 * 0.05 + 0.1 * 0.01)  # 0.046
     assert made.counts["resets"] == 0
     rule._recover(log_p_of_entropy(0.001))
     rule._recover(log_p_of_entropy(0.001))  # 0.0415, then 0.03745
     assert (made.counts["resets"], rule.average) == (1, None)
     assert all(torch.equal(p, s) for p, s in zip(weights.parameters, weights.source, strict=True))
+    assert "below adapt.reset_below=0.2 of the trained model's 0.2000" in caplog.text
+    rule._recover(log_p_of_entropy(0.001))
+    assert made.counts["resets"] == 2
+    assert caplog.text.count("reset_below") == 1
 
 
-def test_the_reset_constant_is_the_papers_at_four_choices(adapting: Adapt) -> None:
-    # 0.2 for 1000 classes, as a share of the largest entropy
-    assert adapting("adapt=sar").settings.reset_below == pytest.approx(
-        0.2 * LARGEST / math.log(1000), abs=5e-5
-    )
+def test_a_model_that_is_sure_from_the_start_is_not_reset(adapting: Adapt) -> None:
+    made = adapting("adapt=sar")
+    rule = Sar(made, AdaptedWeights(made.encoder.base.model, made.settings))
+    rule.note_frozen(log_p_of_entropy(0.03))  # below any limit in nats that was meant for others
+    for _ in range(32):
+        rule._recover(log_p_of_entropy(0.03))
+    assert made.counts["resets"] == 0
+
+
+def test_nothing_to_compare_with_is_no_reset(adapting: Adapt) -> None:
+    made = adapting("adapt=sar")
+    rule = Sar(made, AdaptedWeights(made.encoder.base.model, made.settings))
+    rule.note_frozen(torch.full((4, 4), 0.25).log())  # nobody is sure
+    assert rule.of_trained is None
+    rule._recover(log_p_of_entropy(0.001))
+    assert made.counts["resets"] == 0
+
+
+def test_the_trained_models_entropy_is_known_from_the_first_batch(
+    adapting: Adapt, questions: list[Question]
+) -> None:
+    made = adapting("adapt=sar", "adapt.lr=0", "adapt.entropy_limit=0.9")
+    method = WeightMethod(made, Sar)
+    method.scores(questions[:8])
+    assert isinstance(method.rule, Sar)
+    spread = entropies(read_batch(made.encoder, questions[:8]).log_p)
+    assert method.rule.of_trained == pytest.approx(spread[spread < 0.9 * LARGEST].mean().item(), rel=1e-5)
+    method.reset()

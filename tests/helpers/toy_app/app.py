@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 def question_nll(cfg: DictConfig, question: int) -> float:
     """NLL of one question: best at lr 1e-3 and a high r; the noise depends on nothing but the arguments."""
     distance = math.log10(float(cfg.lr) / 1e-3)
-    noise = random.Random(f"{cfg.lr} {cfg.lora.r} {question}").random()
+    again = f" {cfg.train_seed}" if cfg.train_seed else ""
+    noise = random.Random(f"{cfg.lr} {cfg.lora.r} {question}{again}").random()
     return 0.3 + 0.2 * distance**2 + 1.0 / float(cfg.lora.r) + 0.1 * noise + (0.05 if cfg.image.size else 0.0)
 
 

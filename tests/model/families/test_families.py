@@ -229,3 +229,14 @@ def test_pictures_looked_at_together_are_those_looked_at_alone(name: str) -> Non
         assert distance(found.pooled, expected.pooled) <= 1e-5
         for tap, wanted in zip(found.deepstack, expected.deepstack, strict=True):
             assert distance(tap, wanted) <= 1e-5
+
+
+def test_a_prefix_from_host_memory_goes_to_where_the_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As scoring and micro-batches give it; the device without memory stands for a GPU."""
+    meta = torch.device("meta")
+    writer: Any = SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0))
+    text = GenericText(tiny_model(tiny_config("internvl")), writer, True, meta)
+    asked: list[torch.device] = []
+    monkeypatch.setattr(text, "_run", lambda ids, *rest: asked.append(ids.device))
+    text.prefix_states(torch.arange(1, 9))
+    assert asked == [meta]

@@ -1,13 +1,13 @@
 """What a test-time method gets and has to give, and the guard that notices its collapse.
 
-A method has collapsed when it answers nearly everything with one letter, or when its predictions are far from
-those of the trained model.
+A method has collapsed when it answers much more with one letter than the trained model does, or when its
+predictions are far from that model's.
 
 Notation: B questions of a batch, C letters.
 """
 
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -57,31 +57,42 @@ EVERY = 8  # batches between two comparisons with the trained model: 1/8 forward
 
 
 class CollapseGuard:
-    """Three alarms: a prediction is NaN, a letter's share is too large, the distance from the start is.
+    """Three alarms: a prediction is NaN, a letter's share grew too much, the distance from the start did.
 
-    The share is that of the last `WINDOW` answers. The distance is KL(adapted || trained), the mean over a
-    batch: it is computed on the first batch after a reset and on every `EVERY`th from there.
+    The share is that of the last `WINDOW` answers, and it is compared with the trained model's share of the
+    same letter on the same questions: a file that is sorted by letter is no collapse. The trained model is
+    asked only where the adapted one's share alone would suffice for an alarm. The distance is
+    KL(adapted || trained), the mean over a batch: it is computed on the first batch after a reset and on
+    every `EVERY`th from there.
 
     Args:
-        label_share: Largest share of one letter without an alarm.
+        label_share: Largest growth of one letter's share without an alarm.
         kl: Largest distance without an alarm, nats.
     """
 
     def __init__(self, label_share: float, kl: float) -> None:
         self.label_share, self.kl = label_share, kl
-        self.answers: deque[int] = deque(maxlen=WINDOW)
+        self.answers: deque[_Answer] = deque(maxlen=WINDOW)
         self.batches = 0
 
     def wants_frozen(self) -> bool:
         """Whether the next `alarm` needs the trained model's predictions."""
         return self.batches % EVERY == 0
 
-    def alarm(self, log_p: torch.Tensor, frozen: torch.Tensor | None) -> str | None:
+    def alarm(
+        self,
+        asked: Sequence[Any],
+        log_p: torch.Tensor,
+        frozen: torch.Tensor | None,
+        ask_frozen: Callable[[Sequence[Any]], torch.Tensor],
+    ) -> str | None:
         """Count a batch and say what is wrong with it.
 
         Args:
+            asked: B questions, in whatever form `ask_frozen` takes.
             log_p: (B, C) of the adapted model.
             frozen: (B, C) of the trained one; None: not compared this time.
+            ask_frozen: Gives the trained model's (N, C) for N questions.
 
         Returns:
             The alarm's text; None: no alarm.
@@ -89,17 +100,43 @@ class CollapseGuard:
         self.batches += 1
         if not bool(torch.isfinite(log_p).all()):
             return "a prediction is not a number"
-        self.answers.extend(log_p.argmax(1).tolist())
-        counts = [self.answers.count(i) for i in range(len(LETTERS))]
-        share = max(counts) / len(self.answers)
-        if len(self.answers) == WINDOW and share > self.label_share:
-            letter = LETTERS[counts.index(max(counts))]
-            return f"{share:.0%} of the last {WINDOW} answers are {letter!r}"
+        known = [None] * len(asked) if frozen is None else frozen.argmax(1).tolist()
+        letters = log_p.argmax(1).tolist()
+        self.answers.extend(map(_Answer, asked, letters, known))
+        grown = self._grown_share(ask_frozen)
+        if grown is not None:
+            return grown
         if frozen is not None and (distance := float(kl_divergence(log_p, frozen).mean())) > self.kl:
             return f"predictions are {distance:.2f} nats (KL) from the trained model's"
         return None
+
+    def _grown_share(self, ask_frozen: Callable[[Sequence[Any]], torch.Tensor]) -> str | None:
+        given = [answer.letter for answer in self.answers]
+        letter = max(range(len(LETTERS)), key=given.count)
+        share = given.count(letter) / len(given)
+        if len(given) < WINDOW or share <= self.label_share:
+            return None
+        unknown = [answer for answer in self.answers if answer.frozen is None]
+        if unknown:
+            trained = ask_frozen([answer.asked for answer in unknown]).argmax(1).tolist()
+            for answer, of_trained in zip(unknown, trained, strict=True):
+                answer.frozen = of_trained
+        before = sum(answer.frozen == letter for answer in self.answers) / len(given)
+        if share - before <= self.label_share:
+            return None
+        now = f"{share:.0%} of the last {WINDOW} answers are {LETTERS[letter]!r}"
+        return f"{now}, {before:.0%} of the trained model's"
 
     def clear(self) -> None:
         """Drop all counts."""
         self.answers.clear()
         self.batches = 0
+
+
+@dataclass
+class _Answer:
+    """An answer in the guard's window: what was asked, the letter, and the trained model's, where known."""
+
+    asked: Any
+    letter: int
+    frozen: int | None

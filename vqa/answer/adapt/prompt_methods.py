@@ -22,7 +22,7 @@ from vqa.model.vision.views import viewed
 from vqa.question import Question
 
 log = logging.getLogger(__name__)
-LAYERS = 3  # whose visual tokens PromptAlign aligns; as many as in the authors' code
+LAYERS = 3  # whose visual tokens PromptAlign aligns
 SecondLoss = Callable[[SoftPrompt, Row], torch.Tensor]
 
 
@@ -67,7 +67,12 @@ class PromptTuning:
         if not self.online:
             return scores
         frozen = prompt.ask(suffixes, prompt.untouched(), size) if self.guard.wants_frozen() else None
-        alarm = self.guard.alarm(scores[0], None if frozen is None else frozen[0])
+        alarm = self.guard.alarm(
+            suffixes,
+            scores[0],
+            None if frozen is None else frozen[0],
+            lambda asked: prompt.ask(asked, prompt.untouched(), size)[0],
+        )
         if alarm is None:
             return scores
         self._start_again(alarm)
@@ -137,11 +142,14 @@ class Alignment:
     L = TPT's + weight * mean over layers of the distance (`vqa.answer.adapt.embeddings.misalignment`) between
     mean and variance of the visual tokens' hidden states in the kept views and in the training pictures.
 
-    A decoder that reads one picture after its prompt is not the paper's CLIP. Three things differ:
+    A decoder that reads one picture after its prompt is not the paper's CLIP. Five things differ:
 
     - Their prompt stands inside the image encoder. Our tower is frozen and reads no prompt. What the prompt
       moves is the decoder's hidden states at the visual tokens, which see the tokens before them. The states
-      of the first three layers are aligned, DeepStack's taps included.
+      of the first three layers are aligned, DeepStack's taps included; their code aligns two layers.
+    - Their code weighs the sum over its layers by 100/3. Ours weighs the mean over three layers by 100,
+      which is the same factor on a sum.
+    - The learning rate is that of `tpt`; none was chosen for this loss.
     - Their pictures all have 197 tokens, and each has statistics of its own, over views. Ours differ in size,
       so statistics are over all visual tokens of all kept views together.
     - A decoder's channels differ by orders of magnitude, and the largest few would decide a plain L1
@@ -155,8 +163,7 @@ class Alignment:
     Raises:
         UserError: None of them has a picture.
 
-    Source: Abdul Samadh et al., Align Your Prompts, NeurIPS 2023 (arXiv 2311.01459); three layers and the
-    weight 100 are those of the authors' code.
+    Source: Abdul Samadh et al., Align Your Prompts, NeurIPS 2023 (arXiv 2311.01459), and the authors' code.
     """
 
     def __init__(self, adapting: Adapting) -> None:

@@ -21,7 +21,7 @@ from vqa.model.vision.views import viewed
 from vqa.question import Question
 
 log = logging.getLogger(__name__)
-KEPT = 0.9  # of the moving average, at each step of SAR
+KEPT = 0.9  # of a moving average, at each step of SAR
 COUNTED = ("steps", "filtered", "resets", "guard_resets", "not_finite")  # in metrics.json even where 0
 
 
@@ -30,6 +30,9 @@ class Rule(Protocol):
 
     def step(self, questions: Sequence[Question]) -> Scores:
         """Take one step on a batch; returns the predictions of the pass that gave its gradient."""
+
+    def note_frozen(self, log_p: torch.Tensor) -> None:
+        """Take notice of the trained model's predictions (B, C), asked now and then for the guard."""
 
     def reset(self) -> None:
         """Drop moving averages; `WeightMethod` puts the weights back."""
@@ -58,15 +61,20 @@ class WeightMethod:
     def scores(self, questions: Sequence[Question]) -> Scores:
         """Adapt on a batch and answer it; after an alarm the trained weights answer it."""
         encoder, settings = self.adapting.encoder, self.adapting.settings
+        frozen = None
+        if self.guard.wants_frozen():
+            frozen = self._ask_frozen(questions)
+            self.rule.note_frozen(frozen[0])
         for _ in range(settings.steps):
             scores = self.rule.step(questions)
         if settings.episodic:
             scores = read_batch(encoder, questions).scores
-        frozen = None
-        if self.guard.wants_frozen():
-            with self.weights.at_source():
-                frozen = read_batch(encoder, questions).scores
-        alarm = self.guard.alarm(scores[0], None if frozen is None else frozen[0])
+        alarm = self.guard.alarm(
+            questions,
+            scores[0],
+            None if frozen is None else frozen[0],
+            lambda asked: self._ask_frozen(asked)[0],
+        )
         if alarm is None:
             return scores
         self._start_again(alarm)
@@ -78,12 +86,21 @@ class WeightMethod:
         self.rule.reset()
         self.guard.clear()
 
+    def _ask_frozen(self, questions: Sequence[Question]) -> Scores:
+        """The trained model's predictions, in the batches of the method."""
+        encoder, size = self.adapting.encoder, self.adapting.settings.batch_size
+        with self.weights.at_source():
+            parts = [
+                read_batch(encoder, questions[i : i + size]).scores for i in range(0, len(questions), size)
+            ]
+        return torch.cat([log_p for log_p, _ in parts]), torch.cat([mass for _, mass in parts])
+
     def _start_again(self, alarm: str) -> None:
         self.adapting.counts["guard_resets"] += 1
         if not self.warned:
             log.warning(
                 "adapt=%s: %s; back to the trained weights (said once; metrics.json counts). "
-                "Lower adapt.lr or raise adapt.batch_size",
+                "Lower adapt.lr (adapt.norm_lr) or raise adapt.batch_size",
                 self.adapting.settings.method,
                 alarm,
             )
@@ -112,6 +129,9 @@ class Tent:
             self.adapting.counts["steps" if self.weights.step(gradients) else "not_finite"] += 1
         return outputs.scores
 
+    def note_frozen(self, log_p: torch.Tensor) -> None:
+        """Do nothing: the trained model is not compared with."""
+
     def reset(self) -> None:
         """Do nothing: there is no state but the weights."""
 
@@ -125,9 +145,14 @@ class Sar:
 
     A step takes two passes: the first gives the worst point nearby, the second the gradient there. As in the
     authors' code, sure questions are chosen again at that point, and a step is one batch, not one question.
-    Three things of their code are left out: a reset at 0.2 whatever the setting says, a moving average that
-    survives the reset, and the mean over no question, which is NaN. The paper trains norm layers and leaves
-    the last blocks alone; here `adapt.parameters` decides.
+    Four things of their code are left out: a reset at 0.2 whatever the setting says, a moving average that
+    survives the reset, the mean over no question, which is NaN, and the optimiser's step on a batch without a
+    sure question, which moves the weights by momentum alone. The paper trains norm layers and leaves the last
+    blocks alone; here `adapt.parameters` decides.
+
+    Their limit for the way back, 0.2 nats, was chosen for models of 1000 classes. A model that was tuned well
+    has less entropy than any such number from the start, and would go back at every step. So the limit here
+    is a share, `reset_below`, of the trained model's own entropy on questions of which it is sure.
 
     One of the teams calls another method "SAR": that one is `Consistency`.
 
@@ -139,6 +164,8 @@ class Sar:
         self.adapting, self.weights = adapting, weights
         self.limit = adapting.settings.entropy_limit
         self.average: float | None = None
+        self.of_trained: float | None = None  # moving average too, over the batches that the guard looks at
+        self.warned = False
 
     def step(self, questions: Sequence[Question]) -> Scores:
         """Take one step on a batch; returns the predictions of the first pass, at the weights before it."""
@@ -157,8 +184,13 @@ class Sar:
         self._recover(moved.log_p)
         return outputs.scores
 
+    def note_frozen(self, log_p: torch.Tensor) -> None:
+        """Follow the trained model's mean entropy on the questions of which it is sure."""
+        if (mean := self._sure_entropy(log_p)) is not None:
+            self.of_trained = _followed(self.of_trained, mean)
+
     def reset(self) -> None:
-        """Drop the moving average."""
+        """Drop the moving average; what is known of the trained model stays."""
         self.average = None
 
     def _loss(self, outputs: Outputs) -> torch.Tensor | None:
@@ -167,20 +199,41 @@ class Sar:
         return entropies(outputs.log_p)[sure].mean() if bool(sure.any()) else None
 
     def _recover(self, log_p: torch.Tensor) -> None:
-        """Go back to the trained weights once the moving average of the loss is below `reset_below`.
+        """Go back to the trained weights once the loss's moving average is far below the trained model's.
 
         A low average means that the model is sure of everything, which is how entropy minimisation collapses.
 
         Args:
             log_p: (B, C) at the moved weights; the loss is the mean entropy of the sure questions.
         """
-        loss = float(entropies(log_p)[reliable(log_p, self.limit)].mean())
-        self.average = loss if self.average is None else KEPT * self.average + (1 - KEPT) * loss
-        below = self.adapting.settings.reset_below
-        if below is not None and self.average < below:
-            self.adapting.counts["resets"] += 1
-            self.weights.reset()
-            self.reset()
+        loss, share = self._sure_entropy(log_p), self.adapting.settings.reset_below
+        if loss is None:
+            return
+        self.average = _followed(self.average, loss)
+        if share is None or self.of_trained is None or self.average >= share * self.of_trained:
+            return
+        self.adapting.counts["resets"] += 1
+        if not self.warned:
+            log.warning(
+                "adapt=sar: entropy fell to %.4f nats, below adapt.reset_below=%g of the trained model's "
+                "%.4f; back to the trained weights (said once; metrics.json counts). Lower adapt.lr",
+                self.average,
+                share,
+                self.of_trained,
+            )
+        self.warned = True
+        self.weights.reset()
+        self.reset()
+
+    def _sure_entropy(self, log_p: torch.Tensor) -> float | None:
+        """Mean entropy in nats of the sure questions of (B, C); None where there is none."""
+        sure = reliable(log_p, self.limit)
+        return float(entropies(log_p)[sure].mean()) if bool(sure.any()) else None
+
+
+def _followed(average: float | None, value: float) -> float:
+    """The moving average after one more value."""
+    return value if average is None else KEPT * average + (1 - KEPT) * value
 
 
 class Consistency:
@@ -208,6 +261,9 @@ class Consistency:
         if gradients is not None:
             self.adapting.counts["steps" if self.weights.step(gradients) else "not_finite"] += 1
         return outputs.log_p[:: settings.views], outputs.log_mass[:: settings.views]
+
+    def note_frozen(self, log_p: torch.Tensor) -> None:
+        """Do nothing: the trained model is not compared with."""
 
     def reset(self) -> None:
         """Do nothing: there is no state but the weights."""
@@ -249,6 +305,9 @@ class LoraAlign:
         if gradients is not None:
             self.adapting.counts["steps" if self.weights.step(gradients) else "not_finite"] += 1
         return outputs.scores
+
+    def note_frozen(self, log_p: torch.Tensor) -> None:
+        """Do nothing: the trained model is not compared with."""
 
     def reset(self) -> None:
         """Do nothing: the source statistics stay those of the trained model."""

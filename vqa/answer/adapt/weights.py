@@ -53,8 +53,8 @@ class AdaptedWeights:
 
     def _fresh_optimizer(self) -> torch.optim.Optimizer:
         if self.settings.optimizer == "adam":
-            return torch.optim.Adam(self.masters, lr=self.settings.lr)
-        return torch.optim.SGD(self.masters, lr=self.settings.lr, momentum=MOMENTUM)
+            return torch.optim.Adam(self.masters, lr=self.settings.rate)
+        return torch.optim.SGD(self.masters, lr=self.settings.rate, momentum=MOMENTUM)
 
     @contextmanager
     def learning(self) -> Iterator[None]:

@@ -22,6 +22,8 @@ class Family:
     Args:
         types: `model_type` of its configurations.
         own_text: Text types that our own decoder and tower compute; others go through transformers' forward.
+        packed_text: Text types that our own decoder computes, with prompts and pictures by the processor.
+        own_tower: Whether our own code around Qwen3-VL's tower looks at its pictures all the same.
         shares_prefix: Whether the prefix may be computed once (tests/model/families/test_families.py).
         linear: Names of the linear layers that `lora=all_linear` adapts; "" takes all of its text layers.
         attention: Those that `lora=attention` adapts.
@@ -35,6 +37,8 @@ class Family:
 
     types: tuple[str, ...]
     own_text: tuple[str, ...] = ()
+    packed_text: tuple[str, ...] = ()
+    own_tower: bool = False
     shares_prefix: bool = False
     linear: str = ""
     attention: str = "q_proj|k_proj|v_proj|o_proj"
@@ -48,6 +52,15 @@ class Family:
     def is_own(self, config: Any) -> bool:
         """Whether our own decoder computes a model of this family with this configuration."""
         return getattr(config.get_text_config(), "model_type", "") in self.own_text
+
+    def is_packed(self, config: Any) -> bool:
+        """Whether our own decoder can compute it, whoever writes its prompts: by its text type alone.
+
+        Layers with a window, or another activation, are not what that type's layers usually are.
+        """
+        text = config.get_text_config()
+        kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "linear_attention"}
+        return text.model_type in self.packed_text and not kinds and text.hidden_act == "silu"
 
 
 QWEN_LINEAR = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"

@@ -2,7 +2,7 @@
 
 A model has two plugs (vqa/model/plugs.py). Pictures: `prepare` one on the host, `features` of many on the
 device; vqa/model/vision/tower.py for Qwen-VL's tower, vqa/model/vision/generic_pictures.py for any. Text:
-`batch`, `logits` and the prefix's states; vqa/model/own_text.py for Qwen-VL's decoder,
+`batch`, `logits` and the prefix's states; vqa/model/own_text.py for text types that our own decoder computes,
 vqa/model/generic_text.py for any. Which of them a model gets stands in its `Family`; one that no file names
 gets the generic ones, with what can be read from its structure.
 """

@@ -5,6 +5,7 @@ from typing import Any
 from vqa.model.families.family import QWEN_LINEAR, tested
 from vqa.model.families.qwen3_5 import MIXERS
 
+QWEN_TEXT = ("qwen2", "qwen3")
 MOST_TILES = 12  # of InternVL's training
 INTERNVL_TILE = 256  # visual tokens of a tile of 448 x 448 pixels
 SMOLVLM_TILE = 81  # of 384 x 384, SmolVLM2-2.2B
@@ -35,11 +36,14 @@ def minicpm_slices(_: Any, least: int, most: int | None) -> dict[str, Any]:
     return {"max_slice_nums": max(1, min(9, most // MINICPM_TILE - 1))}
 
 
-INTERNVL = tested(types=("internvl",), budget=internvl_tiles)
-ONEVISION = tested(types=("llava_onevision",))  # the model itself counts tiles by its configuration's grids
+INTERNVL = tested(types=("internvl",), packed_text=QWEN_TEXT, budget=internvl_tiles)
+ONEVISION = tested(
+    types=("llava_onevision",), packed_text=QWEN_TEXT
+)  # the model itself counts tiles by its configuration's grids
 SMOLVLM = tested(types=("smolvlm",), budget=smolvlm_tiles)
 MINICPM = tested(
     types=("minicpmv4_6",),
+    packed_text=("qwen3_5_text",),
     linear=f"{QWEN_LINEAR}|{MIXERS}",
     attention=f"q_proj|k_proj|v_proj|o_proj|{MIXERS}",
     budget=minicpm_slices,

@@ -298,13 +298,25 @@ def _adapters(projections: Sequence[Projection]) -> list[torch.Tensor | None]:
     return [tensor for p in projections for tensor in (p.a, p.b, p.magnitude)]
 
 
+def norm_terms(norm: Any) -> tuple[torch.Tensor, float]:
+    """Weight and epsilon of a root-mean-square norm.
+
+    Qwen3.5's norms store by how much their weight differs from one, and multiply before they round: theirs
+    comes in float32 at least.
+    """
+    if hasattr(norm, "variance_epsilon"):
+        return norm.weight, norm.variance_epsilon
+    weight: torch.Tensor = norm.weight
+    return 1 + weight.to(torch.promote_types(weight.dtype, torch.float32)), norm.eps
+
+
 def norm_project(x: torch.Tensor, norm: Any, projections: Sequence[Projection]) -> tuple[torch.Tensor, ...]:
     """Norm x (T, in), then project it: one (T, out) per projection."""
     if any(p.module is not None for p in projections):
         normed = norm(x)
         return tuple(_called(p, normed) for p in projections)
     results: tuple[torch.Tensor, ...] = _NormProject.apply(  # type: ignore[no-untyped-call]
-        x, norm.weight, norm.variance_epsilon, projections, *_adapters(projections)
+        x, *norm_terms(norm), projections, *_adapters(projections)
     )
     return results
 
@@ -332,7 +344,7 @@ def gated_mlp(x: torch.Tensor, norm: Any, projections: Sequence[Projection], rec
             return again
         return _called_mlp(x, norm, projections)
     result: torch.Tensor = _GatedMlp.apply(  # type: ignore[no-untyped-call]
-        x, norm.weight, norm.variance_epsilon, projections, recompute, *_adapters(projections)
+        x, *norm_terms(norm), projections, recompute, *_adapters(projections)
     )
     return result
 
@@ -354,7 +366,7 @@ def _called_mlp(x: torch.Tensor, norm: Any, projections: Sequence[Projection]) -
 
 def rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, norm: Any | None) -> torch.Tensor:
     """Head norm, where there is one, and rotary embedding of (T, H, D)."""
-    weight, eps = (norm.weight, norm.variance_epsilon) if norm is not None else (None, 0.0)
+    weight, eps = norm_terms(norm) if norm is not None else (None, 0.0)
     result: torch.Tensor = _Rotary.apply(x, cos, sin, weight, eps)  # type: ignore[no-untyped-call]
     return result
 

@@ -1,6 +1,7 @@
 """The decoder's elementwise parts, each with its backward; fused into one kernel on a GPU.
 
-Notation: T tokens, H heads, D head dim. Forward formulas are those of transformers' Qwen2.5-VL and Qwen3-VL;
+Notation: T tokens, H heads, D head dim. Forward formulas are those of transformers' Qwen2.5-VL, Qwen3-VL and
+Qwen3.5;
 backward formulas follow from them and are tested against autograd (tests/model/kernels/test_pointwise.py).
 """
 
@@ -59,7 +60,7 @@ def fused(function: Callable[Inputs, Output]) -> Callable[Inputs, Output]:
 @fused
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """Root-mean-square norm over the last dimension, in float32 at least (Zhang & Sennrich 2019)."""
-    return weight * _normed(x, eps)[0].to(x.dtype)
+    return _weighted(_normed(x, eps)[0], weight, x.dtype)
 
 
 @fused
@@ -85,13 +86,15 @@ def rotate(
 
     Args:
         x: (T, H, D).
-        cos: (T, D); sin alike.
+        cos: (T, R); sin alike. Where R < D (Qwen3.5) the rest of the head is not turned.
         weight: (D,) of the norm, or None.
         eps: Of the norm.
     """
     if weight is not None:
-        x = weight * _normed(x, eps)[0].to(x.dtype)
-    return x * cos[:, None] + _half_turn(x) * sin[:, None]
+        x = _weighted(_normed(x, eps)[0], weight, x.dtype)
+    turned, rest = _turning(x, cos)
+    turned = turned * cos[:, None] + _half_turn(turned) * sin[:, None]
+    return turned if rest is None else torch.cat([turned, rest], dim=-1)
 
 
 @fused
@@ -147,6 +150,50 @@ def swiglu_backward(
     silu = g * sigmoid
     by_gate = d * u * (sigmoid + silu * (1 - sigmoid))
     return (silu * u).to(gate.dtype), by_gate.to(gate.dtype), (d * silu).to(up.dtype)
+
+
+@fused
+def gate_by_sigmoid(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """x * sigmoid(gate): Qwen3.5's gate on what attention gives."""
+    return (_wide(x) * torch.sigmoid(_wide(gate))).to(x.dtype)
+
+
+@fused
+def gate_by_sigmoid_backward(
+    grad: torch.Tensor, x: torch.Tensor, gate: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of `gate_by_sigmoid` by x and gate."""
+    opened, d = torch.sigmoid(_wide(gate)), _wide(grad)
+    return (d * opened).to(x.dtype), (d * _wide(x) * opened * (1 - opened)).to(gate.dtype)
+
+
+@fused
+def gated_norm(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Root-mean-square norm of x over the last dimension, times silu(gate): Gated DeltaNet's."""
+    return (_normed(x, eps)[0] * _wide(weight) * F.silu(_wide(gate))).to(x.dtype)
+
+
+@fused
+def gated_norm_backward(
+    grad: torch.Tensor, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of `gated_norm` by x and gate."""
+    normed, scale = _normed(x, eps)
+    g = _wide(gate)
+    sigmoid = torch.sigmoid(g)
+    silu = g * sigmoid
+    by_product = _wide(grad) * _wide(weight)
+    by_normed = by_product * silu
+    dx = scale * (by_normed - normed * (by_normed * normed).mean(-1, keepdim=True))
+    return dx.to(x.dtype), (by_product * normed * (sigmoid + silu * (1 - sigmoid))).to(gate.dtype)
+
+
+@fused
+def gated_norm_weight_gradient(
+    grad: torch.Tensor, x: torch.Tensor, gate: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """Gradient of `gated_norm` by its weight (D,), summed over the rest in float32."""
+    return (_wide(grad) * _normed(x, eps)[0] * F.silu(_wide(gate))).flatten(0, -2).sum(0)
 
 
 @fused
@@ -217,7 +264,22 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
 
 
 def _turned_back(grad: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    return grad * cos[:, None] - _half_turn(grad * sin[:, None])
+    turned, rest = _turning(grad, cos)
+    back = turned * cos[:, None] - _half_turn(turned * sin[:, None])
+    return back if rest is None else torch.cat([back, rest], dim=-1)
+
+
+def _turning(x: torch.Tensor, cos: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What of each head is turned, and the rest; None where all is."""
+    R = cos.shape[-1]
+    return (x, None) if x.shape[-1] == R else (x[..., :R], x[..., R:])
+
+
+def _weighted(normed: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A weight of the result's type is multiplied after rounding, a wider one (Qwen3.5's) before it."""
+    if weight.element_size() > dtype.itemsize:
+        return (weight * normed).to(dtype)
+    return weight * normed.to(dtype)
 
 
 def _half_turn(x: torch.Tensor) -> torch.Tensor:

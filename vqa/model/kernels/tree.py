@@ -31,6 +31,7 @@ class TreeLayout:
         longest: S.
         before: Tokens that every suffix sees before its own, inside this row or outside.
         whole: (2,) int32 each, [0, before] and [0, T - P].
+        lengths: Tokens of each suffix.
         branches: What follows the suffixes and hangs below them; None: nothing does.
     """
 
@@ -42,6 +43,7 @@ class TreeLayout:
     longest: int
     before: int
     whole: tuple[torch.Tensor, torch.Tensor]
+    lengths: tuple[int, ...]
     branches: "Branches | None" = None
 
 
@@ -71,6 +73,7 @@ def tree_layout(prefix: int, lengths: list[int], device: torch.device, outside: 
         longest=S,
         before=before,
         whole=(to_device(whole[0], device), to_device(whole[1], device)),
+        lengths=tuple(lengths),
     )
 
 
@@ -85,6 +88,7 @@ class Branches:
         mask: (B, O x S, O x S) which branch tokens see each other: those before, of the same branch.
         scatter: Where each branch token's result stands in the flattened (B, O x S) grid.
         start: The first branch token.
+        lengths: Tokens of each branch, question by question.
     """
 
     stems: torch.Tensor
@@ -93,6 +97,7 @@ class Branches:
     mask: torch.Tensor
     scatter: torch.Tensor
     start: int
+    lengths: tuple[int, ...]
 
 
 def branch_layout(stems: list[int], branches: list[list[int]], device: torch.device) -> Branches:
@@ -120,6 +125,7 @@ def branch_layout(stems: list[int], branches: list[list[int]], device: torch.dev
         mask=to_device((own & before).expand(B, -1, -1).contiguous(), device),
         scatter=to_device(inside.flatten().nonzero().flatten(), device),
         start=start,
+        lengths=tuple(length for sizes in branches for length in sizes),
     )
 
 

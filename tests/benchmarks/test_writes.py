@@ -1,0 +1,12 @@
+"""The command that kills a study at every write works; a few of the writes are enough here."""
+
+from pathlib import Path
+
+from benchmarks.endurance.writes import kill_at_each
+
+
+def test_a_study_killed_at_some_of_its_writes_ends_in_the_same_bytes(tmp_path: Path) -> None:
+    row = kill_at_each(tmp_path, every=60, first=25)
+    assert row["writes"] > 100
+    assert row["kills"] >= 2
+    assert row["differing"] == []

@@ -1,0 +1,196 @@
+"""A configuration, checkpoint, adapter or model of a stranger runs nothing: canaries stay silent."""
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers.command_line import Outcome, vqa
+from vqa.config.library import TRUSTED, check_target
+from vqa.errors import UserError
+from vqa.sweep.sampling import build_pruner
+
+Command = Callable[..., Outcome]
+RUNNERS = [
+    *("os.system", "subprocess.Popen", "builtins.eval", "builtins.exec", "importlib.import_module"),
+    *("runpy.run_path", "pickle.load", "torch.load", "numpy.load", "hydra.utils.get_object"),
+    *("hydra.utils.instantiate", "shutil.rmtree", "pathlib.Path.unlink", "webbrowser.open", "vqa.run.main"),
+]
+HUB = "transformers.utils.hub"
+THROUGH = {
+    "data": [
+        *("vqa.data.image.io.open", "vqa.data.source.build", "vqa.data.csv_rows.csv.reader"),
+        "vqa.database.X",
+    ],
+    "lora": [
+        *("peft.import_utils.importlib.import_module", "peft.PeftModel.from_pretrained"),
+        *("peft.get_peft_model", "peft.utils.other.os.system", "peft.PeftModel"),
+        "peft.utils.save_and_load.torch.load",
+    ],
+    "optimizer": [
+        *("torch.optim.optimizer.torch.load", "torch.optim.adam.torch.hub.load", "torch.hub.load"),
+        "torch.optim._functional.os.system",
+    ],
+    "scheduler.schedule": [
+        *("transformers.AutoModel.from_pretrained", "transformers.pipeline", "transformers.Trainer"),
+        *(f"{HUB}.os.system", "transformers.dynamic_module_utils.get_class_from_dynamic_module"),
+        "transformers.AutoTokenizer.from_pretrained",
+    ],
+    "quantization.weights": [
+        *("transformers.AutoConfig.from_pretrained", f"{HUB}.subprocess.run", "transformers.pipeline"),
+        "transformers.AutoModel",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", sorted(TRUSTED))
+def test_no_node_names_what_runs_or_loads(name: str) -> None:
+    for target in [*RUNNERS, *THROUGH[name], f"{TRUSTED[name][0][:-1]}os.system", "", 7, ["os.system"], None]:
+        for node in ({"_target_": target}, {"_target_": target, "_partial_": True}):
+            with pytest.raises(UserError, match=rf"{name}._target_"):
+                check_target(name, node)
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_nothing_is_hidden_in_an_argument(runner: str) -> None:
+    good = "peft.LoraConfig"
+    for inner in ({"_target_": runner}, [{"a": [{"_target_": runner, "_partial_": True}]}]):
+        with pytest.raises(UserError, match=r"lora: no argument may hold a _target_ of its own"):
+            check_target("lora", {"_target_": good, "target_modules": inner})
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        *(f"optuna.pruners._percentile.{name}" for name in ("np.load", "math.floor", "_get_percentile")),
+        *("optuna.pruners.os.system", "optuna.storages.RDBStorage", "os.system"),
+    ],
+)
+def test_a_pruner_is_a_class_of_optuna_at_any_depth(target: str) -> None:
+    hidden = {
+        "_target_": "optuna.pruners.PatientPruner",
+        "wrapped_pruner": {"_target_": target},
+        "patience": 1,
+    }
+    for node in ({"_target_": target}, hidden):
+        with pytest.raises(
+            UserError, match=r"hydra.sweeper.pruner: _target_ must be a class of optuna.pruners"
+        ):
+            build_pruner(node)
+
+
+@pytest.fixture
+def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that appears when foreign code ran; `sing` on the path makes it."""
+    bird = tmp_path / "sang"
+    (tmp_path / "sing.py").write_text(
+        f"from pathlib import Path\n\ndef sing(*_, **__):\n    Path({str(bird)!r}).touch()\n\nclass Bird:\n"
+        "    def __init__(self, *_, **__):\n        sing()\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return bird
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    def run(*arguments: str) -> Outcome:
+        return vqa(monkeypatch, capsys, f"env.output_root={tmp_path / 'out'}", "tracking=none", *arguments)
+
+    return run
+
+
+EXPERIMENTS = {
+    "callback": ({"hydra": {"callbacks": {"x": {"_target_": "sing.Bird"}}}}, []),
+    "callback of ours": (
+        {"hydra": {"callbacks": {"x": {"_target_": "vqa.sweep.pool.JobCallback", "of": "sing.Bird"}}}}, []),
+    "logging factory": ({"hydra": {"job_logging": {"handlers": {"file": {"()": "sing.sing"}}}}}, []),
+    "logging class": ({"hydra": {"job_logging": {"handlers": {"console": {"class": "sing.Bird"}}}}}, []),
+    "launcher": ({"hydra": {"launcher": {"_target_": "sing.Bird"}}}, ["-m", "+sweep=lora"]),
+    "worker command": (
+        {"hydra": {"sweeper": {"worker_command": "python -c 'import sing; sing.sing()'", "n_workers": 2}}},
+        ["-m", "+sweep=lora"]),
+    "sampler": ({"hydra": {"sweeper": {"sampler": {"_target_": "sing.Bird"}}}}, ["-m", "+sweep=lora"]),
+    "data": ({"data": {"_target_": "sing.Bird"}}, []),
+    "optimizer": ({"optimizer": {"_target_": "sing.sing"}}, []),
+    "resolver": ({"study": "${sing.sing:}"}, []),
+    "python object": ("seed: !!python/object/apply:sing.sing []\n", []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", EXPERIMENTS)
+def test_a_strangers_experiment_runs_nothing(
+    command: Command, canary: Path, tmp_path: Path, kind: str
+) -> None:
+    content, arguments = EXPERIMENTS[kind]
+    folder = tmp_path / "theirs" / "experiment"
+    folder.mkdir(parents=True)
+    text = content if isinstance(content, str) else json.dumps(content)
+    (folder / "evil.yaml").write_text(f"# @package _global_\n{text}\n")
+    outcome = command(f"--config-dir={folder.parent}", "experiment=evil", "stage=status", *arguments)
+    assert not canary.exists()
+    assert outcome.code == 2, outcome.err
+    assert "Traceback" not in outcome.err
+
+
+class Egg:
+    """Runs `os.mkdir(path)` when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_strangers_checkpoint_hatches_nothing(tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from vqa.train.checkpoint import Checkpoints
+    from vqa.train.fit import _Trainer
+
+    path, bird = tmp_path / "checkpoint.pt", tmp_path / "sang"
+    trainer = _Trainer.__new__(_Trainer)
+    trainer.encoder = SimpleNamespace(base=SimpleNamespace(device=torch.device("cpu")))  # type: ignore[assignment]
+    trainer.parameters = []
+    torch.save({"step": 1, "egg": Egg(bird)}, path)
+    whole = path.read_bytes()
+    for content in (whole, whole[:100], whole[:-10], b"", b"PK", pickle.dumps(Egg(bird)), b"\x80\x04."):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"checkpoint.pt: cannot be taken up(?s:.*)remove it"):
+            trainer.load(Checkpoints(path, 1))
+    torch.save({"step": 1}, path)
+    with pytest.raises(UserError, match="cannot be taken up"):
+        trainer.load(Checkpoints(path, 1))
+    assert not bird.exists()
+
+
+def test_a_strangers_adapter_is_not_unpickled(tmp_path: Path) -> None:
+    from vqa.model.adapter import plain_adapter
+
+    bird = tmp_path / "sang"
+    (tmp_path / "adapter_model.bin").write_bytes(pickle.dumps(Egg(bird)))
+    for text in ("", "{", "[]", '{"peft_type": "LORA", "auto_mapping": {"parent_library": "sing"}}'):
+        (tmp_path / "adapter_config.json").write_text(text)
+        with pytest.raises(UserError, match=r"adapter=.*(cannot be read|pickled ones)"):
+            plain_adapter(None, tmp_path, "asset:tiny")
+    assert not bird.exists()
+
+
+def test_a_model_that_brings_code_is_refused(command: Command, canary: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    config = {
+        "model_type": "sing",
+        "auto_map": {"AutoConfig": "sing_model.Bird", "AutoModel": "sing_model.Bird"},
+    }
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "sing_model.py").write_text((tmp_path / "sing.py").read_text() + "\nsing()\n")
+    outcome = command(f"model.path={model}", "data.train_size=60", "data.test_size=12")
+    assert outcome.code == 2, outcome.err
+    assert f"model.path={model} cannot be loaded" in outcome.err
+    assert not canary.exists()

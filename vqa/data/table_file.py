@@ -1,0 +1,156 @@
+"""A table from disk as text: CSV as Excel, Korean Windows and Kaggle write it, JSONL and parquet.
+
+What had to be guessed (encoding, separator) is said in a note, one line each.
+"""
+
+import csv
+import io
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from vqa.machine.files import read_regular
+
+MAX_BYTES = 2 * 2**30
+SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
+Record = tuple[int, list[str]]  # the line it starts on, its fields
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a file.
+
+    Args:
+        text: What is wrong.
+        line: Line of the file on which the row starts, as an editor counts; 0 = the whole file.
+        column: Column's name; "" = the whole row.
+        about: "file" = no row can be trusted, "root" = no picture is where it is looked for, "image" = only
+            the picture is at fault.
+    """
+
+    text: str
+    line: int = 0
+    column: str = ""
+    about: Literal["file", "root", "row", "image"] = "row"
+
+    def at(self, file: str) -> str:
+        """The problem with its place: `file.csv:row 17, column answer: ...`."""
+        row = f":row {self.line}" if self.line else ""
+        column = f", column {self.column}" if self.column else ""
+        return f"{file}{row}{column}: {self.text}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """The header and rows of a file; problems are with the whole file, notes tell how it was read."""
+
+    records: list[Record] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_table(path: Path, wanted: str) -> Table:
+    """Read a file by its ending: .jsonl and .ndjson, .parquet, anything else as CSV.
+
+    Args:
+        path: The file.
+        wanted: A column that the header should have; it tells the separator.
+    """
+    try:
+        data = read_regular(path, MAX_BYTES)
+    except OSError as error:
+        return Table(problems=[Problem(f"cannot be read: {error.strerror}", about="file")])
+    if path.suffix.lower() == ".parquet":
+        return _parquet(data)
+    if data.startswith(b"PK\x03\x04"):
+        return Table(problems=[Problem("is an Excel or zip file: save it as CSV UTF-8", about="file")])
+    text, encoding = _decoded(data)
+    if encoding is None:
+        line = len(text.splitlines()) + 1
+        return Table(problems=[Problem("is not UTF-8: save the file as 'CSV UTF-8'", line, about="file")])
+    notes = [] if encoding == "UTF-8" else [f"read as {encoding}; if words look wrong, save it as UTF-8"]
+    if path.suffix.lower() in (".jsonl", ".ndjson"):
+        return _json_lines(text, notes)
+    return _comma_separated(text, wanted, notes)
+
+
+def _decoded(data: bytes) -> tuple[str, str | None]:
+    """The text and its encoding; of no known one, what could be read before the first strange byte."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        candidates = [("utf-16", "UTF-16")]
+    else:
+        candidates = [("utf-8-sig", "UTF-8"), ("cp949", "cp949 (Korean Windows)")]
+    for codec, name in candidates:
+        try:
+            return data.decode(codec), name
+        except UnicodeDecodeError:
+            continue
+    return data.decode(candidates[0][0], errors="replace").split("\ufffd")[0], None
+
+
+def _comma_separated(text: str, wanted: str, notes: list[str]) -> Table:
+    first = text.lstrip("\r\n").split("\n", 1)[0].rstrip("\r")
+    separator = ","
+    if wanted not in first.split(","):
+        separator = next((sep for sep in SEPARATORS if wanted in first.split(sep)), ",")
+    if separator != ",":
+        notes = [*notes, f"read with {SEPARATORS[separator]} between columns"]
+    records: list[Record] = []
+    # Without `strict`, a quote that is never closed swallows all rows up to the next quote.
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
+    line = 1
+    try:
+        for fields in reader:
+            if fields:
+                records.append((line, fields))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        return Table(
+            records, [Problem(f"is not CSV, look for a stray quote: {error}", line, about="file")], notes
+        )
+    return Table(records, [] if records else [Problem("is empty", about="file")], notes)
+
+
+def _json_lines(text: str, notes: list[str]) -> Table:
+    rows: list[tuple[int, dict[str, object]]] = []
+    for line, content in enumerate(text.split("\n"), start=1):
+        if not content.strip():
+            continue
+        try:
+            value = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            return Table(problems=[Problem(f"is no JSON: {error}", line, about="file")])
+        if not isinstance(value, dict):
+            return Table(problems=[Problem("must be an object {...}", line, about="file")])
+        rows.append((line, value))
+    return _from_objects(rows, notes)
+
+
+def _parquet(data: bytes) -> Table:
+    try:
+        import pyarrow  # type: ignore[import-untyped]
+        import pyarrow.parquet as parquet  # type: ignore[import-untyped]
+    except ImportError:
+        text = "is parquet, which needs pyarrow: pip install pyarrow, or save it as CSV UTF-8"
+        return Table(problems=[Problem(text, about="file")])
+    try:
+        rows = parquet.read_table(io.BytesIO(data)).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        return Table(problems=[Problem(f"is no parquet: {str(error).splitlines()[0]}", about="file")])
+    return _from_objects(list(enumerate(rows, start=1)), ["row numbers count from 1, without a header"])
+
+
+def _from_objects(rows: list[tuple[int, dict[str, object]]], notes: list[str]) -> Table:
+    """One header of all names in the order met; what a row does not name is empty."""
+    header = list(dict.fromkeys(name for _, row in rows for name in row))
+    if not rows:
+        return Table(problems=[Problem("is empty", about="file")])
+    records = [(line, [_cell(row.get(name)) for name in header]) for line, row in rows]
+    return Table([(rows[0][0], header), *records], [], notes)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

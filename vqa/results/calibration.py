@@ -1,0 +1,186 @@
+"""One temperature for probabilities that are too sure, or not sure enough: fitted on rows with known answers.
+
+Tempering raises probabilities to the power 1 / T and normalises them again. The order of the four letters
+stays, so no answer changes. Prediction files keep the model's own probabilities, and metrics.json has the
+temperature.
+
+Source: Guo et al. 2017, On Calibration of Modern Neural Networks (arXiv 1706.04599), section 4.2.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqa.machine.files import replace_text
+from vqa.question import LETTERS
+from vqa.results.folder import CALIBRATION
+from vqa.results.metrics import P_FLOOR, calibration_error, nll
+from vqa.results.predictions import Prediction
+
+log = logging.getLogger(__name__)
+UNCHANGED = 1.0  # the temperature that leaves probabilities as they are
+LOWEST, HIGHEST = 0.05, 20.0  # the fit is looked for between these
+PARTS = 5  # of the rows, when a temperature is judged on the rows it is fitted on
+HALVINGS = 50  # of the interval of 1 / T: more than a float64 can tell apart
+
+
+def tempered(predictions: Sequence[Prediction], temperature: float) -> list[Prediction]:
+    """The predictions with p ** (1 / T), normalised; at T = 1 the very same ones.
+
+    Args:
+        predictions: In any order.
+        temperature: T > 0; above 1 makes them less sure.
+    """
+    if temperature == UNCHANGED or not predictions:
+        return list(predictions)
+    scaled = _log_p(predictions) / temperature
+    p = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    return [
+        replace(prediction, p=(a, b, c, d))
+        for prediction, (a, b, c, d) in zip(predictions, p.tolist(), strict=True)
+    ]
+
+
+def fitted_temperature(predictions: Sequence[Prediction]) -> float:
+    """The temperature with the lowest mean NLL on these rows and on one more, whose answer is any letter.
+
+    Without that row a model that answers all of them right would be made infinitely sure. The mean NLL is
+    convex in 1 / T, so the zero of its slope is found by halving; the same rows give the same number
+    everywhere.
+
+    Args:
+        predictions: Labelled.
+
+    Returns:
+        T, kept within `LOWEST` and `HIGHEST`.
+
+    Raises:
+        ValueError: There are no predictions, or one has no gold letter.
+
+    Source of the row more: Platt 1999, Probabilistic Outputs for Support Vector Machines, section 2.2, whose
+    targets are those of one more answer of each kind.
+    """
+    log_p = _log_p(predictions)
+    nll(predictions)  # refuses unlabelled rows in the words of the other scores
+    golds = np.array([LETTERS.index(str(prediction.gold)) for prediction in predictions])
+    # the row more is as sure as these are on average
+    of_gold = log_p[np.arange(len(golds)), golds]
+    more = 1 / (len(golds) + 1)
+    wanted = (1 - more) * float(of_gold.mean()) + more * float(log_p.mean())
+    low, high = 1 / HIGHEST, 1 / LOWEST
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        weights = np.exp(middle * (log_p - log_p.max(axis=1, keepdims=True)))
+        expected = (weights * log_p).sum(axis=1) / weights.sum(axis=1)
+        low, high = (low, middle) if float(expected.mean()) > wanted else (middle, high)
+    return 2 / (low + high)
+
+
+def cross_fitted(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """The predictions, each tempered by a temperature that was fitted without it.
+
+    The rows fall into `PARTS` parts by a digest of their picture, so that rows on one picture stay together
+    and the parts do not depend on the order.
+
+    Args:
+        predictions: Labelled. Where all fall into one part they are returned as they are.
+
+    Raises:
+        ValueError: As `fitted_temperature`.
+    """
+    parts = np.array([_part(prediction) for prediction in predictions])
+    found = list(predictions)
+    for part in sorted(set(parts.tolist())):
+        outside = [p for p, number in zip(predictions, parts, strict=True) if number != part]
+        if not outside:
+            continue
+        temperature = fitted_temperature(outside)
+        places = np.flatnonzero(parts == part).tolist()
+        inside = tempered([predictions[place] for place in places], temperature)
+        for place, prediction in zip(places, inside, strict=True):
+            found[place] = prediction
+    return found
+
+
+def chosen_temperature(predictions: Sequence[Prediction], wanted: float | Literal["auto"]) -> float:
+    """The temperature for further questions.
+
+    Args:
+        predictions: Labelled rows that were not trained on.
+        wanted: `inference.temperature`. A number is taken as it is; "auto" is the fitted temperature where it
+            lowers the NLL of rows that it was not fitted on, and 1 where it does not: on few rows a
+            temperature is as often worse as better.
+
+    Raises:
+        ValueError: As `fitted_temperature`.
+    """
+    if wanted != "auto":
+        return wanted
+    if nll(cross_fitted(predictions))[0] >= nll(predictions)[0]:
+        return UNCHANGED
+    return fitted_temperature(predictions)
+
+
+def held_out_calibrated(
+    predictions: Sequence[Prediction], wanted: float | Literal["auto"]
+) -> list[Prediction]:
+    """The rows that the temperature is fitted on, each tempered without having been fitted on.
+
+    Args:
+        predictions: Labelled.
+        wanted: As in `chosen_temperature`.
+
+    Raises:
+        ValueError: As `fitted_temperature`.
+    """
+    if wanted == "auto" and chosen_temperature(predictions, wanted) != UNCHANGED:
+        return cross_fitted(predictions)
+    return tempered(predictions, UNCHANGED if wanted == "auto" else wanted)
+
+
+def calibrated_scores(predictions: Sequence[Prediction], temperature: float) -> dict[str, float]:
+    """What metrics.json says of calibrated probabilities.
+
+    Args:
+        predictions: Labelled, tempered already.
+        temperature: The one that is used for further questions.
+
+    Returns:
+        `temperature`, `nll` and `nll_se` in nats, and `ece`.
+    """
+    mean, error = nll(predictions)
+    return {
+        "temperature": temperature,
+        "nll": mean,
+        "nll_se": error,
+        "ece": calibration_error(predictions),
+    }
+
+
+def write_calibration(adapter: Path, content: Mapping[str, Any]) -> None:
+    """Keep the temperature beside an adapter, for whoever answers with it later.
+
+    Args:
+        adapter: The adapter's folder.
+        content: `temperature`, `base_temperature`, `n` (rows it was fitted on), and `inference`: how they
+            were answered.
+    """
+    replace_text(adapter / CALIBRATION, json.dumps(content, indent=2) + "\n")
+
+
+def _part(prediction: Prediction) -> int:
+    group = prediction.image_sha256 or prediction.id
+    return hashlib.sha256(group.encode()).digest()[0] * PARTS // 256
+
+
+def _log_p(predictions: Sequence[Prediction]) -> NDArray[np.float64]:
+    """(Q, 4) log probabilities, those of 0 at the floor of the NLL."""
+    return np.log(np.clip(np.array([p.p for p in predictions], dtype=np.float64), P_FLOOR, 1.0))
