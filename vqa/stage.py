@@ -21,6 +21,7 @@ from vqa.stages.preflight import prepare
 
 if TYPE_CHECKING:
     import torch
+    from rich.console import Console
 
 
 def run_stage(cfg: DictConfig, folder: Path, alone: bool) -> float | None:
@@ -161,11 +162,20 @@ def _say(settings: Settings, folder: Path, metrics: dict[str, Any]) -> None:
         from vqa.stages.report import show_report
 
         show_report(settings, RunFolder(folder))
+        _print_verdict(console, lang, folder, metrics)
     run = RunFolder(folder)
     following = run.submission if run.submission.exists() else run.metrics_file
     if settings.stage == "merge":
         following = metrics["model"]
     console.print(message(lang, "next", what=following))
+
+
+def _print_verdict(console: "Console", lang: str, folder: Path, metrics: dict[str, Any]) -> None:
+    """Say in one sentence what the study came to."""
+    from vqa.report.verdict import verdict
+
+    english, korean = verdict(metrics, RunFolder(folder).study.trials())
+    console.print(korean if lang == "ko" else english, style="bold", markup=False, highlight=False)
 
 
 def _scores(lang: str, metrics: dict[str, Any]) -> str:

@@ -133,3 +133,44 @@ def test_the_doctor_page_opens_without_an_error(
     assert page.locator(".sheet img").count() == 30
     assert trouble == []
     assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+
+
+def test_the_leaderboard_sorts_by_any_column(browser: Any, report: Path) -> None:
+    page, trouble = opened(browser, report.as_uri(), DESKTOP)
+    trials = page.locator("#leaderboard tbody th")
+    written = trials.all_inner_texts()
+    button = page.locator("#leaderboard button.sort").first
+    button.click()
+    assert trials.all_inner_texts() == sorted(written, key=int)
+    button.click()
+    assert trials.all_inner_texts() == sorted(written, key=int, reverse=True)
+    assert page.locator("#leaderboard th[aria-sort=descending]").count() == 1
+    button.click()
+    assert trials.all_inner_texts() == written
+    assert trouble == []
+
+
+def test_the_gallery_enlarges_compares_and_saves(browser: Any, report: Path) -> None:
+    page, trouble = opened(browser, report.as_uri(), DESKTOP)
+    page.select_option("select[name=change]", "fixed")
+    rows = int(page.inner_text("#count").split()[0])
+    assert rows > 0
+    assert page.locator(".change.fixed").count() == page.locator("#cards .card").count()
+    with page.expect_download() as download:
+        page.click("#export")
+    assert len(download.value.path().read_text(encoding="utf-8-sig").splitlines()) == rows + 1
+    page.locator("button.enlarge").first.click()
+    assert page.locator("#large").is_visible()
+    page.keyboard.press("Escape")
+    assert not page.locator("#large").is_visible()
+    assert trouble == []
+
+
+def test_the_bars_of_the_tables_are_seen_whole(browser: Any, report: Path) -> None:
+    for viewport in (DESKTOP, PHONE):
+        page, _ = opened(browser, report.as_uri(), viewport)
+        cut = page.locator(".meter").evaluate_all(
+            "all => all.filter(bar => bar.getBoundingClientRect().right > "
+            "bar.closest('.scroll').getBoundingClientRect().right + 1).length"
+        )
+        assert cut == 0

@@ -34,6 +34,7 @@ def write_study(folder: Path, trials: int = 6, train_size: int = 60, test_size: 
     OmegaConf.save(_config(data), final / ".hydra/config.yaml")
     OmegaConf.save(["+sweep=lora", "optimizer.lr=0.001"], final / ".hydra/overrides.yaml")
     write_predictions(final / "valid_predictions.csv", answers(source.train()))
+    write_predictions(final / "base_valid_predictions.csv", answers(source.train(), wrong_every=2))
     write_predictions(final / "test_predictions.csv", answers(source.test()))
     history = [
         {"evaluation": i, "step": 10 * i, "train_loss": 1 / i, "nll": 0.9 / i, "accuracy": 0.3 * i}
@@ -69,13 +70,13 @@ def write_leaderboard(folder: Path, trials: int) -> None:
     (folder / "leaderboard.csv").write_text("\n".join(lines) + "\n")
 
 
-def answers(questions: list[Question]) -> list[Prediction]:
-    """Made-up answers, three of four right."""
+def answers(questions: list[Question], wrong_every: int = 4) -> list[Prediction]:
+    """Made-up answers, by default three of four right."""
     draw = random.Random(0)
     made = []
     for i, question in enumerate(questions):
         gold = LETTERS.index(str(question.answer))
-        top = gold if i % 4 else (gold + 1) % 4
+        top = gold if i % wrong_every else (gold + 1) % 4
         sure = draw.uniform(0.4, 0.97)
         p = [(1 - sure) / 3] * 4
         p[top] = sure

@@ -36,9 +36,16 @@ def test_a_row_holds_what_the_card_shows(tmp_path: Path) -> None:
         "what is q?",
         ["a1", "b1", "c1", "d1"],
         0,
+        "",
     ]
     assert made["rows"] == [row]
     assert len(made["pictures"]) == 1
+
+
+def test_a_held_out_row_tells_what_the_base_model_answered(tmp_path: Path) -> None:
+    known = {"valid": {"q": asked(tmp_path, "q")}}
+    made = gallery({"valid": [said("q", "b", 0.7)]}, known, base=[said("q", "c", 0.7)])
+    assert made["rows"][0][-1] == "c"
 
 
 def test_pictures_go_to_the_surest_mistakes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,12 +53,12 @@ def test_pictures_go_to_the_surest_mistakes_first(tmp_path: Path, monkeypatch: p
     questions = {name: asked(tmp_path, name) for name in ("right", "mild", "sure")}
     whole = gallery({"valid": predictions}, {"valid": questions})
     assert [row[1] for row in whole["rows"]] == ["right", "mild", "sure"]  # file order
-    assert [row[-1] for row in whole["rows"]] == [2, 1, 0]
+    assert [row[-2] for row in whole["rows"]] == [2, 1, 0]
     monkeypatch.setattr(module, "PICTURE_BYTES", len(whole["pictures"][0]))
-    assert [row[-1] for row in gallery({"valid": predictions}, {"valid": questions})["rows"]] == [-1, -1, 0]
+    assert [row[-2] for row in gallery({"valid": predictions}, {"valid": questions})["rows"]] == [-1, -1, 0]
 
 
 def test_an_answer_without_its_question_is_shown_without_text() -> None:
     made = gallery({"test": [said("q", "b", 0.7, gold=None)]}, {})
     assert made["rows"][0][3] == ""
-    assert made["rows"][0][7:] == ["", ["", "", "", ""], -1]
+    assert made["rows"][0][7:] == ["", ["", "", "", ""], -1, ""]

@@ -11,7 +11,7 @@ from PIL import Image
 from tests.conftest import Compose, Make
 from vqa.config.check import read_settings
 from vqa.errors import UserError
-from vqa.stages.doctor import run_doctor
+from vqa.stages.doctor import run_doctor, sweep_command
 
 Usage = namedtuple("Usage", "total used free")
 GIB = 2**30
@@ -73,6 +73,13 @@ def test_a_healthy_machine_is_told_what_to_do_next(
 ) -> None:
     run_doctor(settings(f"env.output_root={tmp_path}"))
     assert "all good; next: python -m vqa.run -m +sweep=lora" in capsys.readouterr().out
+
+
+def test_the_next_command_has_the_users_own_arguments() -> None:
+    given = ["stage=doctor", "data=csv", "data.train_csv=my data/train.csv", "lang=ko"]
+    assert sweep_command(given) == (
+        "python -m vqa.run -m +sweep=lora data=csv 'data.train_csv=my data/train.csv' lang=ko"
+    )
 
 
 def _rows(folder: Path, count: int, pictures: int) -> list[str]:

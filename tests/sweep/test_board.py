@@ -2,6 +2,7 @@
 
 import io
 import logging
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -9,6 +10,7 @@ from rich.console import Console
 from vqa.sweep.board import Board, describe_end, describe_seconds, describe_start
 from vqa.sweep.leaderboard import Scores, Standing
 from vqa.sweep.state import WorkerState
+from vqa.sweep.worker import Worker
 
 NOTHING = Scores(0, None, {}, {})
 SCORES = Scores(3, 4.5, {"a": 0.25, "b": 0.5}, {"a": True, "b": True})
@@ -117,3 +119,45 @@ def test_every_worker_says_what_it_is_at_and_the_title_when_all_is_done() -> Non
 @pytest.mark.parametrize(("seconds", "text"), [(59.4, "59 s"), (600, "10 min"), (9000, "2.5 h")])
 def test_a_span_of_time_is_given_in_the_unit_that_suits_it(seconds: float, text: str) -> None:
     assert describe_seconds(seconds) == text
+
+
+def test_the_live_table_fits_a_terminal_of_80_by_24() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=80, height=24, color_system=None)
+    names = ["optimizer.lr", "lora.r", "lora.lora_alpha", "scheduler"]
+    many = [Standing(n, "COMPLETE", 0.5, None, 1.0, dict.fromkeys(names, 0.00123), SCORES) for n in range(60)]
+    with Board("lora", names, 90, console) as board:
+        board.show([*many, STANDINGS[-1]], [WorkerState(0, "gpu1", 10, 6, "fold 2 of 3", 5, 20, 17.25)])
+        shown = Console(file=io.StringIO(), width=80, height=24)
+        lines = shown.render_lines(board.picture(), pad=False)
+        assert len(lines) <= 24
+        texts = ["".join(part.text for part in line) for line in lines]
+        assert not any("…" in text for text in texts)
+        assert any("running" in text for text in texts)
+        assert "optimizer.lr" in "".join(texts)
+
+
+def test_the_table_follows_the_work_of_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a worker is at is read anew when its work is drawn: the table froze after the first trial."""
+    clock = [0.0]
+    monkeypatch.setattr("vqa.sweep.board.time.monotonic", lambda: clock[0])
+    now: list[Any] = [STANDINGS[:1], [WorkerState(0, "gpu1", 10)]]
+    worker = Worker.__new__(Worker)
+    monkeypatch.setattr("vqa.sweep.worker.read_states", lambda folder: now[1])
+    monkeypatch.setattr(Worker, "standings", lambda self: now[0])
+
+    class Nothing:
+        folder = None
+
+        def progress(self, text: str, done: int, total: int) -> None:
+            clock[0] += 1.0
+
+    worker.shared = worker.state = Nothing()  # type: ignore[assignment]
+    with Board("lora", ["lr"], 16, terminal()[0]) as worker.board:
+        worker.board.show(*now)
+        now[:] = [STANDINGS, [WorkerState(0, "gpu1", 10, 6, "fold 2 of 3", 5, 20)]]
+        for done in range(3):
+            worker._on_progress("fold 2 of 3", done, 20)
+        assert "between trials" not in drawn(worker.board)
+        assert "fold 2 of 3" in drawn(worker.board)
+        assert len(worker.board.standings) == len(STANDINGS)

@@ -57,8 +57,8 @@ MESSAGES: dict[str, tuple[str, str]] = {
         "     이미지 {pictures}장의 특징은 호스트 메모리 {gib:.1f} GiB를 씁니다",
     ),
     "healthy": (
-        "all good; next: python -m vqa.run -m +sweep=lora",
-        "모두 정상. 다음: python -m vqa.run -m +sweep=lora",
+        "all good; next: {command}",
+        "모두 정상. 다음: {command}",
     ),
 }
 

@@ -27,6 +27,7 @@ _COLOURS = {
     "white": "var(--paper)",
     "#000000": "currentColor",
     "#262626": "currentColor",
+    "#e69f00": "var(--orange, #e69f00)",  # would hardly be seen in the dark
 }
 
 
@@ -130,17 +131,20 @@ DIGITS = 4
 
 
 def gallery(
-    parts: Mapping[str, Sequence[Prediction]], questions: Mapping[str, Mapping[str, Question]]
+    parts: Mapping[str, Sequence[Prediction]],
+    questions: Mapping[str, Mapping[str, Question]],
+    base: Sequence[Prediction] = (),
 ) -> dict[str, Any]:
     """What the page's script shows.
 
     Args:
         parts: Predictions by part: "valid" (held out), "test", or "oof" (a trial's, out of fold).
         questions: By part and id; a prediction without its question is shown without text and picture.
+        base: The base model's predictions of the held-out questions.
 
     Returns:
         `rows`, one list per prediction: part, id, kind, gold, answer, four probabilities, flag, text,
-        options, number of its picture or -1; and `pictures` as data addresses.
+        options, number of its picture or -1, the base model's answer; and `pictures` as data addresses.
     """
     entries = [
         (part, prediction, questions.get(part, {}).get(prediction.id))
@@ -151,7 +155,11 @@ def gallery(
     wanted = [question.image for _, _, question in worth_a_look if question and question.image]
     pictures = thumbnails(wanted, PICTURE_BYTES)
     number = {path: index for index, path in enumerate(pictures)}
-    rows = [_row(part, p, question, number) for part, p, question in entries]
+    before = {p.id: p.answer or "none" for p in base}
+    rows = [
+        [*_row(part, p, question, number), before.get(p.id, "") if part == "valid" else ""]
+        for part, p, question in entries
+    ]
     return {"rows": rows, "pictures": list(pictures.values())}
 
 

@@ -17,6 +17,7 @@ from vqa.machine.files import replace_text
 from vqa.question import CHANCE, Question
 from vqa.report import facts, plots, study_plots
 from vqa.report.page import gallery, inline_svg, render
+from vqa.report.verdict import verdict
 from vqa.results.calibration import UNCHANGED, tempered
 from vqa.results.folder import RunFolder, StudyFolder, read_yaml
 from vqa.results.predictions import Prediction, read_predictions
@@ -50,6 +51,7 @@ def write_report(run: Path, language: str) -> Path:
         language=language,
         title=study.path.name if folder.report == study.report else run.name,
         chance=CHANCE,
+        verdict=verdict(folder.metrics(), trials, _following(folder)),
         command=folder.command() if not has_study else _study_command(study),
         final_command=folder.command(),
         **_search(study, trials),
@@ -57,6 +59,13 @@ def write_report(run: Path, language: str) -> Path:
     )
     replace_text(folder.report, page)
     return folder.report
+
+
+def _following(folder: RunFolder) -> str:
+    """What the user does next: hand the submission in, or make the final run."""
+    if folder.submission.exists():
+        return folder.submission.name
+    return "" if folder.complete else f"vqa study={folder.study.path.name}"
 
 
 def _search(study: StudyFolder, trials: Sequence[TrialRow]) -> dict[str, Any]:
@@ -85,6 +94,8 @@ def _answers(folder: RunFolder, trials: Sequence[TrialRow]) -> dict[str, Any]:
     labelled = next((rows for name, rows in parts.items() if name != "test"), [])
     texts = {id: question for part in ("train", "test") for id, question in questions.get(part, {}).items()}
     metrics, manifest = folder.metrics(), folder.manifest()
+    kept = folder.base_valid_predictions
+    base = read_predictions(kept) if kept.exists() else []
     return {
         "config": config,
         "metrics": metrics,
@@ -100,6 +111,7 @@ def _answers(folder: RunFolder, trials: Sequence[TrialRow]) -> dict[str, Any]:
         "gallery": gallery(
             {part: tempered(rows, metrics.get("temperature", UNCHANGED)) for part, rows in parts.items()},
             _by_part(parts, questions),
+            base,
         ),
         "trouble": trouble,
     }

@@ -134,7 +134,7 @@ def parallel_coordinates(trials: Sequence[TrialRow], path: Path) -> Path:
     axes.set(yticks=[], xlim=(-0.45, len(names) + 0.4))
     axes.spines[:].set_visible(False)
     n = len(complete)
-    axes.set_title(label(f"{n} complete trials; dark = low NLL", f"완료된 시도 {n}회; 어두울수록 NLL이 낮음"))
+    axes.set_title(label(f"{n} complete trials, coloured by NLL", f"완료된 시도 {n}회, 색은 NLL"))
     return save_figure(figure, path)
 
 

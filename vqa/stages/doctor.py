@@ -1,10 +1,12 @@
 """`stage=doctor`: everything that can be checked before the full model is loaded, as one list."""
 
 import os
+import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
 from vqa.config.messages import message
@@ -54,7 +56,22 @@ def run_doctor(settings: Settings, folder: Path | None = None) -> None:
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise UserError(f"{len(problems)} thing(s) to mend:\n{listed}")
-    console.print(message(lang, "healthy"))
+    console.print(message(lang, "healthy", command=sweep_command(_given())), markup=False, highlight=False)
+
+
+def sweep_command(given: Sequence[str]) -> str:
+    """The command of a first sweep over what was checked, as a shell takes it.
+
+    Args:
+        given: What the command line of the check gave, `key=value` each.
+    """
+    kept = [word for word in given if not word.startswith(("stage=", "hydra."))]
+    sweep = [] if any(word.startswith("+sweep=") for word in kept) else ["+sweep=lora"]
+    return shlex.join(["python", "-m", "vqa.run", "-m", *sweep, *kept])
+
+
+def _given() -> list[str]:
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def _page(settings: Settings, problems: list[str]) -> Path | None:

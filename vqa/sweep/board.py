@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import optuna
 from optuna.exceptions import StorageInternalError
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 
 REFRESH_S = 0.5  # a trial may report much more often than an eye can follow
 SHOWN_TRIALS = 25
+AROUND = 6  # lines of a table that are no trial: title, head, rules, caption
 STYLES = {
     "COMPLETE": "green",
     "PAUSED": "blue",
@@ -71,7 +73,7 @@ class Board:
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
-            self.live = Live(console=self.console, auto_refresh=False, vertical_overflow="visible")
+            self.live = Live(console=self.console, auto_refresh=False, vertical_overflow="crop")
             self.live.start()
         return self
 
@@ -149,18 +151,30 @@ class Board:
         waiting = f", {paused} paused" if paused else ""
         title = f"study {self.study}: {done} of {self.n_trials} trials{waiting}{self._time_left()}"
         table = Table(title=title, title_justify="left")
-        for column in ("trial", "state", "folds", "NLL", "accuracy", *self.names, "s"):
-            table.add_column(column, justify="left" if column == "state" else "right", no_wrap=True)
         # running ones always show; of the others the best
         running = [standing for standing in self.standings if standing.state == "RUNNING"]
         others = [standing for standing in self.standings if standing.state not in ("RUNNING", "WAITING")]
-        shown = others[: max(0, SHOWN_TRIALS - len(running))]
-        for standing in [*shown, *running]:
-            best = standing is self.standings[0] and standing.state == "COMPLETE"
-            table.add_row(*self._cells(standing, best), style="bold" if best else None)
+        running = running[: self._room()]
+        shown = others[: max(0, self._room() - len(running))]
+        bests = [s is self.standings[0] and s.state == "COMPLETE" for s in [*shown, *running]]
+        rows = [self._cells(s, best) for s, best in zip([*shown, *running], bests, strict=True)]
+        names = ["trial", "state", "folds", "NLL", "accuracy", *self.names, "s"]
+        columns = _fitting(names, rows, self.console.width)
+        for column in columns:
+            name = names[column]
+            table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
+        for row, best in zip(rows, bests, strict=True):
+            table.add_row(*(row[column] for column in columns), style="bold" if best else None)
         if len(shown) < len(others):
             table.caption = f"and {len(others) - len(shown)} more in leaderboard.csv"
         return table
+
+    def _room(self) -> int:
+        """Rows that the table may have: on a live terminal it must fit, or it scrolls away."""
+        if self.live is None:
+            return SHOWN_TRIALS
+        under = max(1, len(self.workers))
+        return max(1, min(SHOWN_TRIALS, self.console.height - AROUND - under))
 
     def _cells(self, standing: Standing, best: bool) -> list[RenderableType]:
         state = standing.state.lower()
@@ -176,6 +190,29 @@ class Board:
             *(_short(standing.params.get(name)) for name in self.names),
             "" if standing.seconds is None else f"{standing.seconds:.1f}",
         ]
+
+
+DROPPED_FIRST = (
+    "s",
+    "folds",
+    "accuracy",
+)  # where the terminal is narrow; then the searched keys from the right
+
+
+def _fitting(names: Sequence[str], rows: Sequence[Sequence[RenderableType]], width: int) -> list[int]:
+    """Which columns fit the width; trial, state and NLL always stay."""
+    widths = [
+        max(cell_len(str(cell)) for cell in (name, *(row[i] for row in rows))) + 3
+        for i, name in enumerate(names)
+    ]
+    searched = range(len(names) - 2, 4, -1)
+    order = [*(names.index(name) for name in DROPPED_FIRST if name in names), *searched]
+    kept = list(range(len(names)))
+    for column in order:
+        if sum(widths[i] for i in kept) + 1 <= width:
+            break
+        kept.remove(column)
+    return kept
 
 
 def _progress_cells(text: str, done: int, total: int) -> tuple[RenderableType, ...]:

@@ -155,6 +155,7 @@ class Worker:
 
     def _on_progress(self, text: str, done: int, total: int) -> None:
         self.state.progress(text, done, total)
+        self.redraw()  # first: the board draws what it was last shown, and then wants nothing for a while
         self.board.progress(text, done, total)
 
     def _run_trial(self, claim: Claim) -> None:

@@ -1,0 +1,32 @@
+"""The result of a study in one sentence."""
+
+import math
+
+from vqa.report.verdict import verdict
+from vqa.results.trials import TrialRow
+
+
+def trial(number: int, nll: float, tied: bool, accuracy: float = 0.5) -> TrialRow:
+    return TrialRow(number, "COMPLETE", 3, nll, 0.1, accuracy, 0.1, 1.0, {}, tied)
+
+
+METRICS = {"accuracy": 0.8, "base_accuracy": 0.24}
+
+
+def test_it_says_how_good_against_what_and_which_settings_tie() -> None:
+    trials = [trial(i, 0.5 + i, tied=i < 5) for i in range(8)]
+    english, korean = verdict(METRICS, trials, "submission.csv")
+    assert english == ("tuned 80 %, base 24 %, chance 25 %; the best 5 settings tie; next: submission.csv.")
+    assert "학습 후 80 %" in korean
+    assert "5개가 동률" in korean
+
+
+def test_without_a_final_run_the_best_trial_speaks() -> None:
+    trials = [trial(0, 0.5, tied=True, accuracy=0.6), trial(1, 0.9, tied=False)]
+    english, _ = verdict({}, trials)
+    assert english == "best short trial 60 %, chance 25 %; one setting is clearly the best."
+
+
+def test_without_any_score_there_is_no_verdict() -> None:
+    assert verdict({}, [], "submission.csv") == ("", "")
+    assert "NLL 0.500" in verdict({}, [trial(0, 0.5, tied=True, accuracy=math.nan)])[0]

@@ -1,0 +1,76 @@
+"""The result of a study in one sentence: how good it is, against what, which settings tie, what comes next.
+
+The terminal says it at the end of a study, and the report on top. Each part is a function of its own.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vqa.question import CHANCE
+from vqa.results.trials import TrialRow, complete_trials
+
+Both = tuple[str, str]  # English, Korean
+
+
+def verdict(metrics: Mapping[str, Any], trials: Sequence[TrialRow], following: str = "") -> Both:
+    """The verdict on a study.
+
+    Args:
+        metrics: The final run's metrics.json; {} without one.
+        trials: The trials; [] without a sweep.
+        following: What the user does next, a command or a file; "" says nothing of it.
+
+    Returns:
+        The sentence in English and in Korean; empty texts where there is no score at all.
+    """
+    score = score_part(metrics, trials)
+    if score is None:
+        return "", ""
+    parts = [part for part in (score, tie_part(trials), next_part(following)) if part]
+    english = "; ".join(part[0] for part in parts)
+    return f"{english}.", "; ".join(part[1] for part in parts) + "."
+
+
+def score_part(metrics: Mapping[str, Any], trials: Sequence[TrialRow]) -> Both | None:
+    """The tuned model's accuracy beside that of the base model and of guessing."""
+    chance = _percent(CHANCE)
+    if "accuracy" in metrics:
+        tuned = _percent(metrics["accuracy"])
+        if "base_accuracy" not in metrics:
+            return f"tuned {tuned}, chance {chance}", f"학습 후 {tuned}, 무작위 {chance}"
+        base = _percent(metrics["base_accuracy"])
+        return (
+            f"tuned {tuned}, base {base}, chance {chance}",
+            f"학습 후 {tuned}, 기본 모델 {base}, 무작위 {chance}",
+        )
+    best = min(complete_trials(trials), key=lambda trial: trial.nll, default=None)
+    if best is None:
+        return None
+    score = f"NLL {best.nll:.3f}" if math.isnan(best.accuracy) else _percent(best.accuracy)
+    return (
+        f"best short trial {score}, chance {chance}",
+        f"가장 좋은 짧은 시도 {score}, 무작위 {chance}",
+    )
+
+
+def tie_part(trials: Sequence[TrialRow]) -> Both | None:
+    """How many of the best settings cannot be told apart; None with fewer than two complete trials."""
+    complete = complete_trials(trials)
+    if len(complete) < 2:
+        return None
+    tied = sum(trial.tied for trial in complete)
+    if tied <= 1:
+        return "one setting is clearly the best", "한 설정이 뚜렷하게 가장 좋음"
+    if tied == len(complete):
+        return f"all {tied} settings tie", f"설정 {tied}개가 모두 동률"
+    return f"the best {tied} settings tie", f"상위 설정 {tied}개가 동률"
+
+
+def next_part(following: str) -> Both | None:
+    """What comes next."""
+    return (f"next: {following}", f"다음: {following}") if following else None
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
