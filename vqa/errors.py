@@ -4,6 +4,7 @@ import errno
 import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's share of it, the largest file allowed
 # a full, broken or read-only disk, missing rights, a file in the way, a name that is too long
@@ -65,3 +66,16 @@ def problems_of(*tasks: Callable[[], object]) -> list[str]:
         except UserError as error:
             problems.append(str(error))
     return problems
+
+
+def refuse_no_adapter(folder: Path) -> None:
+    """Refuse a folder without an adapter.
+
+    Raises:
+        UserError: No adapter_config.json lies there.
+    """
+    if not (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"adapter={folder}: no adapter_config.json there; "
+            "train one with stage=final, or give adapter=FOLDER"
+        )

@@ -16,7 +16,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from vqa.config.check import register_resolvers
+from vqa.config.completion import completion
+from vqa.config.near import with_advice
 from vqa.config.place import CONF
+from vqa.config.words import spelled_out
 from vqa.errors import UserError, mendable
 from vqa.machine.retry import chain_of
 from vqa.machine.safe_text import make_logs_safe, shown
@@ -67,9 +70,16 @@ def main() -> None:
     register_resolvers()
     Plugins.instance().register(StudySweeper)  # a checkout that was never installed has no entry points
     try:
+        if sys.argv[1:] == ["--completion"]:
+            print(completion())
+            return
+        sys.argv[1:] = spelled_out(sys.argv[1:])
         app()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+    except UserError as error:
         _leave(error)
+    except (HydraException, OmegaConfBaseException) as error:
+        ours = [cause for cause in chain_of(error) if isinstance(cause, UserError)]
+        _leave(ours[0] if ours else UserError(with_advice(str(error))))
     except YAMLError as error:
         _leave(UserError(f"a configuration file is no YAML: {' '.join(str(error).split())}; mend it"))
     except ValueError as error:  # how `logging` hands on that Hydra refused a factory

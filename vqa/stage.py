@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,11 @@ from vqa.config.messages import message
 from vqa.config.settings import Settings
 from vqa.config.stages import STAGES
 from vqa.data.places import missing_data_files
-from vqa.errors import UserError
+from vqa.errors import UserError, refuse_no_adapter
 from vqa.machine import processes
 from vqa.question import CHANCE
-from vqa.results.folder import RunFolder, StudyFolder, begin
+from vqa.results.adapter_record import TAKEN, read_record, weights_sha256, with_record
+from vqa.results.folder import RunFolder, StudyFolder, adapter_folder, begin, folder_of_file, member_folders
 from vqa.stages.preflight import prepare
 
 if TYPE_CHECKING:
@@ -39,7 +41,9 @@ def run_stage(cfg: DictConfig, folder: Path, alone: bool) -> float | None:
     Raises:
         UserError: Something is wrong with configuration, data, model or machine.
     """
-    settings = read_settings(cfg)
+    if str(cfg.get("stage")) in TAKEN:
+        cfg = _with_adapters_record(cfg)
+    settings, winner = read_settings(cfg), []
     if settings.stage != "final":
         processes.refuse_several(f"stage={settings.stage}")
     from vqa.tracking.mlflow_runs import (
@@ -48,7 +52,10 @@ def run_stage(cfg: DictConfig, folder: Path, alone: bool) -> float | None:
 
     no_telemetry()
     if alone and settings.stage == "final" and settings.winner == "auto":
-        cfg, settings = _with_winner(cfg, settings)
+        cfg, settings, winner = _with_winner(cfg, settings)
+    if settings.stage in ("predict", "evaluate") and not _names_folder():
+        folder = folder_of_file(folder, cfg)
+        _log_into(folder)
     _refuse_missing_files(settings, folder)
     _set_environment(settings)
     stage = STAGES[settings.stage]
@@ -56,7 +63,49 @@ def run_stage(cfg: DictConfig, folder: Path, alone: bool) -> float | None:
         stage.load()(settings, folder)
         return None
     with processes.joined(lambda: _device(settings)):
-        return _run(settings, cfg, folder)
+        return _run(settings, cfg, folder, winner)
+
+
+def _with_adapters_record(cfg: DictConfig) -> DictConfig:
+    """Take over what the adapter was trained with; what the command line says still wins, and is told.
+
+    Raises:
+        UserError: There is no adapter.
+    """
+    from hydra import compose
+    from hydra.core.hydra_config import HydraConfig
+
+    adapter = Path(cfg.adapter or Path(cfg.env.output_root) / str(cfg.study) / "final" / "adapter")
+    for folder in member_folders(adapter):
+        refuse_no_adapter(folder)
+    record = read_record(adapter)
+    lang = "ko" if cfg.get("lang") == "ko" else "en"
+    if record is None:
+        _tell(message(lang, "no record", adapter=adapter), "bold yellow")
+        return cfg
+    hydra_cfg = HydraConfig.get()
+    experiment = hydra_cfg.runtime.choices.get("experiment")
+    other = experiment is not None and experiment != record.choices.get("experiment")
+    standard = compose(hydra_cfg.job.config_name) if other else None
+    cfg, differing = with_record(cfg, record, list(hydra_cfg.overrides.task), standard)
+    _tell(message(lang, "record", path=record.path))
+    for line in differing:
+        _tell(message(lang, "differs", line=line), "bold yellow")
+    return cfg
+
+
+def _names_folder() -> bool:
+    """Whether the command line says where the results go."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return any(word.startswith("hydra.run.dir=") for word in HydraConfig.get().overrides.hydra)
+
+
+def _log_into(folder: Path) -> None:
+    """Have the run's log written into the folder of its results; nothing was logged yet."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler) and handler.stream is None:
+            handler.baseFilename = str((folder / Path(handler.baseFilename).name).absolute())
 
 
 def _refuse_missing_files(settings: Settings, folder: Path) -> None:
@@ -72,9 +121,10 @@ def _device(settings: Settings) -> "torch.device":
     return choose_device(settings.env.device)
 
 
-def _run(settings: Settings, cfg: DictConfig, folder: Path) -> float | None:
-    if not processes.agreed(lambda: begin(folder, cfg)):
+def _run(settings: Settings, cfg: DictConfig, folder: Path, winner: Sequence[str]) -> float | None:
+    if not processes.agreed(lambda: begin(folder, cfg, winner)):
         if processes.is_main():
+            _refuse_stale(settings, RunFolder(folder))
             _print(settings, "complete", folder=folder)
             _add_missing_report(settings, folder)
         return _objective(RunFolder(folder).metrics())
@@ -97,6 +147,30 @@ def _run(settings: Settings, cfg: DictConfig, folder: Path) -> float | None:
     return _objective(metrics)
 
 
+def _refuse_stale(settings: Settings, run: RunFolder) -> None:
+    """Refuse to call answers complete whose questions or adapter have changed since.
+
+    Raises:
+        UserError: Says which of them, and what to do.
+    """
+    if settings.stage not in ("predict", "evaluate"):
+        return
+    from vqa.data.source import data_sha256, test_questions
+
+    made, adapter, changed = run.manifest(), adapter_folder(settings), []
+    if not missing_data_files(settings.data) and (
+        data_sha256(test_questions(settings) or []) != made.get("data_sha256")
+    ):
+        changed.append(f"{settings.data.get('test_csv') or 'the test set'} has other rows now")
+    if weights_sha256(adapter) != made.get("adapter_sha256", weights_sha256(adapter)):
+        changed.append(f"{adapter} has other weights now")
+    if changed:
+        raise UserError(
+            f"{run.path} holds complete results, but {' and '.join(changed)}. Nothing was changed: move that "
+            "folder away and repeat the command, or give another one (hydra.run.dir=...)"
+        )
+
+
 def _objective(metrics: dict[str, Any] | None) -> float | None:
     nll = (metrics or {}).get("nll")
     return None if nll is None else float(nll)
@@ -110,8 +184,12 @@ def _add_missing_report(settings: Settings, folder: Path) -> None:
         show_report(settings, RunFolder(folder))
 
 
-def _with_winner(cfg: DictConfig, settings: Settings) -> tuple[DictConfig, Settings]:
-    """Take the study's best.yaml into the configuration; what the command line says still wins."""
+def _with_winner(cfg: DictConfig, settings: Settings) -> tuple[DictConfig, Settings, list[str]]:
+    """Take the study's best.yaml into the configuration; what the command line says still wins.
+
+    Returns:
+        Configuration, the same checked, and the winner's overrides.
+    """
     from hydra import compose
     from hydra.core.hydra_config import HydraConfig
 
@@ -119,14 +197,14 @@ def _with_winner(cfg: DictConfig, settings: Settings) -> tuple[DictConfig, Setti
 
     best = StudyFolder.of(settings).winner
     if not best.exists():
-        return cfg, settings
+        return cfg, settings, []
     given = list(HydraConfig.get().overrides.task)
     winner = read_winner(best)
     # not logged: the run's log must not change when the run turns out to be complete
     if processes.is_main():
         _print(settings, "winner", path=best)
     with_winner = compose(HydraConfig.get().job.config_name, overrides=[*winner, *given])
-    return with_winner, read_settings(with_winner)
+    return with_winner, read_settings(with_winner), winner
 
 
 def _set_environment(settings: Settings) -> None:
@@ -142,6 +220,12 @@ def _print(settings: Settings, name: str, **values: object) -> None:
     from rich.console import Console
 
     Console(stderr=True, soft_wrap=True).print(message(settings.lang, name, **values))
+
+
+def _tell(text: str, style: str = "") -> None:
+    from rich.console import Console
+
+    Console(stderr=True, soft_wrap=True).print(text, style=style, markup=False, highlight=False)
 
 
 def _say(settings: Settings, folder: Path, metrics: dict[str, Any]) -> None:

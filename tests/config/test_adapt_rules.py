@@ -30,7 +30,10 @@ from vqa.errors import UserError
         (["adapt.norm_lr=-1"], r"adapt.norm_lr must be >= 0, got -1"),
         (["adapt.rho=-1"], r"adapt.rho must be >= 0, got -1"),
         (["adapt.weight=-1"], r"adapt.weight must be >= 0, got -1"),
-        (["+adapt.lrr=1"], r"unknown key 'adapt.lrr'; known keys of adapt: method, "),
+        (
+            ["+adapt.lrr=1"],
+            r"unknown key 'adapt.lrr' \(did you mean adapt.lr\?\); known keys of adapt: method, ",
+        ),
         (["adapt=consistency", "adapt.views=1"], r"adapt.views must be >= 2 with adapt=consistency"),
         (["adapt=zero", "adapt.views=1"], r"adapt.views must be >= 2 with adapt=zero"),
         (["adapt=tpt", "adapt.episodic=false"], r"adapt.episodic must be true with adapt=tpt"),

@@ -18,7 +18,10 @@ def test_the_plain_configuration_is_accepted(composed: Compose) -> None:
     [
         ("+lora.rnak=8", r"lora.rnak: peft.LoraConfig has no such argument; it has: .*lora_alpha"),
         ("+optimizer.learning_rate=1", r"optimizer.learning_rate: torch.optim.AdamW has no such argument"),
-        ("+image.sise=3", r"unknown key 'image.sise'; known keys of image: mode, size, "),
+        (
+            "+image.sise=3",
+            r"unknown key 'image.sise' \(did you mean image.size\?\); known keys of image: mode, size, ",
+        ),
         ("+foo=1", r"unknown key 'foo'; known keys at the top: .*budget"),
         ("+scheduler.schedule.nmae=x", r"scheduler.schedule.nmae: transformers.get_scheduler has no such"),
         ("+data.trian_size=3", r"data.trian_size: vqa.data.easy_vqa.EasyVqa has no such argument"),

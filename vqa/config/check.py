@@ -6,6 +6,7 @@ of range, by the types in `vqa.config.settings`; the functions below refuse what
 """
 
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -14,12 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vqa.config.library import TRUSTED, check_target
+from vqa.config.near import known_words, nearest
 from vqa.config.place import detected
 from vqa.config.reference import help_text, rule, type_of
 from vqa.config.settings import ImageSettings, InferenceSettings, PromptSettings, Settings
-from vqa.config.stages import stages_text
+from vqa.config.stages import STAGES, stages_text
 from vqa.errors import UserError, require
 
+LONGEST_NAME = 200  # bytes of a study's name: file systems take 255, and files beside it add to it
 LORA_STARTS = (True, False, "gaussian", "orthogonal")  # lora.init_lora_weights that leave the base alone
 OUT_OF_RANGE = ("greater_than_equal", "greater_than", "less_than_equal", "less_than")  # pydantic's names
 
@@ -27,6 +30,8 @@ OUT_OF_RANGE = ("greater_than_equal", "greater_than", "less_than_equal", "less_t
 def register_resolvers() -> None:
     """Make the resolvers known that the files in conf/ use, such as `${times:x,y}`."""
     OmegaConf.register_resolver("folder_name", lambda text: str(text).replace("/", "_"), replace=True)
+    OmegaConf.register_resolver("study_folder", study_name, replace=True)
+    OmegaConf.register_resolver("stage_folder", _stage_name, replace=True)
     OmegaConf.register_resolver("times", lambda *factors: math.prod(factors), replace=True)
     OmegaConf.register_resolver("detected_env", detected, replace=True)
     OmegaConf.register_resolver("key_meanings", help_text, replace=True)
@@ -85,7 +90,8 @@ def _refusal(errors: Sequence[Any]) -> str:
     key, above = ".".join(path), ".".join(path[:-1])
     if first["type"] == "unexpected_keyword_argument":
         known = ", ".join(f.name for f in fields(type_of(path[:-1])) if f.name != "plain")
-        return f"unknown key {key!r}; known keys {f'of {above}' if above else 'at the top'}: {known}"
+        advice = nearest(key, known_words())
+        return f"unknown key {key!r}{advice}; known keys {f'of {above}' if above else 'at the top'}: {known}"
     if first["type"] == "missing":
         return f"{key} is missing; give it on the command line as {key}=value"
     return f"{key} must be {rule(type_of(path), first['type'] not in OUT_OF_RANGE)}, got {first['input']!r}"
@@ -122,14 +128,38 @@ def _check_values(s: Settings) -> None:
         require(len(members) >= 2, "ensemble.members", "two or more test_predictions.csv files", members)
     if s.stage == "trial":
         require(s.budget.folds >= 2, "budget.folds", ">= 2 for a K-fold trial", s.budget.folds)
-    named = s.study.strip(".") != "" and "/" not in s.study
-    require(named, "study", "a folder name", s.study)
+    study_name(s.study)
     require(_number(s.optimizer.get("lr")) > 0, "optimizer.lr", "a number > 0", s.optimizer.get("lr"))
     _check_lora(s.lora)
     _check_image(s.image)
     _check_prompt(s.prompt)
     _check_inference(s.inference)
     check_adapt(s)
+
+
+def study_name(name: object) -> str:
+    """Return a study's name; its folder is made by Hydra before anything else is checked.
+
+    Raises:
+        UserError: It is no name for one folder.
+    """
+    text = str(name)
+    ok = (
+        name is not None
+        and text.strip(". ") != ""
+        and text == text.strip()
+        and not any(character in "/\\" or unicodedata.category(character) == "Cc" for character in text)
+    )
+    require(ok, "study", "a folder name", name)
+    size = len(text.encode("utf-8", errors="replace"))
+    longest = f"at most {LONGEST_NAME} bytes long (a Korean letter takes three)"
+    require(size <= LONGEST_NAME, "study", longest, f"{text[:20]}... ({size} bytes)")
+    return text
+
+
+def _stage_name(name: object) -> str:
+    require(name in STAGES, "stage", f"one of {', '.join(STAGES)}", name)
+    return str(name)
 
 
 def _check_lora(lora: dict[str, Any]) -> None:

@@ -11,6 +11,19 @@ MESSAGES: dict[str, tuple[str, str]] = {
         "taking the study's winner from {path} (winner=none leaves it out)",
         "스터디의 최고 설정을 {path}에서 가져옵니다 (winner=none이면 쓰지 않음)",
     ),
+    "record": (
+        "model, quantization, prompt, image, inference and data as the adapter was trained ({path})",
+        "모델, 양자화, 프롬프트, 이미지, 추론, 데이터는 어댑터를 학습한 대로 씁니다 ({path})",
+    ),
+    "differs": (
+        "used as typed, though the adapter was trained otherwise: {line}",
+        "어댑터의 학습 설정과 다르지만 입력한 값을 씁니다: {line}",
+    ),
+    "no record": (
+        "{adapter} does not say how it was trained: give the model, quantization, prompt and image of its "
+        "training",
+        "{adapter}에 학습 설정 기록이 없습니다. 학습 때의 model, quantization, prompt, image를 지정하세요",
+    ),
     "held-out": (
         "held-out {scores}, base model {base:.3f}, chance {chance:.3f}",
         "검증 {scores}, 기본 모델 {base:.3f}, 무작위 {chance:.3f}",

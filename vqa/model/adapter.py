@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from vqa.config.library import build
-from vqa.errors import UserError, system_error
+from vqa.errors import UserError, refuse_no_adapter, system_error
 from vqa.machine.device import release_memory
 from vqa.machine.files import replacing_folder
 from vqa.model.base import Base
@@ -90,11 +90,7 @@ def plain_adapter(model: Any, folder: Path, base_path: str) -> Any:
     from peft import LoraConfig, PeftModel
     from safetensors import SafetensorError
 
-    if not (folder / "adapter_config.json").is_file():
-        raise UserError(
-            f"adapter={folder}: no adapter_config.json there; "
-            "train one with stage=final, or give adapter=FOLDER"
-        )
+    refuse_no_adapter(folder)
     try:
         config = LoraConfig.from_pretrained(str(folder))
     except (ValueError, TypeError) as error:  # cut off, or another method's

@@ -7,7 +7,8 @@ and no run overwrites another's files.
 import json
 import logging
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Self
 
@@ -62,6 +63,7 @@ class RunFolder:
         self.path = path
         self.config_file = path / ".hydra" / "config.yaml"
         self.overrides_file = path / ".hydra" / "overrides.yaml"
+        self.hydra_file = path / ".hydra" / "hydra.yaml"
         self.tracking_id_file = path / ".mlflow_run_id"
         self.split_file = path / "split.csv"
         self.checkpoint = path / CHECKPOINT
@@ -101,6 +103,11 @@ class RunFolder:
             log.warning("%s: the run is not taken for finished", error)
             return False
         return True
+
+    @property
+    def claimed(self) -> bool:
+        """Whether another run must leave the folder alone: one has begun here, and got beyond its records."""
+        return self.config_file.exists() and any(p.name not in BOOKKEEPING for p in self.path.iterdir())
 
     @property
     def study(self) -> "StudyFolder":
@@ -318,12 +325,41 @@ def read_yaml(path: Path) -> Any:
         ) from error
 
 
-def begin(folder: Path, cfg: DictConfig) -> bool:
+def folder_of_file(folder: Path, cfg: DictConfig) -> Path:
+    """Where the answers to a test file go: the first folder that is free, or that has that file's already.
+
+    The first file's answers go to the stage's own folder, such as `predict`, those of further files beside
+    it: `predict_new`, `predict_new_2`.
+
+    Args:
+        folder: The stage's own folder.
+        cfg: The composed configuration.
+    """
+    file = cfg.data.get("test_csv")
+    named = f"{folder.name}_{Path(str(file)).stem}" if file else folder.name
+    numbered = (f"{named}_{number}" for number in count(2))
+    return next(
+        path
+        for path in (folder.with_name(name) for name in chain((folder.name, named), numbered))
+        if not RunFolder(path).claimed or _test_file(RunFolder(path).config()) == _absolute(file)
+    )
+
+
+def _test_file(config: Mapping[str, Any]) -> str | None:
+    return _absolute(config.get("data", {}).get("test_csv"))
+
+
+def _absolute(file: str | None) -> str | None:
+    return None if file is None else str(Path(file).expanduser().absolute())
+
+
+def begin(folder: Path, cfg: DictConfig, taken: Sequence[str] = ()) -> bool:
     """Claim a folder for a configuration.
 
     Args:
         folder: The run's output folder; made when missing.
         cfg: The composed configuration.
+        taken: Overrides in it that Hydra does not know of, such as those of the study's winner.
 
     Returns:
         False when the folder holds the complete result of this very configuration already.
@@ -333,20 +369,29 @@ def begin(folder: Path, cfg: DictConfig) -> bool:
     """
     run = RunFolder(folder)
     stored = run.config_file
-    if stored.exists() and any(path.name not in BOOKKEEPING for path in folder.iterdir()):
+    if run.claimed:
         _refuse_other(folder, read_yaml(stored), cfg)
         return not run.complete
     try:
         stored.parent.mkdir(parents=True, exist_ok=True)
         hydra_cfg = HydraConfig.get()
         replace_text(run.overrides_file, _yaml(list(hydra_cfg.overrides.task)))
-        replace_text(stored.parent / "hydra.yaml", _yaml(OmegaConf.create({"hydra": hydra_cfg})))
+        replace_text(run.hydra_file, _yaml(OmegaConf.create({"hydra": _with_choices(hydra_cfg, taken)})))
         replace_text(stored, _yaml(cfg))  # the last: with it the folder is claimed
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written ({error}); set VQA_OUTPUT=/a/writable/folder or env.output_root=..."
         ) from error
     return True
+
+
+def _with_choices(hydra_cfg: DictConfig, taken: Sequence[str]) -> DictConfig:
+    """Hydra's own node, with the options that these overrides choose."""
+    node = OmegaConf.create(OmegaConf.to_container(hydra_cfg, resolve=False))
+    for name, _, option in (override.partition("=") for override in taken):
+        if name in node.runtime.choices:
+            node.runtime.choices[name] = option
+    return node
 
 
 def _yaml(node: Any) -> str:

@@ -30,6 +30,7 @@ from vqa.model.base import Base, load_base
 from vqa.model.encode import Encoder
 from vqa.question import Question
 from vqa.report import plots
+from vqa.results.adapter_record import write_record
 from vqa.results.averages import Rows, average, compared_with_one, disagreement
 from vqa.results.calibration import (
     calibrated_scores,
@@ -151,6 +152,7 @@ def run_final(settings: Settings, folder: Path) -> dict[str, Any]:
         tracked.metrics(encoder.base.vision.figures())
         if processes.is_main():
             write_calibration(run.adapter, _calibration(settings, metrics))
+            write_record(run)
             results = _results(run, metrics, job, answers)
             extra = {"mlflow_run_id": tracked.run_id, "processes": processes.count()}
             digests = job.data_sha256, job.split.sha256

@@ -16,6 +16,7 @@ from vqa.machine.device import peak_memory_gib
 from vqa.model.base import load_base
 from vqa.model.encode import Encoder
 from vqa.question import Question
+from vqa.results.adapter_record import weights_sha256
 from vqa.results.calibration import calibrated_scores, tempered
 from vqa.results.finish import Results, finish_run
 from vqa.results.folder import RunFolder, adapter_folder
@@ -86,6 +87,7 @@ def _run(settings: Settings, folder: Path, with_base: bool) -> dict[str, Any]:
         files = {run.test_predictions: predictions} | ({run.base_predictions: base} if with_base else {})
         submitted = None if with_base else [q.id for q in questions]
         extra = {"adapter": str(adapter), "mlflow_run_id": tracked.run_id}
+        extra |= {"adapter_sha256": weights_sha256(adapter)}
         digest = data_sha256(questions)
         provenance = Provenance(settings.plain, settings.seed, started, digest, extra=extra)
         finish_run(

@@ -1,0 +1,116 @@
+"""The short form of a command, what a typo may mean, and completion in bash."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from vqa.config.check import study_name
+from vqa.config.completion import completion
+from vqa.config.near import known_words, nearest, with_advice
+from vqa.config.words import quoted, spelled_out
+from vqa.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("words", "hydras"),
+    [
+        ([], []),
+        (["-m", "+sweep=lora"], ["-m", "+sweep=lora"]),
+        (["final"], ["stage=final"]),
+        (["status", "mine", "lang=ko"], ["stage=status", "study='mine'", "lang=ko"]),
+        (["predict", "mine", "a b.csv"], ["stage=predict", "study='mine'", "++data.test_csv='a b.csv'"]),
+        (["stage=evaluate", "data.test_csv=x.csv"], ["stage=evaluate", "++data.test_csv=x.csv"]),
+        (["stage=final", "data.test_csv=x.csv"], ["stage=final", "data.test_csv=x.csv"]),
+    ],
+)
+def test_short_words_become_overrides(words: list[str], hydras: list[str]) -> None:
+    assert spelled_out(words) == hydras
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["predcit", "mine"], r"there is no stage 'predcit' \(did you mean predict\?\); vqa STAGE"),
+        (["predict", "new.csv"], r"the study comes before the file: vqa predict STUDY new.csv"),
+        (["merge", "mine", "new.csv"], r"vqa merge: 'new.csv' is one word too many; .* take a FILE"),
+        (["predict", "mine", "a.csv", "b.csv"], r"vqa predict: 'b.csv' is one word too many"),
+    ],
+)
+def test_words_in_no_order_say_which_order(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        spelled_out(words)
+
+
+@pytest.mark.parametrize(
+    "text", ["a b", "it's", "\\", "a\\'b", "문제 (1).csv", "x,y", "[a]{b}", "end\\\\", "a=b", "''"]
+)
+def test_a_quoted_text_is_read_as_it_was(text: str) -> None:
+    parsed = OverridesParser.create().parse_override(f"key={quoted(text)}")
+    assert parsed.value() == text
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("lora.rnak", "lora.r"),
+        ("modle", "model"),
+        ("budget.epoch", "budget.epochs"),
+        ("lora.alpha", "lora.lora_alpha"),
+        ("hydra.sweeper.n_trails", "hydra.sweeper.n_trials"),
+        ("data.trian_csv", "data.train_csv"),
+    ],
+)
+def test_a_typo_gets_the_nearest_real_key(word: str, meant: str) -> None:
+    assert nearest(word, known_words()) == f" (did you mean {meant}?)"
+    refused = with_advice(f"Could not override '{word}'.\nTo append to your config use +{word}=1")
+    assert refused == f"there is no key '{word}' to set (did you mean {meant}?)"
+
+
+def test_a_word_like_no_other_gets_no_advice() -> None:
+    assert nearest("zzzzzz", known_words()) == ""
+    assert "--help lists" in with_advice("Could not override 'zzzzzz'.")
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", None, "a/b", "a\\b", "a\nb", "\x00", " a", "a ", ". ."])
+def test_a_study_is_the_name_of_one_folder(name: str | None) -> None:
+    with pytest.raises(UserError, match=r"study must be a folder name, got"):
+        study_name(name)
+
+
+def test_a_studys_name_leaves_room_in_a_file_systems_255_bytes() -> None:
+    assert study_name("가" * 66)
+    with pytest.raises(UserError, match=r"study must be at most 200 bytes long .*\(201 bytes\)"):
+        study_name("가" * 67)
+
+
+def complete(line: str, folder: Path) -> list[str]:
+    """What Tab offers in bash at the end of a line."""
+    (folder / "complete.sh").write_text(completion(), encoding="utf-8")
+    script = f"""
+compopt() {{ :; }}
+source {folder}/complete.sh
+COMP_LINE={line!r}; COMP_POINT=${{#COMP_LINE}}
+_vqa_completion
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+    done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+def test_tab_completes_stages_options_keys_and_studies(tmp_path: Path) -> None:
+    (tmp_path / "multirun/mine").mkdir(parents=True)
+    assert complete("vqa pred", tmp_path) == ["predict"]
+    assert complete("vqa model=qwen3_vl_3", tmp_path) == ["qwen3_vl_32b"]  # bash replaces what follows =
+    assert complete("vqa -m +sw", tmp_path) == [f"+sweep={name}" for name in sweeps()]
+    assert complete("vqa budget.epo", tmp_path) == ["budget.epochs="]
+    assert complete("vqa final study=mi", tmp_path) == ["mine"]
+    assert complete("vqa data.test_csv=a", tmp_path) == []  # a file: bash's own completion
+
+
+def sweeps() -> list[str]:
+    from vqa.config.place import CONF
+
+    return sorted(file.stem for file in (CONF / "sweep").glob("*.yaml"))
