@@ -129,6 +129,16 @@ def test_a_search_alone_ends_in_its_report(tmp_path: Path) -> None:
     assert stamps(tmp_path) == before
 
 
+def test_the_same_words_in_another_order_are_the_same_final_run(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    began = copy / "multirun/toy/final/.hydra/overrides.yaml"
+    words = began.read_text().splitlines()
+    began.write_text("\n".join([*reversed(words), "- env.threads=7"]) + "\n")
+    run_toy(copy, *SHORT, "hydra.sweeper.n_trials=5")
+    assert "was made with other settings" not in capsys.readouterr().out
+
+
 def test_a_final_run_of_another_winner_is_kept_but_not_mixed(
     copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

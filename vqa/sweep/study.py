@@ -15,7 +15,7 @@ sampler, pruner, direction and seed. The first run fixes them, and a run under o
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +62,16 @@ def study_terms(settings: SweepSettings, space: SearchSpace) -> dict[str, Any]:
 
 def _matters(override: str) -> bool:
     return not is_under(override.lstrip("+~").split("=", 1)[0], NOT_PART_OF_THE_TERMS)
+
+
+def settings_of(overrides: Sequence[str]) -> dict[str, str]:
+    """What overrides set, by key, whatever their order; without what says where and how a run computes.
+
+    Args:
+        overrides: As typed; of a key that is set twice the last one counts.
+    """
+    pairs = [override.lstrip("+").partition("=") for override in overrides if _matters(override)]
+    return {key: value for key, _, value in pairs}
 
 
 def refuse_other_terms(study: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -27,7 +27,7 @@ from vqa.sweep.sampling import SamplerFactory, probe_sampler
 from vqa.sweep.settings import SweepSettings, read_settings
 from vqa.sweep.space import overrides_of, read_enqueued, read_search_space
 from vqa.sweep.state import StateWriter, lock_free_slot, lock_slot
-from vqa.sweep.study import SharedStudy
+from vqa.sweep.study import SharedStudy, settings_of
 from vqa.sweep.time_budget import MEASURING, measure, planned, sweeper_under, warn_of_few_trials
 from vqa.sweep.worker import Worker
 
@@ -285,7 +285,8 @@ class Sweep:
     def _final_exists(self, overrides: list[str]) -> bool:
         """Whether the final run is done; refuses to go on with one that another winner began."""
         final = StudyFolder(self.shared.folder).final
-        same = final.overrides() in (None, mask_secrets(overrides))
+        before = final.overrides()
+        same = before is None or settings_of(before) == settings_of(mask_secrets(overrides))
         if final.complete:
             if not same:
                 log.warning(
