@@ -94,7 +94,7 @@ def test_text_stays_text_in_every_family(name: str, settings: Make, tmp_path: Pa
 
 
 def bare_processor(settings: Settings) -> Any:
-    """Tokenizer, template and image token of a family whose processor needs a library that is not installed."""
+    """Tokenizer, template and image token, where the processor needs a library that is not installed."""
     tokenizer: Any = AutoTokenizer.from_pretrained(settings.model.path)
     return SimpleNamespace(
         tokenizer=tokenizer, chat_template=tokenizer.chat_template, image_token=tokenizer.image_token
