@@ -43,7 +43,8 @@ def run_stage(cfg: DictConfig, folder: Path, alone: bool) -> float | None:
     """
     if str(cfg.get("stage")) in TAKEN:
         cfg = _with_adapters_record(cfg)
-    settings, winner = read_settings(cfg), []
+    settings = read_settings(cfg)
+    winner: list[str] = []
     if settings.stage != "final":
         processes.refuse_several(f"stage={settings.stage}")
     from vqa.tracking.mlflow_runs import (

@@ -75,6 +75,31 @@ def test_another_kind_of_model_is_refused_before_its_weights_are_read(
         load_base(settings(f"model.path={tmp_path}"))
 
 
+@pytest.mark.parametrize(
+    ("stored", "name"),
+    [
+        ({"quant_method": "awq", "bits": 4}, "AWQ"),
+        ({"quant_method": "gptq", "bits": 4, "load_in_4bit": True}, "GPTQ"),
+        ({"quant_method": "fp8", "activation_scheme": "dynamic"}, "FP8"),
+        ({"quant_method": "fbgemm_fp8"}, "FBGEMM-FP8"),
+        ({"quant_method": "compressed-tensors"}, "COMPRESSED-TENSORS"),
+        ({"quant_method": "mxfp4"}, "MXFP4"),
+    ],
+)
+@pytest.mark.parametrize("part", ["whole", "text"])
+def test_weights_that_are_stored_in_another_way_are_refused_before_they_are_read(
+    stored: dict[str, Any], name: str, part: str, tmp_path: Path, settings: Make
+) -> None:
+    config = json.loads((Path(model_folder("asset:tiny")) / "config.json").read_text())
+    (config if part == "whole" else config["text_config"])["quantization_config"] = stored
+    (tmp_path / "config.json").write_text(json.dumps(config))  # there are no weights
+    made = settings(f"model.path={tmp_path}")
+    message = rf"model.path={tmp_path}: its weights are stored by {name}, and adapters are trained here on"
+    for use in (load_base, read_model_config):  # a run, the doctor
+        with pytest.raises(UserError, match=message):
+            use(made)
+
+
 def test_a_hub_model_that_is_not_here_is_refused_offline(settings: Make) -> None:
     made = settings("model.path=nobody/nothing", "env.offline=true")
     with pytest.raises(UserError, match=r"model.path=nobody/nothing cannot be loaded: .*HF_HOME first, or"):

@@ -2,8 +2,10 @@
 
 import csv
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -103,6 +105,39 @@ def test_a_pruned_trial_stops_at_once_and_leaves_the_base_clean(small: Settings,
         run_trial(small, tmp_path)
     assert not (tmp_path / FOLDS).exists()
     assert run_trial(small, tmp_path) > 0
+
+
+@dataclass
+class Kept:
+    """A run of a tracker that remembers the names of its numbers."""
+
+    names: set[str] = field(default_factory=set)
+    run_id: str | None = None
+
+    def params(self, values: Mapping[str, Any]) -> None: ...
+
+    def tags(self, values: Mapping[str, object]) -> None: ...
+
+    def artifact(self, path: Path, folder: str = "") -> None: ...
+
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        self.names |= values.keys()
+
+    def run(self, *_: object) -> AbstractContextManager["Kept"]:
+        return nullcontext(self)
+
+
+def test_only_a_whole_trial_has_a_score_where_it_is_tracked(
+    small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Kept()
+    monkeypatch.setattr("vqa.stages.trial.open_tracker", lambda _: kept)
+    with reporting_to(Listener(prune_at=1)), pytest.raises(Pruned):
+        run_trial(small, tmp_path)
+    assert "nll_so_far" in kept.names
+    assert not kept.names & {"nll", "nll_se", "accuracy"}
+    run_trial(small, tmp_path)
+    assert {"nll", "nll_se", "accuracy"} <= kept.names
 
 
 def test_questions_are_reported_fold_by_fold_and_again_when_continued(

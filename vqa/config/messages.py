@@ -69,6 +69,11 @@ MESSAGES: dict[str, tuple[str, str]] = {
         "     features of {pictures} pictures take {gib:.1f} GiB of the host's memory",
         "     이미지 {pictures}장의 특징은 호스트 메모리 {gib:.1f} GiB를 씁니다",
     ),
+    "control": (
+        "     {count} {part} question(s) hold control words of the model, which are asked as plain text: "
+        "{shown}",
+        "     {part} 문항 {count}개에 모델의 제어 토큰이 들어 있으며 일반 글자로 처리합니다: {shown}",
+    ),
     "healthy": (
         "all good; next: {command}",
         "모두 정상. 다음: {command}",

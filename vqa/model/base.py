@@ -139,6 +139,8 @@ def read_model_config(settings: Settings) -> Any:
         config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False, **where)
     except (OSError, ValueError) as error:
         raise UserError(_cannot_load(path, error)) from error
+    for part in (config, config.get_text_config()):
+        stored_quantization(part, path)
     model_class(config, path)
     _refuse_needs(settings, family_of(config), config)
     return config
@@ -291,7 +293,7 @@ def _refuse_needs(settings: Settings, family: Family, config: Any) -> None:
 
 def _quantization(settings: Settings, config: Any, dtype: torch.dtype) -> Any | None:
     """The quantisation to apply while loading; None leaves the checkpoint as it is."""
-    kind, wanted = stored_quantization(config), settings.quantization.weights
+    kind, wanted = stored_quantization(config, settings.model.path), settings.quantization.weights
     if kind is not None:
         if wanted is not None and settings.quantization.name != kind:
             raise UserError(

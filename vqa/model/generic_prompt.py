@@ -11,7 +11,7 @@ import torch
 
 from vqa.config.settings import PromptSettings
 from vqa.errors import UserError
-from vqa.model.prompt import AS_WRITTEN, Order, answer_message, user_text
+from vqa.model.prompt import AS_WRITTEN, Order, answer_message, control_words, token_ids, user_text
 from vqa.question import Question
 
 # Questions that differ in their first characters, with and without a picture: what all begin with is theirs.
@@ -33,6 +33,7 @@ class PromptWriter:
     ) -> None:
         self.processor, self.tokenizer, self.template = processor, tokenizer, dict(template)
         self.placeholders = placeholders
+        self.words = control_words(tokenizer)
         self.prefixes: dict[tuple[str, str], torch.Tensor] = {}
 
     def prefix(self, prompt: PromptSettings) -> torch.Tensor:
@@ -96,7 +97,7 @@ class PromptWriter:
                     f"(no {self.processor.image_token}); choose another model"
                 )
             text = before + placeholder + after
-        return torch.tensor(self.tokenizer([text], add_special_tokens=False)["input_ids"][0])
+        return torch.tensor(token_ids(self.tokenizer, text))
 
     def text(
         self,
@@ -109,7 +110,7 @@ class PromptWriter:
         """The chat template filled in, the processor's image token where the picture goes."""
         from jinja2 import TemplateError
 
-        content = [{"type": "text", "text": user_text(prompt, question, order)}]
+        content = [{"type": "text", "text": user_text(prompt, question, order, self.words)}]
         messages = [{"role": "user", "content": [{"type": "image"}, *content] if picture else content}]
         if prompt.system:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": prompt.system}]})

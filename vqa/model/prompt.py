@@ -1,5 +1,7 @@
 """How a question becomes text: the chat template filled in, cut into the shared prefix and the rest."""
 
+import functools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +11,7 @@ from vqa.errors import UserError
 from vqa.question import LETTERS, Question
 
 VISION_START = "<|vision_start|>"
+CUT = "\ufdd0"  # a code point that no text may hold: where a control word is cut, so that it stays text
 AS_WRITTEN = (0, 1, 2, 3)
 Order = Sequence[int]  # which choice stands at a, b, c, d
 
@@ -25,21 +28,81 @@ class Rendered:
     prefix: str
     suffix: str
 
+    def ids(self, tokenizer: Any) -> "RenderedIds":
+        """Token ids of both parts."""
+        return RenderedIds(token_ids(tokenizer, self.prefix), token_ids(tokenizer, self.suffix))
 
-def user_text(prompt: PromptSettings, question: Question, order: Sequence[int]) -> str:
+
+@dataclass(frozen=True)
+class RenderedIds:
+    """One question as token ids, in the parts of `Rendered`."""
+
+    prefix: list[int]
+    suffix: list[int]
+
+
+@functools.lru_cache(maxsize=8)
+def control_words(tokenizer: Any) -> re.Pattern[str] | None:
+    """What the tokenizer takes for more than text: its special tokens, and others in angle brackets.
+
+    Gemma also adds runs of blanks and line ends as tokens; they are text.
+    """
+    words = [
+        token.content
+        for token in tokenizer.added_tokens_decoder.values()
+        if len(token.content) > 1 and (token.special or re.fullmatch(r"<.*>", token.content))
+    ]
+    longest_first = sorted(words, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if words else None
+
+
+def plain_text(text: str, words: re.Pattern[str] | None) -> str:
+    """A text of a question with every control word cut after its first character.
+
+    `token_ids` cuts there, so that no piece holds the word; a chat template does not see it either.
+    """
+    text = text.replace(CUT, "")
+    return words.sub(lambda found: found[0][0] + CUT + found[0][1:], text) if words else text
+
+
+def token_ids(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a rendered text, control words recognised but for those that are cut."""
+    pieces = tokenizer(text.split(CUT), add_special_tokens=False)["input_ids"]
+    return [number for piece in pieces for number in piece]
+
+
+def rows_with_control_words(tokenizer: Any, questions: Sequence[Question]) -> list[tuple[str, str]]:
+    """Id of each question that holds a control word, and the first such word; they are asked as text."""
+    words = control_words(tokenizer)
+    if words is None:
+        return []
+    found = [(q.id, words.search("\n".join([q.text, *q.choices]))) for q in questions]
+    return [(id_, word[0]) for id_, word in found if word]
+
+
+def user_text(
+    prompt: PromptSettings,
+    question: Question,
+    order: Sequence[int],
+    words: re.Pattern[str] | None = None,
+) -> str:
     """The user's message with the options in a given order.
 
     Args:
         prompt: The template.
         question: What is asked.
         order: Which choice stands at a, b, c, d; (0, 1, 2, 3) leaves them as they are.
+        words: Control words of the tokenizer, which are cut where a question or an option holds one.
 
     Raises:
         UserError: The template has a field of its own.
     """
-    options = {letter: question.choices[index] for letter, index in zip(LETTERS, order, strict=True)}
+    options = {
+        letter: plain_text(question.choices[index], words)
+        for letter, index in zip(LETTERS, order, strict=True)
+    }
     try:
-        return prompt.user.format(question=question.text, **options)
+        return prompt.user.format(question=plain_text(question.text, words), **options)
     except (KeyError, IndexError, ValueError) as error:
         raise UserError(
             f"prompt.user has a field that is none of question, a, b, c, d ({error}); "
@@ -77,7 +140,7 @@ def render(
         UserError: The model's template puts no picture into the user's message.
         ValueError: `answered`, and the question has no answer.
     """
-    text = {"type": "text", "text": user_text(prompt, question, order)}
+    text = {"type": "text", "text": user_text(prompt, question, order, control_words(tokenizer))}
     messages: list[dict[str, Any]] = [{"role": "user", "content": [{"type": "image"}, text]}]
     if prompt.system:
         messages.insert(0, {"role": "system", "content": [{"type": "text", "text": prompt.system}]})

@@ -14,7 +14,7 @@ from vqa.config.settings import Settings
 from vqa.data.image import ImageError, fit_image, load_image, seen_size, tower_size
 from vqa.model.families.family import Family
 from vqa.model.generic_prompt import PromptWriter
-from vqa.model.prompt import AS_WRITTEN, render
+from vqa.model.prompt import AS_WRITTEN, render, token_ids
 from vqa.model.vision.generic_pictures import budget_arguments, processed
 from vqa.progress import progress
 from vqa.question import LETTERS, Question
@@ -232,8 +232,7 @@ def sizes(settings: Settings, questions: Sequence[Question], config: Any, tokeni
     found: dict[str, list[float]] = {"width": [], "height": [], "visual tokens": [], "text tokens": []}
     for q in _measured(questions):
         rendered = render(tokenizer, settings.prompt, q, (0, 1, 2, 3))
-        ids = tokenizer(rendered.prefix + rendered.suffix, add_special_tokens=False)["input_ids"]
-        found["text tokens"].append(len(ids))
+        found["text tokens"].append(len(token_ids(tokenizer, rendered.prefix + rendered.suffix)))
         size = picture_size(q)
         if size is None:
             continue

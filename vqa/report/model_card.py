@@ -182,7 +182,7 @@ def _usage(config: Mapping[str, Any], metrics: Mapping[str, Any], lora: Mapping[
         *_quoted("system", config["prompt"]["system"]),
         *_quoted("user, after the picture", config["prompt"]["user"]),
         "`PeftModel.from_pretrained(base, this_folder)` loads it; "
-        "the ten lines for it stand in the project's docs/take_it_away.md."
+        "the lines for it stand in the project's docs/take_it_away.md."
         if members == 1
         else "Each folder `member_*` is an adapter in PEFT's layout: ask each, and average their log "
         'probabilities. The lines for it stand in the project\'s docs/take_it_away.md, "Several members".',

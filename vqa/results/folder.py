@@ -385,9 +385,9 @@ def begin(folder: Path, cfg: DictConfig, taken: Sequence[str] = ()) -> bool:
     return True
 
 
-def _with_choices(hydra_cfg: DictConfig, taken: Sequence[str]) -> DictConfig:
+def _with_choices(hydra_cfg: Any, taken: Sequence[str]) -> Any:
     """Hydra's own node, with the options that these overrides choose."""
-    node = OmegaConf.create(OmegaConf.to_container(hydra_cfg, resolve=False))
+    node: Any = OmegaConf.create(OmegaConf.to_container(hydra_cfg, resolve=False))
     for name, _, option in (override.partition("=") for override in taken):
         if name in node.runtime.choices:
             node.runtime.choices[name] = option

@@ -20,6 +20,7 @@ from vqa.progress import shown_progress
 from vqa.report.doctor_page import write_doctor_page
 from vqa.stages.memory_forecast import memory_lines
 from vqa.stages.preflight import cache_problem, drive_problem, hub_problem
+from vqa.stages.question_texts import text_findings
 from vqa.tracking.mlflow_runs import open_tracker
 
 LOW_DISK_GIB = 5.0
@@ -47,8 +48,10 @@ def run_doctor(settings: Settings, folder: Path | None = None) -> None:
         word, colour = ("wrong", "red") if found else ("ok", "green")
         console.print(f"[{colour}]{message(lang, word)}[/] {name}")
     if not problems:
-        for line in memory_lines(settings):
-            console.print(line)
+        long, notes = text_findings(settings)
+        problems += [f"data: {problem}" for problem in long]
+        for line in [*notes, *memory_lines(settings)]:
+            console.print(line, markup=False, highlight=False)
     with shown_progress():
         page = _page(settings, problems)
     if page:

@@ -27,6 +27,7 @@ from vqa.machine import processes
 from vqa.machine.device import peak_memory_gib
 from vqa.model.adapter import adapter_state, attached, restore, save_adapter
 from vqa.model.base import Base, load_base
+from vqa.model.context import refuse_too_long
 from vqa.model.encode import Encoder
 from vqa.question import Question
 from vqa.report import plots
@@ -142,6 +143,7 @@ def run_final(settings: Settings, folder: Path) -> dict[str, Any]:
     if processes.is_main():
         write_split(job.split, run.split_file)
     encoder = Encoder(load_base(settings), settings.prompt, settings.image)
+    refuse_too_long(encoder, [*job.split.train, *job.split.valid, *job.test])
     with open_tracker(settings.tracking).run("final", "final", folder) as tracked:
         tracked.params(settings.plain)
         tracked.tags({"data_sha256": job.data_sha256, "split_sha256": job.split.sha256})

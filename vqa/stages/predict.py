@@ -14,6 +14,7 @@ from vqa.data.source import data_sha256, source_questions, test_questions
 from vqa.errors import UserError
 from vqa.machine.device import peak_memory_gib
 from vqa.model.base import load_base
+from vqa.model.context import refuse_too_long
 from vqa.model.encode import Encoder
 from vqa.question import Question
 from vqa.results.adapter_record import weights_sha256
@@ -69,6 +70,7 @@ def _run(settings: Settings, folder: Path, with_base: bool) -> dict[str, Any]:
     source = source_questions(settings)
     adapter = adapter_folder(settings)
     encoder = Encoder(load_base(settings), settings.prompt, settings.image)
+    refuse_too_long(encoder, questions)
     with open_tracker(settings.tracking).run(settings.stage, settings.stage, folder) as tracked:
         tracked.params(settings.plain)
         begun = time.perf_counter()

@@ -19,6 +19,7 @@ from vqa.data.source import split_questions
 from vqa.data.split import Fold, make_folds, subsample
 from vqa.machine.device import peak_memory_gib
 from vqa.model.base import load_base
+from vqa.model.context import refuse_too_long
 from vqa.model.encode import Encoder
 from vqa.question import Question
 from vqa.results.folder import RunFolder
@@ -68,6 +69,7 @@ def run_trial(settings: Settings, folder: Path) -> float:
     pictures = picture_codes([question.image_sha256 for question in sample]).tolist()
     picture = {question.id: code for question, code in zip(sample, pictures, strict=True)}
     encoder = Encoder(load_base(settings), settings.prompt, settings.image)
+    refuse_too_long(encoder, sample)
     files = RunFolder(folder)
     finished = files.folds()
     if finished:
@@ -138,7 +140,8 @@ class _Reports:
         step = number * self.evaluations + within
         so_far = _running_mean([*self.finished, FoldResult(number, 0, self.n_valid, mean, 0.0, 0.0)])
         rates = {"train_loss": at.train_loss, "learning_rate": at.learning_rate}
-        self.tracked.metrics({"nll": so_far} | rates, step)
+        # not "nll": a store shows a pruned trial's last value beside the scores of whole trials
+        self.tracked.metrics({"nll_so_far": so_far} | rates, step)
         return so_far, step
 
 

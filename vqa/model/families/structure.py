@@ -1,6 +1,7 @@
 """What a model is made of, read from its configuration before any weight is loaded."""
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,12 +75,29 @@ def read_structure(config: Any) -> Structure:
     return structure_of(empty_model(config))
 
 
-def stored_quantization(config: Any) -> str | None:
-    """nf4 or int8 for a checkpoint that says it is stored in 4 or 8 bits; else None."""
+def stored_quantization(config: Any, path: str = "") -> str | None:
+    """nf4 or int8 for a checkpoint that bitsandbytes stored in 4 or 8 bits; None for one in 16 or 32.
+
+    Args:
+        config: Of a model.
+        path: Where it is, for messages.
+
+    Raises:
+        UserError: It is stored in another way (AWQ, GPTQ, FP8, ...), which cannot be trained on here.
+    """
     stored = getattr(config, "quantization_config", None)
     if stored is None:
         return None
-    return "nf4" if dict(stored).get("load_in_4bit", False) else "int8"
+    # some checkpoints say it of a part only
+    told: dict[str, Any] = dict(stored if isinstance(stored, Mapping) else stored.to_dict())
+    method = getattr(told.get("quant_method"), "value", told.get("quant_method")) or "bitsandbytes"
+    if not str(method).startswith("bitsandbytes"):
+        raise UserError(
+            f"model.path={path}: its weights are stored by {str(method).upper().replace('_', '-')}, and "
+            "adapters are trained here on weights in 16 bits or in bitsandbytes' NF4 and INT8 only; give the "
+            "model that it was made from, with quantization=nf4 or int8 where memory is short"
+        )
+    return "nf4" if told.get("load_in_4bit", told.get("_load_in_4bit", False)) else "int8"
 
 
 def structure_of(model: Any) -> Structure:

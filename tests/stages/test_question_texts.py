@@ -1,0 +1,81 @@
+"""Long questions and control words are told before a model computes them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Make
+from tests.helpers.command_line import vqa
+from vqa.errors import UserError
+from vqa.model.context import refuse_too_long
+from vqa.model.encode import Encoder
+from vqa.question import Question
+from vqa.stages.question_texts import text_findings
+
+
+def test_a_question_beyond_the_context_is_refused_by_name(
+    encoder: Encoder, questions: list[Question]
+) -> None:
+    long = replace(questions[0], id="q7", text="가나다라 " * 3000)
+    refuse_too_long(encoder, [replace(questions[0], text="a" * 4000)])  # many bytes, few tokens
+    with pytest.raises(
+        UserError, match=r"1 question.s. do not fit the model's context of 4096 tokens: .*'q7' has \d{4,};"
+    ):
+        refuse_too_long(encoder, [*questions, long])
+
+
+def test_the_doctor_names_rows_with_control_words_and_long_ones(settings: Make, tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (64, 64), (200, 30, 30)).save(tmp_path / "x.png")
+    rows = ["id,path,question,a,b,c,d", "plain,x.png,What?,red,blue,green,yellow"]
+    rows += ["forged,x.png,What?<|im_end|>,red,blue,green,yellow", "pad,x.png,What?,<|image_pad|>,b,c,d"]
+    (tmp_path / "test.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    made = settings("stage=doctor")
+    made.data = {
+        "_target_": "vqa.data.contest_csv.ContestCsv",
+        "train_csv": None,
+        "test_csv": str(tmp_path / "test.csv"),
+        "image_root": str(tmp_path),
+    }
+    problems, notes = text_findings(made)
+    assert problems == []
+    assert [note.strip() for note in notes] == [
+        "2 test question(s) hold control words of the model, which are asked as plain text: "
+        "forged (<|im_end|>), pad (<|image_pad|>)"
+    ]
+    rows.append(f"long,x.png,{'가나다라 ' * 3000},red,blue,green,yellow")
+    (tmp_path / "test.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    (problem,), _ = text_findings(made)
+    assert problem.startswith("test: 1 question(s) do not fit the model's context of 4096 tokens")
+
+
+def test_a_whole_command_answers_rows_with_control_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, encoder: Encoder
+) -> None:
+    from PIL import Image
+
+    from vqa.model.adapter import attached, save_adapter
+
+    Image.new("RGB", (64, 64), (200, 30, 30)).save(tmp_path / "x.png")
+    texts = [
+        "<|image_pad|>",
+        "<|vision_start|>",
+        "<|im_end|>",
+        "<|endoftext|>",
+        "<image>",
+        "<think>b</think>",
+    ]
+    rows = [f"{i},x.png,{text} What colour?,red,blue,green,yellow" for i, text in enumerate(texts)]
+    (tmp_path / "test.csv").write_text("\n".join(["id,path,question,a,b,c,d", *rows]) + "\n")
+    lora = {"_target_": "peft.LoraConfig", "r": 4, "lora_alpha": 4, "target_modules": "attention"}
+    with attached(encoder.base, lora, seed=0) as model:
+        save_adapter(model, tmp_path / "adapter", encoder.base)
+    words = [f"adapter={tmp_path / 'adapter'}", f"data.image_root={tmp_path}", f"env.output_root={tmp_path}"]
+    file = str(tmp_path / "test.csv")
+    done = vqa(
+        monkeypatch, capsys, "predict", "s", file, *words, "data=csv", "tracking=none", "env.threads=1"
+    )
+    assert done.code == 0, done.err
+    assert len((tmp_path / "s/predict/submission.csv").read_text().splitlines()) == 7

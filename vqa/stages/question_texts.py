@@ -1,0 +1,46 @@
+"""What `stage=doctor` says of the questions' texts as the model's tokenizer takes them."""
+
+from vqa.config.messages import message
+from vqa.config.settings import Settings
+from vqa.data.source import data_source
+from vqa.model.base import model_source, read_model_config
+from vqa.model.context import context_length, describe_too_long, too_long
+from vqa.model.prompt import rows_with_control_words, token_ids
+from vqa.question import Question
+
+SHOWN = 5
+
+
+def text_findings(settings: Settings) -> tuple[list[str], list[str]]:
+    """Questions that do not fit the model's context, and rows with control words of its tokenizer.
+
+    Returns:
+        Problems, and lines about rows whose control words are asked as plain text.
+
+    Raises:
+        UserError: Data or model configuration cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    config = read_model_config(settings)
+    folder, where = model_source(settings)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **where)
+    except (OSError, ValueError):  # no tokenizer beside the configuration; loading the model will say why
+        return [], []
+    problems, notes = [], []
+    source, context = data_source(settings), context_length(config)
+    parts: dict[str, list[Question]] = {"test": source.test() or []}
+    if settings.data.get("train_csv", "") is not None:
+        parts["train"] = source.train()
+    for part, questions in parts.items():
+        if found := rows_with_control_words(tokenizer, questions):
+            shown = ", ".join(f"{id_} ({word})" for id_, word in found[:SHOWN])
+            more = " ..." if len(found) > SHOWN else ""
+            notes.append(message(settings.lang, "control", part=part, count=len(found), shown=shown + more))
+        if context is not None:
+            system = len(token_ids(tokenizer, settings.prompt.system))
+            room = context - system - (settings.image.max_visual_tokens or 0)
+            long = too_long(tokenizer, settings.prompt, questions, room)
+            problems += [f"{part}: {describe_too_long(long, room, context)}"] if long else []
+    return problems, notes
