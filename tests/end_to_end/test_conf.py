@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -45,7 +46,9 @@ def test_every_pruner_and_sampler_can_be_built(composed: Compose, pruner: str, s
 
     overrides = ["+sweep=lora", f"hydra/sweeper/pruner={pruner}", f"hydra/sweeper/sampler={sampler}"]
     node = compose("config", overrides=overrides, return_hydra_config=True).hydra.sweeper
-    nodes = {name: dict(OmegaConf.to_container(node[name], resolve=True)) for name in ("pruner", "sampler")}
+    nodes: dict[str, Any] = {
+        name: OmegaConf.to_container(node[name], resolve=True) for name in ("pruner", "sampler")
+    }
     assert type(build_pruner(nodes["pruner"])).__name__ == nodes["pruner"]["_target_"].rpartition(".")[2]
     space = read_search_space({"lora.r": "choice(8, 16)"}, [], None)
     built = SamplerFactory(nodes["sampler"], 0, space).build(1)

@@ -177,6 +177,7 @@ def test_a_line_of_2000_by_4_pixels_is_looked_at(
     cache: VisionCache, picture: Picture, settings: Make
 ) -> None:
     [features] = cache.features([picture(2000, 4)], settings().image)
+    assert features is not None
     assert bool(features.pooled.isfinite().all())
 
 
