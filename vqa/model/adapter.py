@@ -43,11 +43,15 @@ def attached(base: Base, lora: dict[str, Any], seed: int) -> Iterator[Any]:
     if lora.get("target_modules") in TARGETS:
         lora = lora | {"target_modules": base.lora_targets(lora["target_modules"])}
     config = build("lora", lora)
+    model: Any = None
     try:
         # adapters in float32: a small update to a bfloat16 weight would be rounded away
         model = get_peft_model(base.model, config, autocast_adapter_dtype=True)
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"lora: {error}") from error
+    finally:
+        if model is None:
+            _unwrap(base.model)
     try:
         _check_targets(model)
         yield model
@@ -149,6 +153,19 @@ def detach(model: Any) -> None:
     if hasattr(base, "peft_config"):
         del base.peft_config
     release_memory()
+
+
+def _unwrap(model: Any) -> None:
+    """Take off what an adapter that PEFT refused midway has left on the model."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, module.get_base_layer())
+    model.requires_grad_(False)
+    if hasattr(model, "peft_config"):
+        del model.peft_config
 
 
 def adapter_state(model: Any) -> dict[str, torch.Tensor]:
