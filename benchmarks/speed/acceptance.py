@@ -34,7 +34,7 @@ from benchmarks.harness.record import write_rows
 from vqa.config.check import read_settings, register_resolvers
 from vqa.config.settings import Settings
 from vqa.data.source import data_source
-from vqa.machine.device import limit_memory, release_memory, restart_peak
+from vqa.machine.device import choose_device, limit_memory, release_memory, restart_peak
 from vqa.model import base as model
 from vqa.model.adapter import attached, loaded
 from vqa.model.base import load_base
@@ -332,6 +332,7 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.getLogger("vqa").setLevel(logging.ERROR)
     register_resolvers()
+    choose_device("auto")  # sets up the allocator, which is too late once CUDA was used
     bench = Bench(arguments.work, arguments.rows, arguments.quick)
     rows: list[dict[str, Any]] = []
     chosen: Callable[[Case], bool] = lambda case: (  # noqa: E731

@@ -3,12 +3,15 @@
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
 from tests.conftest import CONF, Compose
 from vqa.config.check import read_settings
+from vqa.sweep.sampling import SamplerFactory, build_pruner
+from vqa.sweep.space import read_search_space
 
 GROUPS = [
     *("model", "quantization", "lora", "optimizer", "scheduler", "data", "image", "prompt", "budget"),
@@ -40,13 +43,16 @@ def test_every_sweep_composes_into_a_trial(composed: Compose, sweep: str) -> Non
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_pruner_and_sampler_can_be_built(composed: Compose, pruner: str, sampler: str) -> None:
     from hydra import compose
-    from hydra.utils import instantiate
 
     overrides = ["+sweep=lora", f"hydra/sweeper/pruner={pruner}", f"hydra/sweeper/sampler={sampler}"]
     node = compose("config", overrides=overrides, return_hydra_config=True).hydra.sweeper
-    for name in ("pruner", "sampler"):
-        plain = OmegaConf.to_container(node[name], resolve=True)
-        assert instantiate(plain, _execution_whitelist_=("optuna.pruners.*", "optuna.samplers.*")) is not None
+    nodes: dict[str, Any] = {
+        name: OmegaConf.to_container(node[name], resolve=True) for name in ("pruner", "sampler")
+    }
+    assert type(build_pruner(nodes["pruner"])).__name__ == nodes["pruner"]["_target_"].rpartition(".")[2]
+    space = read_search_space({"lora.r": "choice(8, 16)"}, [], None)
+    built = SamplerFactory(nodes["sampler"], 0, space).build(1)
+    assert type(built).__name__ == nodes["sampler"]["_target_"].rpartition(".")[2]
 
 
 def test_a_config_file_is_short() -> None:

@@ -67,7 +67,8 @@ def csv_arguments(contest: Path) -> list[str]:
         (["stage=finale"], "stage must be one of final"),
         (["env=cloud"], "DATA_PATH"),
         (["data=csv"], "data.train_csv must be a CSV file, got null"),
-        (["data=csv", "data.train_csv=x.csv"], "data.image_root must be a folder, got None"),
+        (["data=csv", "data.train_csv=x.csv"], "data.train_csv=x.csv: there is no such file"),
+        (["data=csv", "data.train_csv=README.md"], "data.image_root must be a folder, got None"),
         (["data=csv", "data.train_csv=x.csv", "data.image_root=."], "x.csv"),
         (["model.path=/nowhere/model"], "model.path=/nowhere/model: no config.json there"),
         (["stage=predict", "adapter=/nowhere"], "adapter=/nowhere: no adapter_config.json there"),
@@ -146,7 +147,8 @@ DAMAGES = {
     "missing column": (header([*HEADER[:3], "A", *HEADER[4:]]), ["column", "a"]),
     "empty file": (content(b""), ["train.csv"]),
     "header only": (content(",".join(HEADER).encode()), ["train.csv"]),
-    "not UTF-8": (content("id,path,질문".encode("cp949")), ["UTF-8"]),
+    "not UTF-8": (content(b"id,path,\xff\xfe\xff"), ["UTF-8"]),
+    "cp949, columns missing": (content("id,path,질문".encode("cp949")), ["column", "질문"]),
 }
 
 

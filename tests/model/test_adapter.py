@@ -104,6 +104,25 @@ def test_an_adapter_that_peft_refuses_midway_leaves_no_trace(
     assert not any("lora" in type(module).__module__ for module in base.model.modules())
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried"), RuntimeError("size")])
+def test_the_base_is_as_it_was_after_an_adapter_that_failed_half_way(
+    base: Base, settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    before = weights(base)
+    with attached(base, settings().lora, seed=0) as model:
+        save_adapter(model, tmp_path, base)
+
+    def fail(*given: Any, **named: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(PeftModel, "load_adapter", fail)
+    words = "does not fit into the memory" if isinstance(error, torch.OutOfMemoryError) else "does not fit"
+    with pytest.raises(UserError, match=words), loaded(base, tmp_path):
+        pass
+    assert before.keys() == weights(base).keys()
+    assert not hasattr(base.model, "peft_config")
+
+
 def test_the_same_seed_starts_the_same_adapter(base: Base, settings: Make) -> None:
     states = []
     for seed in (1, 1, 2):

@@ -21,6 +21,7 @@ def test_leaderboard_is_read_with_its_gaps(tmp_path: Path) -> None:
     assert study_scores([failed, best]) == {
         "trials": 2,
         "trials_complete": 1,
+        "trials_paused": 0,
         "trials_pruned": 0,
         "trials_failed": 1,
         "trials_tied": 1,

@@ -14,6 +14,7 @@ from vqa.errors import UserError, refuse_no_adapter, system_error
 from vqa.machine.device import release_memory
 from vqa.machine.files import replacing_folder
 from vqa.model.base import Base
+from vqa.model.memory import does_not_fit
 
 TARGETS = ("all_linear", "attention")  # names in conf/lora for what each family has of these
 WEIGHTS = "adapter_model.safetensors"
@@ -43,15 +44,12 @@ def attached(base: Base, lora: dict[str, Any], seed: int) -> Iterator[Any]:
     if lora.get("target_modules") in TARGETS:
         lora = lora | {"target_modules": base.lora_targets(lora["target_modules"])}
     config = build("lora", lora)
-    model: Any = None
     try:
         # adapters in float32: a small update to a bfloat16 weight would be rounded away
-        model = get_peft_model(base.model, config, autocast_adapter_dtype=True)
+        with bare_after_failure(base.model):
+            model = get_peft_model(base.model, config, autocast_adapter_dtype=True)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"lora: {error}") from error
-    finally:
-        if model is None:
-            _unwrap(base.model)
     try:
         _check_targets(model)
         yield model
@@ -108,7 +106,10 @@ def plain_adapter(model: Any, folder: Path, base_path: str) -> Any:
             "loaded"
         )
     try:
-        made = PeftModel.from_pretrained(model, str(folder))
+        with bare_after_failure(model):
+            made = PeftModel.from_pretrained(model, str(folder))
+    except torch.OutOfMemoryError as error:
+        raise does_not_fit(f"{base_path} with adapter={folder}", model.device, error) from error
     except (RuntimeError, ValueError) as error:
         raise UserError(f"adapter={folder} does not fit {base_path}: {str(error).splitlines()[0]}") from error
     except SafetensorError as error:
@@ -121,6 +122,28 @@ def plain_adapter(model: Any, folder: Path, base_path: str) -> Any:
             f"{len(saved - wanted)} have no place (r={config.r}); give the model it was trained on"
         )
     return made
+
+
+@contextmanager
+def bare_after_failure(model: Any) -> Iterator[None]:
+    """Where putting an adapter on fails half-way, take what is there of it off the base again.
+
+    PEFT puts its layers into the model itself, before it loads their weights: the next trial of this process
+    would find them there.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    try:
+        yield
+    except BaseException:
+        for name, module in list(model.named_modules()):
+            if isinstance(module, BaseTunerLayer):
+                model.set_submodule(name, module.get_base_layer())
+        if hasattr(model, "peft_config"):
+            del model.peft_config
+        model.requires_grad_(False)
+        model.eval()
+        raise
 
 
 def stored_names(folder: Path) -> set[str]:
@@ -153,19 +176,6 @@ def detach(model: Any) -> None:
     if hasattr(base, "peft_config"):
         del base.peft_config
     release_memory()
-
-
-def _unwrap(model: Any) -> None:
-    """Take off what an adapter that PEFT refused midway has left on the model."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for name, module in list(model.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            parent, _, own = name.rpartition(".")
-            setattr(model.get_submodule(parent), own, module.get_base_layer())
-    model.requires_grad_(False)
-    if hasattr(model, "peft_config"):
-        del model.peft_config
 
 
 def adapter_state(model: Any) -> dict[str, torch.Tensor]:

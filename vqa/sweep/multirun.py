@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vqa.errors import UserError
 from vqa.machine.files import replace_text
+from vqa.machine.safe_text import mask_secrets
 
 MULTIRUN = "multirun.yaml"  # as Hydra's own sweeper calls it
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
@@ -55,11 +56,12 @@ def refuse_what_is_not_ours(config: DictConfig) -> None:
 
 
 def write_multirun(config: DictConfig, folder: Path) -> None:
-    """Keep the sweep's own configuration as Hydra does; it may hold a password, so only its user reads it.
+    """Keep the sweep's own configuration as Hydra does, with secrets masked.
 
     Args:
         config: The composed configuration of the sweep.
         folder: The study's folder; made when missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    replace_text(folder / MULTIRUN, OmegaConf.to_yaml(config), mode=0o600)
+    plain = mask_secrets(OmegaConf.to_container(config, resolve=False))
+    replace_text(folder / MULTIRUN, OmegaConf.to_yaml(OmegaConf.create(plain)), mode=0o600)
