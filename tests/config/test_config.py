@@ -56,6 +56,14 @@ def test_the_plain_configuration_is_accepted(composed: Compose) -> None:
             r"others rewrite the base's weights, which all trials share",
         ),
         (
+            "+lora.kasa_config={alpha: 1}",
+            r"lora.kasa_config must be null \(it takes the smallest singular values out",
+        ),
+        (
+            "+lora.alora_invocation_tokens=[5]",
+            r"lora.alora_invocation_tokens must be null, .*acts after these tokens only",
+        ),
+        (
             "+lora.modules_to_save=[lm_head]",
             r"lora.modules_to_save must be null, .*the next trial would",
         ),

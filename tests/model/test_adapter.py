@@ -33,6 +33,77 @@ def test_the_base_is_as_it_was_after_an_adapter(base: Base, settings: Make) -> N
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
 
 
+# Every argument of peft.LoraConfig, and what was looked at: that the base is the same after it.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "lora_bias": {"lora_bias": True},
+    "use_dora": {"use_dora": True},
+    "use_rslora": {"use_rslora": True},
+    "use_qalora": {"use_qalora": True, "qalora_group_size": 16},
+    "target_parameters": {"target_modules": "none", "target_parameters": ["q_proj.weight"]},
+    "lm_head": {"target_modules": ["lm_head"]},
+    "embeddings": {"target_modules": ["embed_tokens", "lm_head"], "ensure_weight_tying": True},
+    "rank_pattern": {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 4}},
+    "exclude_modules": {"exclude_modules": ["q_proj"]},
+    "fan_in_fan_out": {"fan_in_fan_out": True},
+    "velora_config": {"velora_config": {}},
+    "monteclora_config": {"monteclora_config": {}},
+    "megatron_config": {"megatron_config": {}},
+    # only read with init_lora_weights of that name, which is refused
+    **{name: {name: {}} for name in ("loftq_config", "eva_config", "corda_config", "lora_ga_config")},
+}
+FAIL = {  # PEFT's own complaint -> what is configured; midway through the layers, or before them
+    "only 2d and 3d are supported": {"target_parameters": ["input_layernorm.weight"]},
+    "matches neither A nor B": {"use_bdlora": {"target_modules_bd_a": ["q_proj"], "nblocks": 2}},
+    "layers_to_transform": {"layers_to_transform": [0]},
+    "ephemeral_gpu_offload": {"runtime_config": {"ephemeral_gpu_offload": True}},
+}
+REFUSED = {"kasa_config", "alora_invocation_tokens", "arrow_config", "layer_replication", "modules_to_save"}
+REFUSED |= {"bias", "init_lora_weights", "trainable_token_indices"}  # by vqa.config.check
+PLAIN = {"r", "target_modules", "lora_alpha", "lora_dropout"}
+PARTS = {"qalora_group_size", "ensure_weight_tying", "alpha_pattern", "megatron_core", "layers_pattern"}
+
+
+def test_every_argument_of_peft_was_looked_at() -> None:
+    """A new version may bring one that changes the base, as kasa_config does."""
+    from dataclasses import fields
+
+    from peft import PeftConfig
+
+    own = {f.name for f in fields(LoraConfig)} - {f.name for f in fields(PeftConfig)}
+    tried = {name for more in FAIL.values() for name in more} | OPTIONS.keys()
+    assert own - tried - REFUSED - PLAIN - PARTS == set()
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_no_option_leaves_a_trace_on_the_base(
+    option: str, base: Base, encoder: Encoder, questions: list[Question], settings: Make
+) -> None:
+    before, expected = weights(base), [p.p for p in score(encoder, questions[:4], 4)]
+    with attached(base, settings().lora | OPTIONS[option], seed=0) as model:
+        moved = [weight for name, weight in model.named_parameters() if weight.requires_grad]
+        assert moved
+        for weight in moved:
+            weight.data.add_(0.01)
+    after = weights(base)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert [p.p for p in score(encoder, questions[:4], 4)] == expected
+
+
+@pytest.mark.parametrize("message", FAIL)
+def test_an_adapter_that_peft_refuses_midway_leaves_no_trace(
+    message: str, base: Base, settings: Make
+) -> None:
+    before = weights(base)
+    with (
+        pytest.raises(UserError, match=rf"lora: .*{message}"),
+        attached(base, settings().lora | FAIL[message], seed=0),
+    ):
+        pass
+    assert weights(base).keys() == before.keys()
+    assert not any("lora" in type(module).__module__ for module in base.model.modules())
+
+
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried"), RuntimeError("size")])
 def test_the_base_is_as_it_was_after_an_adapter_that_failed_half_way(
     base: Base, settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception

@@ -186,6 +186,9 @@ def _check_lora(lora: dict[str, Any]) -> None:
             (None, [], {}),
             "embeddings stay frozen: all trials share them",
         ),
+        ("kasa_config", (None,), "it takes the smallest singular values out of the base's weights"),
+        ("alora_invocation_tokens", (None, []), "such an adapter acts after these tokens only, so not here"),
+        ("arrow_config", (None,), "it chooses among adapters that are loaded already"),
         ("layer_replication", (None, []), "it changes the layers of the base, which all trials share"),
     ]
     for key, allowed, why in rules:

@@ -48,7 +48,7 @@ def attached(base: Base, lora: dict[str, Any], seed: int) -> Iterator[Any]:
         # adapters in float32: a small update to a bfloat16 weight would be rounded away
         with bare_after_failure(base.model):
             model = get_peft_model(base.model, config, autocast_adapter_dtype=True)
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"lora: {error}") from error
     try:
         _check_targets(model)
