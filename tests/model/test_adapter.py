@@ -51,7 +51,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     # only read with init_lora_weights of that name, which is refused
     **{name: {name: {}} for name in ("loftq_config", "eva_config", "corda_config", "lora_ga_config")},
 }
-FAIL: dict[str, dict[str, Any]] = {  # PEFT's own complaint -> what is configured; midway through the layers, or before them
+# PEFT's own complaint -> what is configured; midway through the layers, or before them
+FAIL: dict[str, dict[str, Any]] = {
     "only 2d and 3d are supported": {"target_parameters": ["input_layernorm.weight"]},
     "matches neither A nor B": {"use_bdlora": {"target_modules_bd_a": ["q_proj"], "nblocks": 2}},
     "layers_to_transform": {"layers_to_transform": [0]},
