@@ -42,6 +42,7 @@ def run_stage(cfg: DictConfig, folder: Path, alone: bool) -> float | None:
         UserError: Something is wrong with configuration, data, model or machine.
     """
     if str(cfg.get("stage")) in TAKEN:
+        processes.refuse_several(f"stage={cfg.stage}")
         cfg = _with_adapters_record(cfg)
     settings = read_settings(cfg)
     winner: list[str] = []
