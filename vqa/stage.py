@@ -227,7 +227,7 @@ def _print(settings: Settings, name: str, **values: object) -> None:
 def _tell(text: str, style: str = "") -> None:
     from rich.console import Console
 
-    Console(stderr=True, soft_wrap=True).print(text, style=style, markup=False, highlight=False)
+    Console(stderr=True, soft_wrap=True).print(text, style=style, highlight=False)
 
 
 def _say(settings: Settings, folder: Path, metrics: dict[str, Any]) -> None:

@@ -94,10 +94,13 @@ def test_rows_that_changed_in_a_file_are_not_taken_for_answered(
 def test_an_adapter_that_was_trained_again_is_not_taken_for_answered(
     command: Vqa, final: Path, place: Path
 ) -> None:
-    copied = place / "copied"
+    copied = place / "copied [red]"
     shutil.copytree(final / "adapter", copied)
-    words = ["evaluate", "mine", str(place / "train.csv"), f"adapter={copied}", f"data.image_root={place}"]
-    assert command(*words).code == 0
+    named = [f"adapter='{copied}'", f"data.image_root={place}"]
+    words = ["evaluate", "mine", str(place / "train.csv"), *named]
+    first = command(*words)
+    assert first.code == 0
+    assert f"as the adapter was trained ({copied / RECORD})" in first.err  # brackets are no markup
     weights = copied / "adapter_model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1

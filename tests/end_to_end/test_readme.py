@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from vqa.config.check import read_settings, register_resolvers
+from vqa.config.words import spelled_out
 from vqa.data.contest_csv import ContestCsv
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())
@@ -77,6 +78,10 @@ def composed(run: str) -> DictConfig | None:
     overrides = [word for word in overrides if not word.endswith("=...")]
     if set(flags) - {"-m"}:
         return None
+    overrides = spelled_out(overrides)
+    forced = any(word.startswith("++data.") for word in overrides)  # the adapter's record says which data
+    if forced and not any(word.startswith("data=") for word in overrides):
+        overrides.append("data=csv")
     assert all("=" in word for word in overrides), run
     sweep = any(word.startswith("+sweep=") for word in overrides)
     assert sweep == ("-m" in flags), run

@@ -1,8 +1,10 @@
 """The storage: what it refuses, and what restarts of the database and deaths of writers do to it."""
 
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,27 @@ from vqa.sweep.storage import RetryingStorage, open_storage, open_storage_to_rea
 )  # fmt: skip
 def test_a_storage_that_cannot_be_opened_is_refused_at_once(url: str) -> None:
     with pytest.raises(UserError, match=r"hydra.sweeper.storage '.*' cannot be opened: .+ Check the address"):
+        open_storage(url, 600)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_tables_that_are_not_optunas_are_refused_and_not_waited_for(tmp_path: Path, begun: bool) -> None:
+    with closing(sqlite3.connect(tmp_path / "study.db")) as database:
+        database.execute("create table studies (a int)")
+        database.commit()
+    url = f"sqlite:///{tmp_path}/study.db"
+    with pytest.raises(UserError, match=r"study.db holds no study of Optuna: .* Move it away, or name"):
+        optuna.create_study(study_name="s", storage=open_storage(url, 600, begun=begun))
+
+
+def test_tables_of_another_optuna_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    open_storage(url, 0)
+    with closing(sqlite3.connect(tmp_path / "study.db")) as database:
+        database.execute("update alembic_version set version_num = 'v9.9'")
+        database.execute("update version_info set schema_version = 99")
+        database.commit()
+    with pytest.raises(UserError, match=r"was made by another version of Optuna: .* begin it anew"):
         open_storage(url, 600)
 
 

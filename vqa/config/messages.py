@@ -1,5 +1,7 @@
 """What the command line says, in the language the user asked for (`lang=ko`). Errors stay English."""
 
+import sys
+
 LANGUAGES = ("en", "ko")
 
 MESSAGES: dict[str, tuple[str, str]] = {
@@ -93,4 +95,13 @@ def message(lang: str, name: str, **values: object) -> str:
 
     numbers = {key: value for key, value in values.items() if isinstance(value, int | float)}
     safe = {key: escape(str(value)) for key, value in values.items()} | numbers
-    return MESSAGES[name][LANGUAGES.index(lang)].format(**safe)
+    return MESSAGES[name][LANGUAGES.index(lang if shows(lang) else "en")].format(**safe)
+
+
+def shows(lang: str) -> bool:
+    """Whether the terminal can show a language: one in ASCII gets English instead of codes for letters."""
+    try:
+        "한글".encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return lang != "ko"
+    return True

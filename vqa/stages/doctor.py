@@ -51,7 +51,7 @@ def run_doctor(settings: Settings, folder: Path | None = None) -> None:
         long, notes = text_findings(settings)
         problems += [f"data: {problem}" for problem in long]
         for line in [*notes, *memory_lines(settings)]:
-            console.print(line, markup=False, highlight=False)
+            console.print(line)
     with shown_progress():
         page = _page(settings, problems)
     if page:

@@ -7,6 +7,7 @@ twice, and a trial created twice is a running trial that nobody holds, which the
 
 import functools
 import os
+import re
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ UNWRITABLE = {
     *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN),
     *(sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB),
 }
+OTHER_TABLES = re.compile(r"no such (column|table): |has no column named ")  # SQLite's words for them
 DISK_FULL = "53100"  # PostgreSQL's sqlstate
 SQLITE_WAIT_S = 60  # for another worker's write to end
 # Few connections per worker, since there may be many; each is tried before use, so that one from before a
@@ -92,6 +94,11 @@ class RetryingStorage(RDBStorage):
         try:
             return self.retry.call(attempt)
         except (StorageInternalError, SQLAlchemyError) as error:
+            if _is_foreign(error):
+                raise GoneError(
+                    f"hydra.sweeper.storage {self.shown} holds no study of Optuna: {reason_of(error)}. "
+                    "Move it away, or name another study (study=other) or storage."
+                ) from error
             if not _cannot_write(error):
                 raise
             raise GoneError(
@@ -140,7 +147,12 @@ def retry_for(url: str, wait_s: float) -> Retry:
 
 def _is_away(error: BaseException) -> bool:
     away = any(isinstance(cause, OperationalError | InterfaceError) for cause in chain_of(error))
-    return away and not _cannot_write(error)
+    return away and not _cannot_write(error) and not _is_foreign(error)
+
+
+def _is_foreign(error: BaseException) -> bool:
+    """Whether the database has tables that are not Optuna's, which waiting does not mend either."""
+    return any(OTHER_TABLES.search(str(cause)) for cause in chain_of(error))
 
 
 def _cannot_write(error: BaseException) -> bool:
@@ -201,6 +213,11 @@ def open_storage(url: str, wait_s: float, begun: bool = False) -> BaseStorage:
         engine = {"connect_args": {"timeout": SQLITE_WAIT_S}} if url.startswith("sqlite:") else POSTGRESQL
         opening = retry_for(url, wait_s if begun else 0)
         return opening.call(lambda: RetryingStorage(url, wait_s, engine))
+    except RuntimeError as error:  # how Optuna says that another version of it made the tables
+        raise UserError(
+            f"hydra.sweeper.storage {shown_address(url)!r} was made by another version of Optuna: "
+            f"{reason_of(error)} Or move the study's folder away and begin it anew (study=other)."
+        ) from error
     except (SQLAlchemyError, StorageInternalError, ImportError, OSError) as error:
         reason = reason_of(error)
         raise UserError(
