@@ -90,7 +90,7 @@ def questions(settings: Make) -> list[Question]:
     from vqa.data.source import split_questions
 
     split, _ = split_questions(settings())
-    return split.train
+    return list(split.train)  # the split itself is shared by the whole process
 
 
 @pytest.fixture

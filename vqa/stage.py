@@ -41,13 +41,12 @@ def run_stage(cfg: DictConfig, folder: Path, alone: bool) -> float | None:
     Raises:
         UserError: Something is wrong with configuration, data, model or machine.
     """
-    if str(cfg.get("stage")) in TAKEN:
+    if cfg.stage != "final":
         processes.refuse_several(f"stage={cfg.stage}")
+    if cfg.stage in TAKEN:
         cfg = _with_adapters_record(cfg)
     settings = read_settings(cfg)
     winner: list[str] = []
-    if settings.stage != "final":
-        processes.refuse_several(f"stage={settings.stage}")
     from vqa.tracking.mlflow_runs import (
         no_telemetry,  # from here on there is work: a mistake above shows without waiting
     )
@@ -77,7 +76,8 @@ def _with_adapters_record(cfg: DictConfig) -> DictConfig:
     from hydra import compose
     from hydra.core.hydra_config import HydraConfig
 
-    adapter = Path(cfg.adapter or Path(cfg.env.output_root) / str(cfg.study) / "final" / "adapter")
+    study = StudyFolder(Path(cfg.env.output_root) / str(cfg.study))
+    adapter = Path(cfg.adapter) if cfg.adapter else study.final.adapter
     for folder in member_folders(adapter):
         refuse_no_adapter(folder)
     record = read_record(adapter)

@@ -57,10 +57,13 @@ def test_members_answer_as_each_does_alone_and_are_averaged(
         for _ in range(2):  # asked again, the first member is there again
             assert [score(encoder, questions, 16) for _ in each()] == expected
     facts: dict[str, Any] = {}
-    assert answer_with_members(encoder, folder, questions, settings(), facts) == average(expected, [1, 1])
+    with loaded_members(encoder.base, folder) as each:
+        found = answer_with_members(encoder, folder, each, questions, settings(), facts)
+    assert found == average(expected, [1, 1])
     assert facts == {}
-    alone = answer_with_members(encoder, member_folder(folder, 1), questions, settings(), facts)
-    assert alone == expected[1]
+    one = member_folder(folder, 1)
+    with loaded_members(encoder.base, one) as each:
+        assert answer_with_members(encoder, one, each, questions, settings(), facts) == expected[1]
     single = [score(encoder, [question], 1)[0] for question in questions[:2]]
     assert single == score(encoder, questions[:2], 1)  # nothing stays on the base
 
@@ -91,8 +94,12 @@ def test_a_temperature_holds_for_the_way_it_was_fitted_for(
 def test_texts_of_members_have_no_average(
     encoder: Encoder, folder: Path, questions: list[Question], settings: Make
 ) -> None:
-    with pytest.raises(UserError, match=r"inference.readout must be letters with adapter=.*several members"):
-        answer_with_members(encoder, folder, questions[:2], settings("inference=generate"), {})
+    made = settings("inference=generate")
+    with (
+        loaded_members(encoder.base, folder) as each,
+        pytest.raises(UserError, match=r"inference.readout must be letters with adapter=.*several members"),
+    ):
+        answer_with_members(encoder, folder, each, questions[:2], made, {})
 
 
 def test_members_of_different_shapes_are_refused(base: Base, folder: Path, settings: Make) -> None:

@@ -17,7 +17,15 @@ from vqa.model.base import Base, read_model_config, read_processor
 from vqa.model.encode import Encoder
 from vqa.model.families.table import family_of
 from vqa.model.generic_prompt import PromptWriter
-from vqa.model.prompt import AS_WRITTEN, CUT, control_words, plain_text, render, rows_with_control_words
+from vqa.model.prompt import (
+    AS_WRITTEN,
+    CUT,
+    control_words,
+    plain_text,
+    render,
+    rows_with_control_words,
+    token_ids,
+)
 from vqa.question import Question
 
 NEED_LIBRARIES = ("smolvlm", "mistral3")  # num2words, torchvision
@@ -49,7 +57,7 @@ def test_no_id_of_a_control_word_comes_from_a_question(text: str, base: Base, se
     counts = []
     for question in (asked("What?"), asked(text), asked("What?", (text, *COLOURS[1:]))):
         rendered = render(base.tokenizer, prompt, question, AS_WRITTEN)
-        ids = [*rendered.ids(base.tokenizer).prefix, *rendered.ids(base.tokenizer).suffix]
+        ids = token_ids(base.tokenizer, rendered.prefix) + token_ids(base.tokenizer, rendered.suffix)
         counts.append(Counter(number for number in ids if number in control))
         shown = base.tokenizer.decode(ids)
         assert CUT not in shown
@@ -64,7 +72,7 @@ def test_a_question_without_control_words_has_the_same_ids_as_before(
     prompt = settings("prompt=direct_ko").prompt
     for question in questions[:8]:
         rendered = render(base.tokenizer, prompt, question, AS_WRITTEN)
-        assert rendered.ids(base.tokenizer).suffix == base.ids(rendered.suffix)
+        assert token_ids(base.tokenizer, rendered.suffix) == base.ids(rendered.suffix)
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -80,8 +80,11 @@ def stored_temperature(adapter: Path, settings: Settings) -> float:
     return float(stored["temperature"])
 
 
+Members = Callable[[], Iterator[Any]]  # gives the PEFT model once a member, with that member's weights in it
+
+
 @contextmanager
-def loaded_members(base: Base, adapter: Path) -> Iterator[Callable[[], Iterator[Any]]]:
+def loaded_members(base: Base, adapter: Path) -> Iterator[Members]:
     """Put the members of a folder on the base for the length of the block.
 
     Args:
@@ -89,17 +92,15 @@ def loaded_members(base: Base, adapter: Path) -> Iterator[Callable[[], Iterator[
         adapter: One adapter, or a folder of members.
 
     Yields:
-        A function; it gives the PEFT model once a member, with that member's weights in it. All weights stay
-        on the device.
+        The members; all their weights stay on the device.
 
     Raises:
         UserError: The folder holds no adapter, one for another model, or members of different shapes.
     """
     first, *others = member_folders(adapter)
     with loaded(base, first) as model:
-        states = [{name: tensor.detach().clone() for name, tensor in adapter_state(model).items()}] * bool(
-            others
-        )
+        own = {name: tensor.detach().clone() for name, tensor in adapter_state(model).items()}
+        states = [own] if others else []
         for folder in others:
             states.append(stored_state(folder, base.device))
             if {n: t.shape for n, t in states[-1].items()} != {n: t.shape for n, t in states[0].items()}:
@@ -118,6 +119,7 @@ def loaded_members(base: Base, adapter: Path) -> Iterator[Callable[[], Iterator[
 def answer_with_members(
     encoder: Encoder,
     adapter: Path,
+    each: Members,
     questions: Sequence[Question],
     settings: Settings,
     facts: dict[str, Any],
@@ -128,6 +130,7 @@ def answer_with_members(
     Args:
         encoder: Makes batches.
         adapter: One adapter, or a folder of members.
+        each: Its members, loaded.
         questions: In the file's order.
         settings: Of the run.
         facts: To be filled, see `vqa.answer.readout.answer`; of several members a list under "members".
@@ -137,7 +140,7 @@ def answer_with_members(
         One prediction per question; not calibrated.
 
     Raises:
-        UserError: As `loaded_members` and `answer`; or texts were to be averaged.
+        UserError: As `answer`; or texts were to be averaged.
     """
     several = len(member_folders(adapter)) > 1
     if several:
@@ -145,10 +148,9 @@ def answer_with_members(
     temperature = stored_temperature(adapter, settings)
     by_member: list[list[Prediction]] = []
     each_facts: list[dict[str, Any]] = []
-    with loaded_members(encoder.base, adapter) as each:
-        for model in each():
-            each_facts.append({})
-            by_member.append(answer(encoder, model, questions, settings, each_facts[-1], source, temperature))
+    for model in each():
+        each_facts.append({})
+        by_member.append(answer(encoder, model, questions, settings, each_facts[-1], source, temperature))
     if not several:
         facts.update(each_facts[0])
         return by_member[0]

@@ -241,7 +241,7 @@ def _put_together(shown: Sequence[Thing], style: str, cells: Sequence[int], fold
     side_by_side(halves, cells).save(content, "PNG")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as unfinished:
+        with replacing(path, durable=False) as unfinished:  # it can be put together again
             unfinished.write_bytes(content.getvalue())
     except OSError as error:
         raise UserError(

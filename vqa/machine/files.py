@@ -45,7 +45,8 @@ def replacing(path: Path, mode: int | None = None, durable: bool = True) -> Iter
     Args:
         path: Its folder must exist.
         mode: Who may read and write it; None = as usual.
-        durable: False where a loss does no harm: not brought to the disk at once.
+        durable: False where a loss does no harm, and for one of many files: it is not brought to the disk at
+            once, and the folder is not searched for what killed processes left.
 
     Yields:
         Where to write; beside `path`, under a hidden name.
@@ -53,7 +54,7 @@ def replacing(path: Path, mode: int | None = None, durable: bool = True) -> Iter
     Raises:
         OSError: The disk is full, or the folder cannot be written.
     """
-    partial = _unfinished(path)
+    partial = _unfinished(path, search=durable)
     try:
         if mode is not None:
             partial.touch(mode=mode)
@@ -78,7 +79,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     Raises:
         OSError: The disk is full, or the folder cannot be written.
     """
-    partial, old = _unfinished(path), path.with_name(f".{path.name}.old")
+    partial, old = _unfinished(path, search=True), path.with_name(f".{path.name}.old")
     try:
         partial.mkdir(parents=True)
         yield partial
@@ -115,19 +116,19 @@ def replace_text(path: Path, text: str, mode: int | None = None, durable: bool =
         partial.write_bytes(data)
 
 
-def _unfinished(path: Path) -> Path:
-    """Where this process writes what will be `path`; what killed ones of this machine left is removed."""
+def _unfinished(path: Path, search: bool) -> Path:
+    """Where this process writes what will be `path`; `search`: what killed ones of this machine left goes."""
     name = path.name
     if len(os.fsencode(name)) > LONGEST_NAME // 2:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()
     here = f".{name}.{socket.gethostname()[:40]}-"
-    if path.parent.is_dir():
+    if search and path.parent.is_dir():
         for entry in os.scandir(path.parent):
             if entry.name.startswith(here) and entry.name.endswith(PARTIAL):
                 import psutil  # only after a kill
 
                 pid = entry.name.removeprefix(here).removesuffix(PARTIAL)
-                if int(pid) == os.getpid() or not psutil.pid_exists(int(pid)):
+                if pid.isdigit() and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid))):
                     remove(Path(entry.path))
     return path.with_name(f"{here}{os.getpid()}{PARTIAL}")
 

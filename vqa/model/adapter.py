@@ -162,7 +162,7 @@ def stored_state(folder: Path, device: torch.device) -> dict[str, torch.Tensor]:
     """
     from safetensors.torch import load_file
 
-    file = folder / "adapter_model.safetensors"
+    file = folder / WEIGHTS
     if not file.is_file():
         raise UserError(f"adapter={folder}: no {file.name} there; train it with stage=final")
     return load_file(str(file), device=str(device))

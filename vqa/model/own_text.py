@@ -1,7 +1,7 @@
 """Letter logits by our own decoder: one packed row, the prefix once (`packing.py`, `decoder.py`)."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -9,40 +9,10 @@ from vqa.config.settings import PromptSettings
 from vqa.model.decoder import Recompute, answer_logits, prefix_key_values
 from vqa.model.kernels.tree import KeyValue
 from vqa.model.packing import PackedBatch, Suffix, is_short, pack, pack_orders, pack_prefix, pad
+from vqa.model.plugs import Prompts
 from vqa.model.prompt import AS_WRITTEN, CUT, Order, render, token_ids
 from vqa.model.vision.features import VisionFeatures
 from vqa.question import Question
-
-
-class Prompts(Protocol):
-    """Questions to token ids: `QwenPrompts`, or a `vqa.model.generic_text.GenericText` for other families."""
-
-    @property
-    def image_token(self) -> int:
-        """Id of the placeholder for one visual token."""
-
-    @property
-    def pad_token(self) -> int:
-        """Id to fill up with."""
-
-    def prefix(self, prompt: PromptSettings, question: Question) -> torch.Tensor:
-        """(P,) ids of what every question's prompt begins with."""
-
-    def suffix(
-        self,
-        prompt: PromptSettings,
-        question: Question,
-        order: Order,
-        features: VisionFeatures | None,
-        answered: bool,
-    ) -> torch.Tensor:
-        """(S,) ids of the rest."""
-
-    def lengths(self, prompt: PromptSettings, questions: Sequence[Question]) -> list[int]:
-        """Tokens of each suffix without its picture."""
-
-    def padded(self, prefix: torch.Tensor, suffixes: Sequence[Suffix]) -> dict[str, Any]:
-        """The same questions as plain left-padded rows, the model's ordinary inputs."""
 
 
 class QwenPrompts:
@@ -125,6 +95,11 @@ class OwnText:
         """Id of the placeholder for one visual token."""
         return self.prompts.image_token
 
+    @property
+    def pad_token(self) -> int:
+        """Id to fill up with."""
+        return self.prompts.pad_token
+
     def prefix(self, prompt: PromptSettings, question: Question) -> torch.Tensor:
         """(P,) ids of what stands before the picture."""
         return self.prompts.prefix(prompt, question)
@@ -152,10 +127,8 @@ class OwnText:
         self, prefix: torch.Tensor, suffixes: Sequence[Suffix], outside: bool, conversation: bool
     ) -> PackedBatch:
         """Lay out a micro-batch as one row."""
-        pad_token = self.prompts.pad_token
-        return pack(
-            prefix, suffixes, self.image_token, pad_token, self.device, outside, conversation, self.flat
-        )
+        ids = self.image_token, self.pad_token
+        return pack(prefix, suffixes, *ids, self.device, outside, conversation, self.flat)
 
     def orders_batch(
         self, prefix: torch.Tensor, asked: Sequence[Sequence[Suffix]], outside: bool

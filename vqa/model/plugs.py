@@ -25,15 +25,16 @@ class Batch(Protocol):
         """What every token teaches; None: only the answers are asked for."""
 
 
-class Text(Protocol):
-    """A language model: vqa/model/own_text.py for our own decoder's, vqa/model/generic_text.py for any.
-
-    What `prefix_states` gives is for `logits` of the same plug alone.
-    """
+class Prompts(Protocol):
+    """Questions to token ids."""
 
     @property
     def image_token(self) -> int:
         """Id of the placeholder for one visual token."""
+
+    @property
+    def pad_token(self) -> int:
+        """Id to fill up with."""
 
     def prefix(self, prompt: PromptSettings, question: Question) -> torch.Tensor:
         """(P,) ids of what stands before the picture, the same for every question."""
@@ -51,6 +52,16 @@ class Text(Protocol):
     def lengths(self, prompt: PromptSettings, questions: Sequence[Question]) -> list[int]:
         """Tokens of each suffix without its picture."""
 
+    def padded(self, prefix: torch.Tensor, suffixes: Sequence[Suffix]) -> dict[str, Any]:
+        """Plain left-padded rows: what `generate` takes."""
+
+
+class Text(Prompts, Protocol):
+    """A language model: vqa/model/own_text.py for our own decoder's, vqa/model/generic_text.py for any.
+
+    What `prefix_states` gives is for `logits` of the same plug alone.
+    """
+
     def shares(self, prefix: torch.Tensor, suffixes: Sequence[Suffix]) -> bool:
         """Whether the prefix may be computed once, and that costs less than repeating it."""
 
@@ -61,9 +72,6 @@ class Text(Protocol):
 
     def orders_batch(self, prefix: torch.Tensor, asked: Sequence[Sequence[Suffix]], outside: bool) -> Any:
         """Lay out questions that are each asked several times, with the same picture."""
-
-    def padded(self, prefix: torch.Tensor, suffixes: Sequence[Suffix]) -> dict[str, Any]:
-        """Plain left-padded rows: what `generate` takes."""
 
     def logits(self, batch: Any, known: Any, recompute: Recompute) -> torch.Tensor:
         """(N, V) at the places that are read; `known`: the prefix's states, when it is not in the batch."""

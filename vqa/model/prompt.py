@@ -28,18 +28,6 @@ class Rendered:
     prefix: str
     suffix: str
 
-    def ids(self, tokenizer: Any) -> "RenderedIds":
-        """Token ids of both parts."""
-        return RenderedIds(token_ids(tokenizer, self.prefix), token_ids(tokenizer, self.suffix))
-
-
-@dataclass(frozen=True)
-class RenderedIds:
-    """One question as token ids, in the parts of `Rendered`."""
-
-    prefix: list[int]
-    suffix: list[int]
-
 
 @functools.lru_cache(maxsize=8)
 def control_words(tokenizer: Any) -> re.Pattern[str] | None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vqa.question import CHANCE
-from vqa.results.trials import TrialRow, complete_trials
+from vqa.results.trials import TrialRow, best_trial, complete_trials
 
 Both = tuple[str, str]  # English, Korean
 
@@ -44,9 +44,10 @@ def score_part(metrics: Mapping[str, Any], trials: Sequence[TrialRow]) -> Both |
             f"tuned {tuned}, base {base}, chance {chance}",
             f"학습 후 {tuned}, 기본 모델 {base}, 무작위 {chance}",
         )
-    best = min(complete_trials(trials), key=lambda trial: trial.nll, default=None)
-    if best is None:
+    complete = complete_trials(trials)
+    if not complete:
         return None
+    best = best_trial(complete)
     score = f"NLL {best.nll:.3f}" if math.isnan(best.accuracy) else _percent(best.accuracy)
     return (
         f"best short trial {score}, chance {chance}",

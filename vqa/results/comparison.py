@@ -44,8 +44,9 @@ class Verdict:
     Args:
         tied: Whether each trial is not told apart from the best, by number; None: nothing was compared.
         corrected: The best trial's NLL, corrected for its having been picked; None where nothing was
-        compared. retraining_sd: Standard deviation of a trial's NLL from one training to the next; None: not
-        measured. retraining_share: Its share in the variance of the best trial's NLL, were it trained once.
+            compared.
+        retraining_sd: Standard deviation of a trial's NLL from one training to the next; None: not measured.
+        retraining_share: Its share in the variance of the best trial's NLL, were it trained once.
     """
 
     tied: Mapping[int, bool | None]

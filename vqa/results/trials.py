@@ -35,8 +35,9 @@ class TrialRow:
         corrected: The best trial's NLL corrected for its having been picked; NaN for all others.
         trainings: How often it was trained on the same folds, each time with another `train_seed`.
         retraining_sd: Standard deviation of the NLL of one training from the next, nats; NaN where not
-        measured. retraining_share: Its share in the variance of the NLL of one training; the rest is that of
-        the questions.
+            measured.
+        retraining_share: Its share in the variance of the NLL of one training; the rest is that of the
+            questions.
     """
 
     number: int

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vqa.answer.members import answer_with_members, base_temperature, stored_temperature
+from vqa.answer.members import answer_with_members, base_temperature, loaded_members, stored_temperature
 from vqa.answer.score import score
 from vqa.config.settings import Settings
 from vqa.data.source import data_sha256, source_questions, test_questions
@@ -73,10 +73,11 @@ def _run(settings: Settings, folder: Path, with_base: bool) -> dict[str, Any]:
     refuse_too_long(encoder, questions)
     with open_tracker(settings.tracking).run(settings.stage, settings.stage, folder) as tracked:
         tracked.params(settings.plain)
-        begun = time.perf_counter()
-        facts: dict[str, Any] = {}
-        predictions = answer_with_members(encoder, adapter, questions, settings, facts, source)
-        seconds = time.perf_counter() - begun
+        with loaded_members(encoder.base, adapter) as each:
+            begun = time.perf_counter()
+            facts: dict[str, Any] = {}
+            predictions = answer_with_members(encoder, adapter, each, questions, settings, facts, source)
+            seconds = time.perf_counter() - begun
         base: list[Prediction] = []
         if with_base:
             base = score(encoder, questions, settings.budget.eval_batch_size, "base model")

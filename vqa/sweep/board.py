@@ -192,11 +192,8 @@ class Board:
         ]
 
 
-DROPPED_FIRST = (
-    "s",
-    "folds",
-    "accuracy",
-)  # where the terminal is narrow; then the searched keys from the right
+# where the terminal is narrow; then the searched keys from the right
+DROPPED_FIRST = ("s", "folds", "accuracy")
 
 
 def _fitting(names: Sequence[str], rows: Sequence[Sequence[RenderableType]], width: int) -> list[int]:

@@ -169,7 +169,7 @@ class Sweep:
         try:
             with board:
                 self._run_trials(worker)
-            if self.shared.tally().done >= self.shared.n_trials and not self.shared.too_many_failures():
+            if self.shared.is_over() and not self.shared.too_many_failures():
                 confirm(self.shared, self.jobs, worker)
             complete = self._check_complete(worker.standings())
             if complete and self.settings.final:

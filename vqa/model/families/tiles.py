@@ -37,9 +37,8 @@ def minicpm_slices(_: Any, least: int, most: int | None) -> dict[str, Any]:
 
 
 INTERNVL = tested(types=("internvl",), packed_text=QWEN_TEXT, budget=internvl_tiles)
-ONEVISION = tested(
-    types=("llava_onevision",), packed_text=QWEN_TEXT
-)  # the model itself counts tiles by its configuration's grids
+# the model itself counts tiles by its configuration's grids
+ONEVISION = tested(types=("llava_onevision",), packed_text=QWEN_TEXT)
 SMOLVLM = tested(types=("smolvlm",), budget=smolvlm_tiles)
 MINICPM = tested(
     types=("minicpmv4_6",),
