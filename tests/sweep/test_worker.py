@@ -16,6 +16,7 @@ import tests.helpers.toy_app.app
 from tests.helpers.toy_app.harness import board_rows, outcome, run_toy, run_toy_cut_off, starts, trials_of
 from vqa.errors import UserError
 from vqa.progress import report
+from vqa.sweep.worker import Worker
 
 SHORT = ("hydra.sweeper.final=false", "hydra.sweeper.n_trials=4", "hydra/sweeper/pruner=hyperband")
 
@@ -119,6 +120,22 @@ def test_ctrl_c_does_not_count_as_a_death(tmp_path: Path, monkeypatch: pytest.Mo
     settings = (*SHORT, "hydra.sweeper.n_trials=1", "hydra.sweeper.max_retries=0")
     for _ in range(3):
         monkeypatch.setattr(tests.helpers.toy_app.app, "report", cut_at(0, 1, after=False))
+        with pytest.raises(KeyboardInterrupt):
+            run_toy(tmp_path, *settings)
+    monkeypatch.undo()
+    run_toy(tmp_path, *settings)
+    assert trials_of(tmp_path)[0].state.name == "COMPLETE"
+
+
+def test_ctrl_c_between_claim_and_job_does_not_count_as_a_death_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(worker: Worker) -> None:
+        raise KeyboardInterrupt
+
+    settings = (*SHORT, "hydra.sweeper.n_trials=1", "hydra.sweeper.max_retries=0")
+    for _ in range(3):
+        monkeypatch.setattr(Worker, "write_results", stop)
         with pytest.raises(KeyboardInterrupt):
             run_toy(tmp_path, *settings)
     monkeypatch.undo()

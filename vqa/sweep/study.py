@@ -384,7 +384,13 @@ class SharedStudy:
         return Claim(trial, lock, adopted=True)
 
     def forgive(self, trial: Trial) -> None:
-        """Do not count the next adoption of the trial as a death: the user stopped it, it did not die."""
+        """Do not count the next adoption of the trial as a death: the user stopped it, it did not die.
+
+        Nothing is counted of a trial that has ended, or that pauses.
+        """
+        now = self.now(trial)
+        if now.state != TrialState.RUNNING or is_paused(now):
+            return
         trial.set_user_attr("deaths", trial.user_attrs.get("deaths", 0) - 1)
 
     def would_stop(self, number: int) -> bool:

@@ -4,7 +4,8 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Real
 
 from hydra.core.utils import JobStatus
@@ -116,7 +117,8 @@ class Worker:
             self.interrupt.check()
             with self.shared.locked():  # or two workers could start one trial too many, or adopt a new one
                 claim = self.shared.claim()
-                self.write_results()
+                with self._forgiving(claim):
+                    self.write_results()
             if claim is None:
                 if not self.shared.may_have_more():
                     return
@@ -124,11 +126,23 @@ class Worker:
                 self.redraw()
                 time.sleep(POLL_S)
                 continue
-            self.state.begin(claim.trial.number)
-            with claim.lock:
+            with claim.lock, self._forgiving(claim):
+                self.state.begin(claim.trial.number)
                 self._run_trial(claim)
         with self.shared.locked():
             self.write_results()
+
+    @contextmanager
+    def _forgiving(self, claim: Claim | None) -> Iterator[None]:
+        """Count no death of a trial that the user stops in this block, or that a refusal keeps from running."""
+        try:
+            yield
+        except GoneError:  # the storage takes nothing any more
+            raise
+        except (KeyboardInterrupt, UserError):
+            if claim is not None:
+                self.shared.forgive(claim.trial)
+            raise
 
     def standings(self) -> list[Standing]:
         """Rank the trials as they stand."""
@@ -165,13 +179,7 @@ class Worker:
         if claim.adopted and self.by == "part" and self.shared.would_stop(trial.number):
             self.shared.tell(trial, TrialState.PRUNED)
         else:
-            try:
-                self._run_job(trial, overrides)
-            except GoneError:  # the storage takes nothing any more
-                raise
-            except (KeyboardInterrupt, UserError):
-                self.shared.forgive(trial)
-                raise
+            self._run_job(trial, overrides)
         self.board.event(describe_end(standing_of(self.shared.now(trial), self.shared.folder)))
 
     def _is_of_this_trial(self, error: UserError) -> bool:
