@@ -134,7 +134,7 @@ class Worker:
 
     @contextmanager
     def _forgiving(self, claim: Claim | None) -> Iterator[None]:
-        """Count no death of a trial that the user stops in this block, or that a refusal keeps from running."""
+        """Count no death of a trial that the user stops in this block, or that a refusal stops."""
         try:
             yield
         except GoneError:  # the storage takes nothing any more
