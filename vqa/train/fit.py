@@ -161,16 +161,17 @@ class _Trainer:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         with refusals("optimizer"):
             optimizer = build("optimizer", plan.optimizer | {"lr": plan.lr})(self.parameters)
-        self.optimizer = self.accelerator.prepare(optimizer)
-        if self.accelerator.scaler:  # it starts with its first loss: a process may have no question yet
-            self.accelerator.scaler.scale(torch.zeros((), device=base.device))
         with refusals("scheduler.schedule"):
             total = plan.steps(len(train))
             self.scheduler = build("scheduler.schedule", plan.schedule)(
-                optimizer=self.optimizer.optimizer,
+                optimizer=optimizer,
                 num_warmup_steps=round(plan.warmup_ratio * total),
                 num_training_steps=total,
             )
+        # after the schedule, which counts the calls of `step`: for float16, accelerate replaces that method
+        self.optimizer = self.accelerator.prepare(optimizer)
+        if self.accelerator.scaler:  # it starts with its first loss: a process may have no question yet
+            self.accelerator.scaler.scale(torch.zeros((), device=base.device))
         work = encoder.prompt.system, encoder.image.size, sum(p.numel() for p in self.parameters), plan.loss
         shape = (base.path, *work, memory_share(base.device))
         self.ladder = Ladder(
