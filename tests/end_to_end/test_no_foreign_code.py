@@ -107,7 +107,8 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 EXPERIMENTS = {
     "callback": ({"hydra": {"callbacks": {"x": {"_target_": "sing.Bird"}}}}, []),
     "callback of ours": (
-        {"hydra": {"callbacks": {"x": {"_target_": "vqa.sweep.pool.JobCallback", "of": "sing.Bird"}}}}, []),
+        {"hydra": {"callbacks": {
+            "x": {"_target_": "vqa.sweep.workers.pool.JobCallback", "of": "sing.Bird"}}}}, []),
     "logging factory": ({"hydra": {"job_logging": {"handlers": {"file": {"()": "sing.sing"}}}}}, []),
     "logging class": ({"hydra": {"job_logging": {"handlers": {"console": {"class": "sing.Bird"}}}}}, []),
     "launcher": ({"hydra": {"launcher": {"_target_": "sing.Bird"}}}, ["-m", "+sweep=lora"]),

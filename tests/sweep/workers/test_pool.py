@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.toy_app.harness import board_rows, starts, trials_of
-from vqa.sweep.pool import DEADLINE, SLOT, own_deadline, own_slot, visible_gpus, worker_environment
+from vqa.sweep.workers.pool import DEADLINE, SLOT, own_deadline, own_slot, visible_gpus, worker_environment
 
-APP = Path(__file__).parents[1] / "helpers" / "toy_app" / "app.py"
+APP = Path(__file__).parents[2] / "helpers" / "toy_app" / "app.py"
 
 
 def start(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
