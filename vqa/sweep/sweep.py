@@ -28,7 +28,8 @@ from vqa.sweep.settings import SweepSettings, read_settings
 from vqa.sweep.study import SharedStudy, settings_of
 from vqa.sweep.time_budget import MEASURING, measure, planned, sweeper_under, warn_of_few_trials
 from vqa.sweep.worker import Worker
-from vqa.sweep.workers.pool import WorkerPool, note_refusal, own_command, own_deadline, own_slot
+from vqa.sweep.workers.launch import HERE, Launches, chosen_launcher
+from vqa.sweep.workers.pool import WorkerPool, note_refusal, own_command, own_deadline, own_slot, start_here
 from vqa.sweep.workers.state import StateWriter, lock_free_slot, lock_slot
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,9 @@ def run_sweep(
     refuse_what_is_not_ours(config)
     settings = read_settings({str(key): value for key, value in node.items()})
     _refuse_hidden_command(settings, config)
+    launcher = chosen_launcher(config)
+    if launcher is not None:
+        _refuse_beside_a_launcher(settings, launcher)
     groups = context.config_loader
     space = read_search_space(settings.params, arguments, groups)
     folder = Path(config.hydra.sweep.dir).absolute()
@@ -89,7 +93,7 @@ def run_sweep(
             write_address(folder, settings, shared.n_trials, space.keys)
         if slot is None:
             write_multirun(config, folder)
-            return Sweep(shared, jobs, interrupt).run()
+            return Sweep(shared, jobs, interrupt, launcher).run()
         _run_as_copy(shared, jobs, slot, interrupt)
         return None
 
@@ -102,6 +106,19 @@ def _refuse_hidden_command(settings: SweepSettings, config: DictConfig) -> None:
         raise UserError(
             f"{key} starts a program, so it must be given on the command line, not in a file; "
             f"got {settings.worker_command!r}. If that is meant: {key}={settings.worker_command!r}"
+        )
+
+
+def _refuse_beside_a_launcher(settings: SweepSettings, launcher: str) -> None:
+    """Refuse what would place the workers a second time, or time a trial on another machine than theirs."""
+    if settings.worker_command:
+        raise UserError(
+            f"hydra/launcher={launcher} and hydra.sweeper.worker_command both place the workers; give one."
+        )
+    if settings.budget_minutes is not None and launcher not in HERE:
+        raise UserError(
+            f"hydra.sweeper.budget_minutes times a trial on this machine, and hydra/launcher={launcher} runs "
+            "them on others. Give hydra.sweeper.n_trials and hydra.sweeper.timeout_s instead."
         )
 
 
@@ -142,9 +159,13 @@ class Sweep:
         shared: The study.
         jobs: Runs trials and the final run.
         interrupt: Ctrl-C.
+        launcher: Which of Hydra's launchers places the workers; None = none does.
     """
 
-    def __init__(self, shared: SharedStudy, jobs: HydraJobs, interrupt: Interrupt) -> None:
+    def __init__(
+        self, shared: SharedStudy, jobs: HydraJobs, interrupt: Interrupt, launcher: str | None
+    ) -> None:
+        self.launcher = launcher
         self.shared = shared
         self.settings = shared.settings
         self.jobs = jobs
@@ -194,16 +215,25 @@ class Sweep:
     def _run_trials(self, worker: Worker) -> None:
         if self.shared.is_over():
             worker.write_results()  # an earlier run may have been killed before it wrote them
-        elif self.settings.n_workers == 1:
+        elif self.settings.n_workers == 1 and self.launcher is None:
             slot, lock = lock_free_slot(self.shared.locks)
             worker.state = StateWriter(self.shared.folder, slot)
             with lock:
                 self._run_alone(worker)
         else:
-            command = own_command(self.config.hydra.callbacks)
-            WorkerPool(self.shared, command, worker.deadline, worker.redraw).run()
+            self._run_with_workers(worker)
             with self.shared.locked():  # workers that somebody else started may be writing too
                 worker.write_results()
+
+    def _run_with_workers(self, worker: Worker) -> None:
+        command = own_command(self.config.hydra.callbacks)
+        shared, deadline = self.shared, worker.deadline
+        if self.launcher is None:
+            start = start_here(shared, command, deadline)
+            WorkerPool(shared, start, deadline, worker.redraw).run()
+            return
+        with Launches(shared, self.jobs.context, self.config, self.launcher, command, deadline) as launches:
+            WorkerPool(shared, launches, deadline, worker.redraw).run()
 
     def _run_alone(self, worker: Worker) -> None:
         """Run trials, then wait for workers that joined, and adopt the trials of those that die."""
