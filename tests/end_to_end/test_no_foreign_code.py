@@ -112,6 +112,9 @@ EXPERIMENTS = {
     "logging factory": ({"hydra": {"job_logging": {"handlers": {"file": {"()": "sing.sing"}}}}}, []),
     "logging class": ({"hydra": {"job_logging": {"handlers": {"console": {"class": "sing.Bird"}}}}}, []),
     "launcher": ({"hydra": {"launcher": {"_target_": "sing.Bird"}}}, ["-m", "+sweep=lora"]),
+    "launcher's own command": (
+        {"defaults": [{"override /hydra/launcher": "submitit_local"}],
+         "hydra": {"launcher": {"name": "x\npython -c 'import sing; sing.sing()'"}}}, ["-m", "+sweep=lora"]),
     "worker command": (
         {"hydra": {"sweeper": {"worker_command": "python -c 'import sing; sing.sing()'", "n_workers": 2}}},
         ["-m", "+sweep=lora"]),

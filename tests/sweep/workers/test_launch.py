@@ -163,8 +163,8 @@ def check(process: "subprocess.Popen[str]", folder: Path, n_trials: int) -> str:
 
 @pytest.mark.slow
 def test_a_launched_worker_runs_the_study_and_the_command_its_final_run(tmp_path: Path) -> None:
-    process = launch(tmp_path, "submitit_local", "hydra.sweeper.n_workers=1", "hydra.sweeper.n_trials=1")
-    check(process, tmp_path, 1)
+    process = launch(tmp_path, "submitit_local", "hydra.sweeper.n_workers=1", "hydra.sweeper.n_trials=2")
+    check(process, tmp_path, 2)
     assert json.loads((tmp_path / "multirun/toy/workers/0.json").read_text())["pid"] != process.pid
 
 

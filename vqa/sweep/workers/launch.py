@@ -299,6 +299,6 @@ def _tell(slot: int) -> Callable[[BaseException], None]:
 
     def tell(error: BaseException) -> None:
         text = " ".join(str(error).split())
-        log.warning(f"worker {slot}: its launcher says {type(error).__name__}: {text[:400]}")
+        log.warning(f"worker {slot}: its launcher says {type(error).__name__}: {text[:200]}")
 
     return tell
