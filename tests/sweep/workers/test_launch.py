@@ -111,6 +111,14 @@ def test_a_job_passes_on_that_its_worker_is_wanted_no_more(tmp_path: Path) -> No
         assert end.result(timeout=30) == 7
 
 
+def test_a_ctrl_c_in_the_terminal_is_left_to_the_command(tmp_path: Path) -> None:
+    (tmp_path / "wanted").touch()
+    code = "import os, signal; os.kill(os.getppid(), signal.SIGINT); raise SystemExit(4)"
+    before = signal.getsignal(signal.SIGINT)
+    assert job(tmp_path, code)(OmegaConf.create()) == 4
+    assert signal.getsignal(signal.SIGINT) == before
+
+
 def slow_number() -> int:
     time.sleep(0.3)
     return 0

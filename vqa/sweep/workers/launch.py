@@ -13,11 +13,13 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.pool import AsyncResult, ThreadPool
 from pathlib import Path
@@ -140,7 +142,7 @@ class LaunchedWorker:
         """Run the worker; returns its exit code."""
         if not self.wanted.exists():  # the sweep ended while this job waited for a machine
             return 0
-        with self.log.open("ab") as out:
+        with _without_interrupts(), self.log.open("ab") as out:
             process = subprocess.Popen(
                 [sys.executable, *self.arguments],
                 env=os.environ | self.environment,
@@ -150,16 +152,29 @@ class LaunchedWorker:
                 stderr=subprocess.STDOUT,
                 process_group=0,
             )
-        try:
-            while (code := process.poll()) is None:
-                if not self.wanted.exists():
+            try:
+                while (code := process.poll()) is None:
+                    if not self.wanted.exists():
+                        process.terminate()
+                    time.sleep(POLL_S)
+            finally:  # the launcher ends the job, which is out of time
+                if process.poll() is None:
                     process.terminate()
-                time.sleep(POLL_S)
-        finally:  # the launcher ends the job: out of time, or Ctrl-C
-            if process.poll() is None:
-                process.terminate()
-            process.wait()
+                process.wait()
         return code
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Leave a Ctrl-C to the command, which asks the worker to end: one in its pool stops joblib for good."""
+    if threading.current_thread() is not threading.main_thread():  # joblib with n_jobs=1
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Launch:
