@@ -118,6 +118,9 @@ EXPERIMENTS = {
     "worker command": (
         {"hydra": {"sweeper": {"worker_command": "python -c 'import sing; sing.sing()'", "n_workers": 2}}},
         ["-m", "+sweep=lora"]),
+    "final command": (
+        {"hydra": {"sweeper": {"final_command": "python -c 'import sing; sing.sing()'"}}},
+        ["-m", "+sweep=lora"]),
     "sampler": ({"hydra": {"sweeper": {"sampler": {"_target_": "sing.Bird"}}}}, ["-m", "+sweep=lora"]),
     "data": ({"data": {"_target_": "sing.Bird"}}, []),
     "optimizer": ({"optimizer": {"_target_": "sing.sing"}}, []),

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
@@ -28,16 +28,27 @@ from vqa.sweep.study import SharedStudy
 
 log = logging.getLogger(__name__)
 
-SLOT = "VQA_WORKER"  # in a worker's environment: its slot, a whole number of its own
+SLOT = "VQA_WORKER"  # in a worker's environment: its slot, a whole number of its own, or auto
+AUTO: Final = "auto"  # the first slot that is free
 DEADLINE = "VQA_DEADLINE"
 POLL_S = 0.5
 LONGEST_PAUSE_S = 60.0  # before a worker that keeps dying is started again
 
 
-def own_slot() -> int | None:
-    """Which worker this process is; None in the process that the user started."""
+def own_slot() -> int | Literal["auto"] | None:
+    """Which worker this process is; None in the process that the user started.
+
+    Raises:
+        UserError: The variable holds neither a slot nor auto.
+    """
     slot = os.environ.get(SLOT)
-    return None if slot is None else int(slot)
+    if slot is None:
+        return None
+    if slot == AUTO:
+        return AUTO
+    if not (slot.isascii() and slot.isdigit()):
+        raise UserError(f"{SLOT} must be a whole number >= 0 of this worker's own, or auto, got {slot!r}.")
+    return int(slot)
 
 
 def own_deadline() -> float:
