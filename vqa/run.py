@@ -32,7 +32,7 @@ USER_MISTAKE, INTERRUPTED = 2, 130
 # factory or a launcher of a stranger's file names. VQA_TRUST adds to it: the environment is the user's own.
 MAY_RUN = (
     "vqa.sweep.sweeper.StudySweeper",
-    "vqa.sweep.pool.JobCallback",
+    "vqa.sweep.workers.pool.JobCallback",
     "hydra._internal.core_plugins.*",
     *os.environ.get("VQA_TRUST", "").split(),
 )

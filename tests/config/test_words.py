@@ -73,6 +73,13 @@ def test_a_word_like_no_other_gets_no_advice() -> None:
     assert "--help lists" in with_advice("Could not override 'zzzzzz'.")
 
 
+def test_a_launcher_without_its_package_says_what_to_install() -> None:
+    hydra = "Could not find 'hydra/launcher/joblib'\n\nAvailable options in 'hydra/launcher':\n\tbasic\n"
+    assert with_advice(hydra) == (
+        "hydra/launcher=joblib needs a package: pip install --pre hydra-joblib-launcher"
+    )
+
+
 @pytest.mark.parametrize("name", ["..", ".", "", None, "a/b", "a\\b", "a\nb", "\x00", " a", "a ", ". ."])
 def test_a_study_is_the_name_of_one_folder(name: str | None) -> None:
     with pytest.raises(UserError, match=r"study must be a folder name, got"):

@@ -13,7 +13,7 @@ import torch
 from tests.helpers.command_line import Outcome, vqa
 from vqa.config.library import TRUSTED, check_target
 from vqa.errors import UserError
-from vqa.sweep.sampling import build_pruner
+from vqa.sweep.search.sampling import build_pruner
 
 Command = Callable[..., Outcome]
 RUNNERS = [
@@ -107,12 +107,19 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 EXPERIMENTS = {
     "callback": ({"hydra": {"callbacks": {"x": {"_target_": "sing.Bird"}}}}, []),
     "callback of ours": (
-        {"hydra": {"callbacks": {"x": {"_target_": "vqa.sweep.pool.JobCallback", "of": "sing.Bird"}}}}, []),
+        {"hydra": {"callbacks": {
+            "x": {"_target_": "vqa.sweep.workers.pool.JobCallback", "of": "sing.Bird"}}}}, []),
     "logging factory": ({"hydra": {"job_logging": {"handlers": {"file": {"()": "sing.sing"}}}}}, []),
     "logging class": ({"hydra": {"job_logging": {"handlers": {"console": {"class": "sing.Bird"}}}}}, []),
     "launcher": ({"hydra": {"launcher": {"_target_": "sing.Bird"}}}, ["-m", "+sweep=lora"]),
+    "launcher's own command": (
+        {"defaults": [{"override /hydra/launcher": "submitit_local"}],
+         "hydra": {"launcher": {"name": "x\npython -c 'import sing; sing.sing()'"}}}, ["-m", "+sweep=lora"]),
     "worker command": (
         {"hydra": {"sweeper": {"worker_command": "python -c 'import sing; sing.sing()'", "n_workers": 2}}},
+        ["-m", "+sweep=lora"]),
+    "final command": (
+        {"hydra": {"sweeper": {"final_command": "python -c 'import sing; sing.sing()'"}}},
         ["-m", "+sweep=lora"]),
     "sampler": ({"hydra": {"sweeper": {"sampler": {"_target_": "sing.Bird"}}}}, ["-m", "+sweep=lora"]),
     "data": ({"data": {"_target_": "sing.Bird"}}, []),

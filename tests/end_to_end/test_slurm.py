@@ -69,6 +69,21 @@ def test_a_sweep_whose_workers_srun_starts_outlives_a_cancelled_and_a_preempted_
 
 @pytest.mark.service
 @pytest.mark.slow
+def test_a_sweep_whose_workers_submitit_starts_outlives_a_cancelled_and_a_preempted_one(
+    slurm: OwnSlurm, tmp_path: Path
+) -> None:
+    launcher = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=low"]
+    with (tmp_path / "sweep.log").open("wb") as log:
+        sweep = subprocess.Popen(
+            [*SWEEP, *launcher], cwd=tmp_path, env=slurm.environment, stdout=log, stderr=subprocess.STDOUT
+        )
+    trouble(slurm, tmp_path)
+    assert sweep.wait(timeout=180) == 0, (tmp_path / "sweep.log").read_text()
+    check(tmp_path)
+
+
+@pytest.mark.service
+@pytest.mark.slow
 def test_a_job_array_of_workers_outlives_a_cancelled_and_a_preempted_one(
     slurm: OwnSlurm, tmp_path: Path
 ) -> None:

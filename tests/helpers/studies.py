@@ -15,6 +15,7 @@ def settings(**changed: Any) -> SweepSettings:
         "whole_trials": None,
         "n_workers": 1,
         "worker_command": None,
+        "final_command": None,
         "sampler": {"_target_": "optuna.samplers.RandomSampler"},
         "pruner": {"_target_": "optuna.pruners.SuccessiveHalvingPruner", "min_resource": 1},
         "params": {},

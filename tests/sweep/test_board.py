@@ -9,8 +9,8 @@ from rich.console import Console
 
 from vqa.sweep.board import Board, describe_end, describe_seconds, describe_start
 from vqa.sweep.leaderboard import Scores, Standing
-from vqa.sweep.state import WorkerState
 from vqa.sweep.worker import Worker
+from vqa.sweep.workers.state import WorkerState
 
 NOTHING = Scores(0, None, {}, {})
 SCORES = Scores(3, 4.5, {"a": 0.25, "b": 0.5}, {"a": True, "b": True})

@@ -9,43 +9,19 @@ from omegaconf import OmegaConf
 from tests.helpers.toy_app.harness import board_rows, run_toy
 from tests.sweep.test_settings import GOOD
 from vqa.errors import UserError
-from vqa.sweep.multirun import BASIC, refuse_what_is_not_ours, write_multirun
+from vqa.sweep.multirun import refuse_what_is_not_ours, write_multirun
+from vqa.sweep.search.space import read_enqueued, read_search_space
 from vqa.sweep.settings import read_settings
-from vqa.sweep.space import read_enqueued, read_search_space
 
 
-def config(launcher: str = BASIC, choice: str = "basic", given: tuple[str, ...] = ()) -> Any:
-    hydra = {
-        "launcher": {"_target_": launcher},
-        "runtime": {"choices": {"hydra/launcher": choice}},
-        "overrides": {"hydra": list(given)},
-    }
-    return OmegaConf.create({"hydra": hydra})
-
-
-@pytest.mark.parametrize(
-    ("choice", "instead"),
-    [
-        ("joblib", r"hydra\.sweeper\.n_workers=N"),
-        ("submitit_local", r"hydra\.sweeper\.n_workers=N"),
-        ("submitit_slurm", "srun --ntasks=1"),
-        ("ray", "ray job submit"),
-        ("of_my_own", r"hydra\.sweeper\.worker_command"),
-    ],
-)
-def test_a_launcher_is_refused_with_what_to_use_instead(choice: str, instead: str) -> None:
-    with pytest.raises(UserError, match=f"hydra/launcher={choice} has no effect.*{instead}"):
-        refuse_what_is_not_ours(config("some.plugin.Launcher", choice))
-
-
-def test_hydras_own_launcher_is_no_choice() -> None:
-    refuse_what_is_not_ours(config())
+def config(given: tuple[str, ...] = ()) -> Any:
+    return OmegaConf.create({"hydra": {"overrides": {"hydra": list(given)}}})
 
 
 def test_a_folder_name_for_trials_is_refused() -> None:
     with pytest.raises(UserError, match=r"hydra\.sweep\.subdir=x has no effect.*trials/000"):
-        refuse_what_is_not_ours(config(given=("hydra.sweep.subdir=x",)))
-    refuse_what_is_not_ours(config(given=("hydra.sweep.dir=x",)))
+        refuse_what_is_not_ours(config(("hydra.sweep.subdir=x",)))
+    refuse_what_is_not_ours(config(("hydra.sweep.dir=x",)))
 
 
 def test_the_sweeps_configuration_is_kept_for_its_user_alone(tmp_path: Path) -> None:

@@ -8,6 +8,13 @@ from functools import cache
 from vqa.config.place import CONF
 from vqa.config.reference import keys
 
+LAUNCHER_PACKAGES = {
+    "submitit_slurm": "hydra-submitit-launcher",
+    "submitit_local": "hydra-submitit-launcher",
+    "joblib": "hydra-joblib-launcher",
+    "ray": "hydra-ray-launcher ray",
+}
+
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """ " (did you mean X?)" with the nearest known word; "" where none is near.
@@ -49,6 +56,8 @@ def with_advice(text: str) -> str:
         return f"there is no key {found[1]!r} to set{advice}"
     found = re.search(r"Could not find '([^']+)/([^/']+)'", text)
     listed = re.search(r"Available options in '[^']+':\n((?:\t\S+\n?)+)", text)
+    if found and found[1] == "hydra/launcher" and (package := LAUNCHER_PACKAGES.get(found[2])):
+        return f"hydra/launcher={found[2]} needs a package: pip install --pre {package}"
     if found and listed:
         group, option, options = found[1], found[2], listed[1].split()
         missing = f"Could not find '{group}/{option}'{nearest(option, options)}"

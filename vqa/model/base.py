@@ -180,6 +180,12 @@ def _cannot_load(path: str, error: Exception) -> str:
     return f"model.path={path} cannot be loaded: {str(error).splitlines()[0]} ({hint})"
 
 
+def release_resident() -> None:
+    """Let go of the model that this process holds, for another process that needs its memory."""
+    _resident.clear()
+    release_memory()
+
+
 def load_base(settings: Settings) -> Base:
     """Load the model, or take the one this process already holds.
 

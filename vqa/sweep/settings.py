@@ -1,5 +1,6 @@
 """The keys under `hydra.sweeper`, checked."""
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -19,9 +20,11 @@ class SweepSettings:
         n_trials: Trials of the study in all, over all runs of the command.
         whole_trials: Work of a search that promotes, in trials that run to their end; it may start less than
             n_trials then. null = n_trials are started, and the pruner says how many run to their end.
-        n_workers: Worker processes; 1 = in this process.
+        n_workers: Worker processes; 1 = in this process. `auto` has become a number: one a GPU, or 1.
         worker_command: What to put in front of each worker's command, for instance
             `srun --ntasks=1 --gpus=1`; null = workers are plain processes on this machine.
+        final_command: What to put in front of this command for the final run, for instance
+            `torchrun --nproc-per-node=8`; null = the process that the user started makes it.
         sampler: `_target_: optuna.samplers.*`, or our ThompsonSampler, and its arguments.
         pruner: `_target_: optuna.pruners.*`, or our PromotionPruner, and its arguments.
         params: Search space: key -> Hydra sweep syntax such as `tag(log, interval(1e-4, 1e-2))`;
@@ -51,6 +54,7 @@ class SweepSettings:
     whole_trials: float | None
     n_workers: int
     worker_command: str | None
+    final_command: str | None
     sampler: dict[str, Any]
     pruner: dict[str, Any]
     params: dict[str, Any]
@@ -67,8 +71,8 @@ class SweepSettings:
     tracked: bool
 
 
-THOMPSON = "vqa.sweep.thompson.ThompsonSampler"
-PROMOTION = "vqa.sweep.promotion.PromotionPruner"
+THOMPSON = "vqa.sweep.search.thompson.ThompsonSampler"
+PROMOTION = "vqa.sweep.search.promotion.PromotionPruner"
 STOCK_KEYS = {  # of hydra-optuna-sweeper -> what to write here
     "n_jobs": "set hydra.sweeper.n_workers, the number of worker processes",
     "max_failure_rate": "set hydra.sweeper.max_failures, a number of trials",
@@ -105,6 +109,16 @@ _SECONDS: Rule = (
     "a number of seconds > 0",
     lambda v: isinstance(v, int | float) and not isinstance(v, bool) and v > 0,
 )
+
+
+def _is_command(value: Any) -> bool:
+    try:
+        return value is None or (isinstance(value, str) and bool(shlex.split(value)))
+    except ValueError:  # a quote is open
+        return False
+
+
+_COMMAND: Rule = ("a command or null", _is_command)
 _RULES: dict[str, Rule] = {
     "study_name": _NAME,
     "storage": (
@@ -115,8 +129,9 @@ _RULES: dict[str, Rule] = {
     "direction": ("minimize or maximize", lambda v: v in ("minimize", "maximize")),
     "n_trials": _whole_from(1),
     "whole_trials": _or_null(("a number of trials > 0", _SECONDS[1])),
-    "n_workers": _whole_from(1),
-    "worker_command": ("a command or null", lambda v: v is None or (isinstance(v, str) and v != "")),
+    "n_workers": (f"{_whole_from(1)[0]} or auto", _whole_from(1)[1]),
+    "worker_command": _COMMAND,
+    "final_command": _COMMAND,
     "sampler": _target_in("optuna.samplers", THOMPSON),
     "pruner": _target_in("optuna.pruners", PROMOTION),
     "params": _MAPPING,

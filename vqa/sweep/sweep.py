@@ -2,10 +2,13 @@
 
 import logging
 import os
+import shlex
+import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
@@ -13,23 +16,32 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vqa.errors import UserError
 from vqa.machine import processes
-from vqa.machine.files import try_lock, wait_for_lock
 from vqa.machine.interrupt import Interrupt
-from vqa.machine.safe_text import mask_secrets
-from vqa.results.folder import FINAL, StudyFolder
+from vqa.results.folder import StudyFolder
 from vqa.sweep.board import Board, write_address
 from vqa.sweep.confirmation import confirm
+from vqa.sweep.final_run import make_final_run, program
 from vqa.sweep.jobs import HydraJobs, refuse_unknown_keys
 from vqa.sweep.leaderboard import Standing, describe_scores, describe_ties, read_winner, winner_of
 from vqa.sweep.multirun import refuse_what_is_not_ours, write_multirun
-from vqa.sweep.pool import WorkerPool, note_refusal, own_command, own_deadline, own_slot
-from vqa.sweep.sampling import SamplerFactory, probe_sampler
+from vqa.sweep.search.sampling import SamplerFactory, probe_sampler
+from vqa.sweep.search.space import overrides_of, read_enqueued, read_search_space
 from vqa.sweep.settings import SweepSettings, read_settings
-from vqa.sweep.space import overrides_of, read_enqueued, read_search_space
-from vqa.sweep.state import StateWriter, lock_free_slot, lock_slot
-from vqa.sweep.study import SharedStudy, settings_of
+from vqa.sweep.study import SharedStudy
 from vqa.sweep.time_budget import MEASURING, measure, planned, sweeper_under, warn_of_few_trials
 from vqa.sweep.worker import Worker
+from vqa.sweep.workers.launch import HERE, Launches, chosen_launcher
+from vqa.sweep.workers.pool import (
+    AUTO,
+    WorkerPool,
+    note_refusal,
+    own_command,
+    own_deadline,
+    own_slot,
+    start_here,
+    visible_gpus,
+)
+from vqa.sweep.workers.state import StateWriter, lock_free_slot, lock_slot
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +75,11 @@ def run_sweep(
     if not isinstance(node, dict):
         raise UserError("hydra.sweeper must be a mapping; choose hydra/sweeper=study.")
     refuse_what_is_not_ours(config)
-    settings = read_settings({str(key): value for key, value in node.items()})
-    _refuse_hidden_command(settings, config)
+    launcher = chosen_launcher(config)
+    settings = _read(node, launcher)
+    _refuse_commands(settings, config)
+    if launcher is not None:
+        _refuse_beside_a_launcher(settings, launcher)
     groups = context.config_loader
     space = read_search_space(settings.params, arguments, groups)
     folder = Path(config.hydra.sweep.dir).absolute()
@@ -77,7 +92,7 @@ def run_sweep(
         return None
     if (plan := planned(jobs, settings, arguments, folder)) is not None:
         space = read_search_space(settings.params, [*arguments, *plan.overrides()], groups)
-        settings = read_settings(sweeper_under(plan, config))
+        settings = _read(sweeper_under(plan, config), launcher)
     typed = any(given.startswith("hydra.sweeper.enqueue") for given in config.hydra.overrides.hydra)
     enqueued = read_enqueued(settings.enqueue, space, leave_out=not typed)
     if own_slot() is None:
@@ -89,25 +104,72 @@ def run_sweep(
             write_address(folder, settings, shared.n_trials, space.keys)
         if slot is None:
             write_multirun(config, folder)
-            return Sweep(shared, jobs, interrupt).run()
+            return Sweep(shared, jobs, interrupt, launcher).run()
         _run_as_copy(shared, jobs, slot, interrupt)
         return None
 
 
-def _refuse_hidden_command(settings: SweepSettings, config: DictConfig) -> None:
-    """Refuse a program that a configuration file, maybe a stranger's, wants started."""
-    key = "hydra.sweeper.worker_command"
+def _read(node: Mapping[Any, Any], launcher: str | None) -> SweepSettings:
+    """Check the keys of the sweeper; `n_workers=auto` becomes one worker a GPU, or one."""
+    keys = {str(key): value for key, value in node.items()}
+    if keys.get("n_workers") == "auto":
+        if keys.get("worker_command") or (launcher is not None and launcher not in HERE):
+            raise UserError(
+                "hydra.sweeper.n_workers=auto counts the GPUs of this machine, and the workers run on "
+                "others. Give their number."
+            )
+        keys["n_workers"] = max(1, len(visible_gpus()))
+    return read_settings(keys)
+
+
+def _refuse_commands(settings: SweepSettings, config: DictConfig) -> None:
+    """Refuse a program that a file, maybe a stranger's, wants started, and one that is not there."""
     given = [str(override).lstrip("+").split("=", 1)[0] for override in config.hydra.overrides.hydra]
-    if settings.worker_command and key not in given:
+    for name in ("worker_command", "final_command"):
+        key, command = f"hydra.sweeper.{name}", getattr(settings, name)
+        if command is None:
+            continue
+        if key not in given:
+            raise UserError(
+                f"{key} starts a program, so it must be given on the command line, not in a file; "
+                f"got {command!r}. If that is meant: {key}={command!r}"
+            )
+        words = shlex.split(command)
+        if shutil.which(words[0]) is None and own_slot() is None:  # a worker starts neither
+            raise UserError(f"{key} starts {words[0]!r}, and this machine has no such program.")
+        if set(words) & {*program(), "vqa"} - {"-m"}:
+            raise UserError(
+                f"{key} must hold only what goes in front of this command, which is put behind it; "
+                f"got {command!r}."
+            )
+    if settings.final_command is not None and not settings.final:
         raise UserError(
-            f"{key} starts a program, so it must be given on the command line, not in a file; "
-            f"got {settings.worker_command!r}. If that is meant: {key}={settings.worker_command!r}"
+            "hydra.sweeper.final_command has no effect with hydra.sweeper.final=false; leave one out."
         )
 
 
-def _run_as_copy(shared: SharedStudy, jobs: HydraJobs, slot: int, interrupt: Interrupt) -> None:
+def _refuse_beside_a_launcher(settings: SweepSettings, launcher: str) -> None:
+    """Refuse what would place the workers a second time, or time a trial on another machine than theirs."""
+    if settings.worker_command:
+        raise UserError(
+            f"hydra/launcher={launcher} and hydra.sweeper.worker_command both place the workers; give one."
+        )
+    if settings.budget_minutes is not None and launcher not in HERE:
+        raise UserError(
+            f"hydra.sweeper.budget_minutes times a trial on this machine, and hydra/launcher={launcher} runs "
+            "them on others. Give hydra.sweeper.n_trials and hydra.sweeper.timeout_s instead."
+        )
+
+
+def _run_as_copy(
+    shared: SharedStudy, jobs: HydraJobs, slot: int | Literal["auto"], interrupt: Interrupt
+) -> None:
     """Be one of several workers: run trials; the first process writes the results and makes the final run."""
-    lock = lock_slot(shared.locks, slot)
+    lock: IO[str] | None
+    if slot == AUTO:
+        slot, lock = lock_free_slot(shared.locks)
+    else:
+        lock = lock_slot(shared.locks, slot)
     if lock is None:
         log.info(f"worker {slot} is up already")
         return
@@ -142,9 +204,13 @@ class Sweep:
         shared: The study.
         jobs: Runs trials and the final run.
         interrupt: Ctrl-C.
+        launcher: Which of Hydra's launchers places the workers; None = none does.
     """
 
-    def __init__(self, shared: SharedStudy, jobs: HydraJobs, interrupt: Interrupt) -> None:
+    def __init__(
+        self, shared: SharedStudy, jobs: HydraJobs, interrupt: Interrupt, launcher: str | None
+    ) -> None:
+        self.launcher = launcher
         self.shared = shared
         self.settings = shared.settings
         self.jobs = jobs
@@ -194,16 +260,25 @@ class Sweep:
     def _run_trials(self, worker: Worker) -> None:
         if self.shared.is_over():
             worker.write_results()  # an earlier run may have been killed before it wrote them
-        elif self.settings.n_workers == 1:
+        elif self.settings.n_workers == 1 and self.launcher is None and self.settings.final_command is None:
             slot, lock = lock_free_slot(self.shared.locks)
             worker.state = StateWriter(self.shared.folder, slot)
             with lock:
                 self._run_alone(worker)
         else:
-            command = own_command(self.config.hydra.callbacks)
-            WorkerPool(self.shared, command, worker.deadline, worker.redraw).run()
+            self._run_with_workers(worker)
             with self.shared.locked():  # workers that somebody else started may be writing too
                 worker.write_results()
+
+    def _run_with_workers(self, worker: Worker) -> None:
+        command = own_command(self.config.hydra.callbacks)
+        shared, deadline = self.shared, worker.deadline
+        if self.launcher is None:
+            start = start_here(shared, command, deadline)
+            WorkerPool(shared, start, deadline, worker.redraw).run()
+            return
+        with Launches(shared, self.jobs.context, self.config, self.launcher, command, deadline) as launches:
+            WorkerPool(shared, launches, deadline, worker.redraw).run()
 
     def _run_alone(self, worker: Worker) -> None:
         """Run trials, then wait for workers that joined, and adopt the trials of those that die."""
@@ -255,19 +330,7 @@ class Sweep:
         best = winner_of(standings)
         if best is None:
             raise UserError(self._nothing_complete("there is nothing for the final run"))
-        params = {name: best.params[name] for name in self.shared.space.keys}
-        chosen = [*overrides_of(params), *overrides_of(self.settings.record), *self.settings.final_overrides]
-        overrides = [*self.shared.space.fixed, *chosen]
-        if (lock := try_lock(self.shared.locks / FINAL)) is None:
-            log.info("another process is at the final run; waiting for its end")
-            lock = wait_for_lock(self.shared.locks / FINAL, say_every_s=1800)  # it takes hours
-        with lock:
-            if self._final_exists(overrides):
-                return
-            log.info(f"final run with trial {best.trial}: {' '.join(chosen)}")
-            result = self.jobs.run(FINAL, best.trial, overrides, []).return_value
-        if isinstance(result, UserError):
-            raise result
+        make_final_run(self.shared, self.jobs, best)
 
     def _nothing_complete(self, so: str) -> str:
         return (
@@ -281,25 +344,6 @@ class Sweep:
 
         language = OmegaConf.select(self.config, "lang", default="en")
         log.info(f"See {write_report(StudyFolder(self.shared.folder).final.path, language)}.")
-
-    def _final_exists(self, overrides: list[str]) -> bool:
-        """Whether the final run is done; refuses to go on with one that another winner began."""
-        final = StudyFolder(self.shared.folder).final
-        before = final.overrides()
-        same = before is None or settings_of(before) == settings_of(mask_secrets(overrides))
-        if final.complete:
-            if not same:
-                log.warning(
-                    f"{final.path} was made with other settings; move it away to have it made with the winner"
-                )
-            return True
-        if not same:
-            raise UserError(
-                f"{final.path} was begun with other settings than the winner's now "
-                f"(see {final.overrides_file}). "
-                "Move it away and repeat the command."
-            )
-        return False
 
     def _closing_mark(self) -> str:
         final = " and the final run" if StudyFolder(self.shared.folder).final.complete else ""

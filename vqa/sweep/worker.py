@@ -28,10 +28,10 @@ from vqa.sweep.leaderboard import (
     write_leaderboard,
     write_winner,
 )
-from vqa.sweep.promotion import WORKED_S, PromotionPruner
-from vqa.sweep.space import group_of, overrides_of
-from vqa.sweep.state import StateWriter, read_states
+from vqa.sweep.search.promotion import WORKED_S, PromotionPruner
+from vqa.sweep.search.space import group_of, overrides_of
 from vqa.sweep.study import Claim, SharedStudy
+from vqa.sweep.workers.state import StateWriter, read_states
 
 POLL_S = 1.0  # how often a free worker looks whether a trial has paused
 log = logging.getLogger(__name__)

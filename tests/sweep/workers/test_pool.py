@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.toy_app.harness import board_rows, starts, trials_of
-from vqa.sweep.pool import DEADLINE, SLOT, own_deadline, own_slot, visible_gpus, worker_environment
+from vqa.errors import UserError
+from vqa.sweep.workers.pool import DEADLINE, SLOT, own_deadline, own_slot, visible_gpus, worker_environment
 
-APP = Path(__file__).parents[1] / "helpers" / "toy_app" / "app.py"
+APP = Path(__file__).parents[2] / "helpers" / "toy_app" / "app.py"
 
 
 def start(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
@@ -60,6 +61,15 @@ def test_a_copy_knows_its_slot_and_deadline(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv(name, value)
     assert own_slot() == 1
     assert own_deadline() == float("inf")
+
+
+@pytest.mark.parametrize("given", ["first", "-1", ""])
+def test_a_worker_has_a_number_or_takes_a_free_one(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setenv(SLOT, "auto")
+    assert own_slot() == "auto"
+    monkeypatch.setenv(SLOT, given)
+    with pytest.raises(UserError, match=f"VQA_WORKER must be a whole number >= 0.*or auto, got '{given}'"):
+        own_slot()
 
 
 @pytest.mark.slow

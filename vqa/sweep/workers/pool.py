@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal, Protocol
 
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
@@ -28,16 +28,27 @@ from vqa.sweep.study import SharedStudy
 
 log = logging.getLogger(__name__)
 
-SLOT = "VQA_WORKER"  # in a worker's environment: its slot, a whole number of its own
+SLOT = "VQA_WORKER"  # in a worker's environment: its slot, a whole number of its own, or auto
+AUTO: Final = "auto"  # the first slot that is free
 DEADLINE = "VQA_DEADLINE"
 POLL_S = 0.5
 LONGEST_PAUSE_S = 60.0  # before a worker that keeps dying is started again
 
 
-def own_slot() -> int | None:
-    """Which worker this process is; None in the process that the user started."""
+def own_slot() -> int | Literal["auto"] | None:
+    """Which worker this process is; None in the process that the user started.
+
+    Raises:
+        UserError: The variable holds neither a slot nor auto.
+    """
     slot = os.environ.get(SLOT)
-    return None if slot is None else int(slot)
+    if slot is None:
+        return None
+    if slot == AUTO:
+        return AUTO
+    if not (slot.isascii() and slot.isdigit()):
+        raise UserError(f"{SLOT} must be a whole number >= 0 of this worker's own, or auto, got {slot!r}.")
+    return int(slot)
 
 
 def own_deadline() -> float:
@@ -48,6 +59,11 @@ def own_deadline() -> float:
 def refusal_file(study_folder: Path, slot: int) -> Path:
     """Where a worker leaves the UserError that ended it."""
     return StudyFolder(study_folder).workers / f"{slot}.refused"
+
+
+def log_file(study_folder: Path, slot: int) -> Path:
+    """Where goes what the workers of a slot print."""
+    return StudyFolder(study_folder).workers / f"{slot}.log"
 
 
 def visible_gpus() -> list[str]:
@@ -116,26 +132,100 @@ def own_command(callbacks: Mapping[str, Any]) -> list[str]:
     return [sys.executable, *sys.orig_argv[1:], *overrides]
 
 
-class WorkerPool:
-    """Keeps the workers of one study up until nothing is left for them.
+class WorkerProcess(Protocol):
+    """A worker that somebody started."""
+
+    def poll(self) -> int | None:
+        """Its exit code; None while it is up, or waits for a machine."""
+
+    def is_queued(self) -> bool:
+        """Whether it still waits for a machine."""
+
+    def terminate(self) -> None:
+        """Ask it to keep what it has and to end."""
+
+    def kill(self) -> None:
+        """End it at once, where that can be done."""
+
+    def wait(self) -> None:
+        """Wait for its end; one that still waits for a machine is not waited for."""
+
+
+class LocalWorker:
+    """A copy of the command, as a process of this machine or behind `worker_command`.
+
+    Args:
+        command: What to run.
+        environment: All of it.
+        log: Takes what the copy prints.
+    """
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        with log.open("ab") as out:
+            self._process = subprocess.Popen(  # its own group: a Ctrl-C reaches it once, through the pool
+                list(command),
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                process_group=0,
+            )
+        self.poll = self._process.poll
+        self.terminate = self._process.terminate
+        self.kill = self._process.kill
+
+    def is_queued(self) -> bool:
+        """Never: it runs."""
+        return False
+
+    def wait(self) -> None:
+        """Wait for its end."""
+        self._process.wait()
+
+
+def start_here(
+    shared: SharedStudy, command: Sequence[str], deadline: float
+) -> Callable[[int], WorkerProcess]:
+    """Give what starts the worker of a slot on this machine, or behind `hydra.sweeper.worker_command`.
 
     Args:
         shared: The study.
         command: Of a worker.
         deadline: `time.time()` after which no trial starts.
+    """
+    launcher = shlex.split(shared.settings.worker_command or "")
+    gpus = visible_gpus()
+
+    def start(slot: int) -> WorkerProcess:
+        environment = os.environ | worker_environment(slot, gpus, deadline, bool(launcher))
+        return LocalWorker([*launcher, *command], environment, log_file(shared.folder, slot))
+
+    return start
+
+
+class WorkerPool:
+    """Keeps the workers of one study up until nothing is left for them.
+
+    Args:
+        shared: The study.
+        start: Starts the worker of a slot.
+        deadline: `time.time()` after which no trial starts.
         on_poll: Called twice a second, to draw the table.
     """
 
     def __init__(
-        self, shared: SharedStudy, command: Sequence[str], deadline: float, on_poll: Callable[[], None]
+        self,
+        shared: SharedStudy,
+        start: Callable[[int], WorkerProcess],
+        deadline: float,
+        on_poll: Callable[[], None],
     ) -> None:
         self.shared = shared
-        self.command = command
+        self.start = start
         self.deadline = deadline
         self.on_poll = on_poll
         self.folder = StudyFolder(shared.folder).workers
-        self.gpus = visible_gpus()
-        self.up: dict[int, subprocess.Popen[bytes]] = {}
+        self.up: dict[int, WorkerProcess] = {}
         self.deaths: Counter[int] = Counter()  # by slot, since the last trial that ended well
         self.idle: Counter[int] = Counter()  # by slot: ends without a trial, one after another
         self._before: dict[int, bytes] = {}  # what the slot's last worker had said when this one started
@@ -160,7 +250,7 @@ class WorkerPool:
                 self._collect()
                 over = self.shared.is_over() or self.shared.too_many_failures()
                 if over or time.time() >= self.deadline:
-                    if not self.up:
+                    if all(process.is_queued() for process in self.up.values()):
                         return
                 else:
                     self._fill()
@@ -181,14 +271,14 @@ class WorkerPool:
                 raise UserError(refusal.read_text(encoding="utf-8"))
             if code != 0:
                 self.deaths[slot] += 1
-                log.warning(f"worker {slot} died ({code}); see {self.folder / f'{slot}.log'}")
+                log.warning(f"worker {slot} died ({code}); see {log_file(self.shared.folder, slot)}")
             self.idle[slot] = 0 if self._said(slot) != self._before[slot] else self.idle[slot] + 1
             if code == 0 and self.idle[slot] and self._has_trials_left():
                 self.deaths[slot] += 1
                 log.warning(
                     f"worker {slot} ended without taking a trial, although some are left; see "
-                    f"{self.folder / f'{slot}.log'}. Does hydra.sweeper.worker_command start this command, "
-                    "and is its machine's clock right?"
+                    f"{log_file(self.shared.folder, slot)}. Does hydra.sweeper.worker_command start this "
+                    "command, and is its machine's clock right?"
                 )
             ends = max(self.deaths[slot] - 1, self.idle[slot])
             self._not_before[slot] = time.monotonic() + min(LONGEST_PAUSE_S, POLL_S * 2.0 ** min(ends, 10))
@@ -217,7 +307,7 @@ class WorkerPool:
                 continue
             if slot not in self.up and self._work_for_another() and not self._is_taken(slot):
                 self._before[slot] = self._said(slot)
-                self.up[slot] = self._start(slot)
+                self.up[slot] = self.start(slot)
 
     def _work_for_another(self) -> bool:
         tally = self.shared.tally()
@@ -226,19 +316,6 @@ class WorkerPool:
     def _is_taken(self, slot: int) -> bool:
         """Whether a worker of an earlier run is still at it."""
         return is_locked(self.shared.locks / f"worker_{slot}")
-
-    def _start(self, slot: int) -> "subprocess.Popen[bytes]":
-        launcher = shlex.split(self.shared.settings.worker_command or "")
-        environment = os.environ | worker_environment(slot, self.gpus, self.deadline, bool(launcher))
-        with (self.folder / f"{slot}.log").open("ab") as out:
-            return subprocess.Popen(  # its own group: Ctrl-C in the terminal reaches it once, through `_stop`
-                [*launcher, *self.command],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                process_group=0,
-            )
 
     def _stop(self) -> None:
         for process in self.up.values():

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from vqa.sweep.state import StateWriter, lock_free_slot, lock_slot, memory_gib, read_states, seconds_left
+from vqa.sweep.workers.state import (
+    StateWriter,
+    lock_free_slot,
+    lock_slot,
+    memory_gib,
+    read_states,
+    seconds_left,
+)
 
 
 @pytest.fixture
@@ -29,7 +36,7 @@ def test_only_workers_that_are_alive_are_listed(tmp_path: Path, locks: Path) -> 
 
 def test_progress_is_written_at_most_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("vqa.sweep.state.time.time", lambda: now)
+    monkeypatch.setattr("vqa.sweep.workers.state.time.time", lambda: now)
     writer = StateWriter(tmp_path, 0)
     writer.begin(4)
     writer.progress("fold 1 of 3", 1, 9)
