@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from vqa.config.check import study_name
+from vqa.config.check import folder_name, study_name
 from vqa.config.completion import completion
 from vqa.config.near import known_words, nearest, with_advice
 from vqa.config.words import quoted, spelled_out
@@ -114,3 +114,11 @@ def sweeps() -> list[str]:
     from vqa.config.place import CONF
 
     return sorted(file.stem for file in (CONF / "sweep").glob("*.yaml"))
+
+
+def test_a_folder_of_a_multirun_is_named_by_its_overrides() -> None:
+    assert folder_name("prompt.system='가, (나)/b'") == "prompt.system='가, (나)_b'"
+    assert folder_name("a\nb") == "a_b"
+    first, second = folder_name("가" * 300), folder_name("가" * 300 + "b")
+    assert first != second
+    assert len(first.encode()) <= 200

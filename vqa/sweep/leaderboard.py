@@ -29,7 +29,7 @@ from vqa.results.predictions import read_fold_predictions
 from vqa.results.trials import DOUBTS, RESULT_COLUMNS, TIED
 from vqa.results.uncertainty import mean_error, picture_codes
 from vqa.sweep.promotion import WORKED_S, is_paused
-from vqa.sweep.space import override_value, overrides_of, plain_value, plain_values
+from vqa.sweep.space import override_value, overrides_of, plain_values
 
 Stamps = tuple[tuple[int, int], ...]  # of a trial's files: changed, bytes
 
@@ -339,22 +339,23 @@ def winner_text(standings: Sequence[Standing], record: Mapping[str, Any], groups
     best = standings[0]
     options: list[Any] = []
     plain: dict[str, Any] = {}
-    values: list[str] = []
-    for override in overrides_of({**best.params, **record}):
-        key, value = override.split("=", 1)
+    chosen = {**best.params, **record}
+    for key, value in chosen.items():
         if key not in groups:
-            _set_nested(plain, key.lstrip("+").split("."), plain_value(value))
+            _set_nested(plain, key.lstrip("+").split("."), value)
         elif key.startswith("+"):  # the configuration itself chooses nothing there
-            options.append({f"/{key.lstrip('+')}": plain_value(value)})
+            options.append({f"/{key.lstrip('+')}": value})
         else:
-            options.append({f"override /{key}": plain_value(value)})
-        values.append(override if key in groups else override.lstrip("+"))
+            options.append({f"override /{key}": value})
     body = {"defaults": [*options, "_self_"]} if options else {}
+    command = shlex.join(overrides_of(chosen))
+    if "\n" in command:
+        command = "not in one line: a value has several, see below"
     lines = [
         "# @package _global_",
         f"# Trial {best.trial}: {describe_scores(best)}",
         f"# {describe_ties(standings)}",
-        f"# On a command line: {shlex.join(values)}",
+        f"# On a command line: {command}",
     ]
     return "\n".join(lines) + "\n" + OmegaConf.to_yaml(OmegaConf.create({**body, **plain}))
 
@@ -394,7 +395,8 @@ def read_winner(path: Path) -> list[str]:
     plain = {str(key): value for key, value in content.items()}
     options = [entry for entry in plain.pop("defaults", []) if isinstance(entry, dict)]
     chosen = {_typed(str(key)): value for entry in options for key, value in entry.items()}
-    return overrides_of({**chosen, **_flat(plain)})
+    values = {f"++{key}": value for key, value in _flat(plain).items()}  # some may have been added with +
+    return overrides_of({**chosen, **values})
 
 
 def _typed(entry: str) -> str:
