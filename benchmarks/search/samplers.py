@@ -31,8 +31,8 @@ from benchmarks.harness.record import add_output_arguments, write_rows
 from benchmarks.search.simulation import Grid, Point, Replay, see
 from vqa.config.check import register_resolvers
 from vqa.results.metrics import P_FLOOR
-from vqa.sweep.sampling import SamplerFactory, build_pruner
-from vqa.sweep.space import SearchSpace
+from vqa.sweep.search.sampling import SamplerFactory, build_pruner
+from vqa.sweep.search.space import SearchSpace
 
 RATES = (3e-4, 5e-4, 8e-4, 1.3e-3, 2.2e-3, 3.6e-3, 6e-3, 1e-2)
 RANKS, ALPHAS = (8, 16, 32), (16, 32, 64)

@@ -17,10 +17,10 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from vqa.sweep.promotion import UNTIL, PromotionPruner, is_paused
-from vqa.sweep.proposals import Proposer
-from vqa.sweep.sampling import SamplerFactory, draw
-from vqa.sweep.space import SearchSpace
+from vqa.sweep.search.promotion import UNTIL, PromotionPruner, is_paused
+from vqa.sweep.search.proposals import Proposer
+from vqa.sweep.search.sampling import SamplerFactory, draw
+from vqa.sweep.search.space import SearchSpace
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 
 from tests.conftest import CONF, Compose
 from vqa.config.check import read_settings
-from vqa.sweep.sampling import SamplerFactory, build_pruner
-from vqa.sweep.space import read_search_space
+from vqa.sweep.search.sampling import SamplerFactory, build_pruner
+from vqa.sweep.search.space import read_search_space
 
 GROUPS = [
     *("model", "quantization", "lora", "optimizer", "scheduler", "data", "image", "prompt", "budget"),

@@ -13,7 +13,7 @@ import torch
 from tests.helpers.command_line import Outcome, vqa
 from vqa.config.library import TRUSTED, check_target
 from vqa.errors import UserError
-from vqa.sweep.sampling import build_pruner
+from vqa.sweep.search.sampling import build_pruner
 
 Command = Callable[..., Outcome]
 RUNNERS = [

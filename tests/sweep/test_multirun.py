@@ -10,8 +10,8 @@ from tests.helpers.toy_app.harness import board_rows, run_toy
 from tests.sweep.test_settings import GOOD
 from vqa.errors import UserError
 from vqa.sweep.multirun import BASIC, refuse_what_is_not_ours, write_multirun
+from vqa.sweep.search.space import read_enqueued, read_search_space
 from vqa.sweep.settings import read_settings
-from vqa.sweep.space import read_enqueued, read_search_space
 
 
 def config(launcher: str = BASIC, choice: str = "basic", given: tuple[str, ...] = ()) -> Any:

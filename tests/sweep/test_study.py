@@ -10,7 +10,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
 from tests.helpers.studies import settings
-from vqa.sweep.space import SearchSpace
+from vqa.sweep.search.space import SearchSpace
 from vqa.sweep.study import SharedStudy, Tally
 
 SPACE = SearchSpace({"lr": FloatDistribution(0.0, 1.0)}, ())

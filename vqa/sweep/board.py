@@ -28,8 +28,8 @@ from vqa.machine.retry import reason_of
 from vqa.machine.safe_text import shown
 from vqa.results.folder import StudyFolder, read_json
 from vqa.sweep.leaderboard import Standing, describe_scores, describe_ties, ranking, winner_of
+from vqa.sweep.search.space import override_value, overrides_of
 from vqa.sweep.settings import SweepSettings
-from vqa.sweep.space import override_value, overrides_of
 from vqa.sweep.state import WorkerState, read_states, seconds_left
 from vqa.sweep.storage import open_storage_to_read, shown_address, without_password
 

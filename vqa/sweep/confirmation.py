@@ -15,7 +15,7 @@ from vqa.results.comparison import next_trainings
 from vqa.results.folder import DONE, RunFolder, StudyFolder
 from vqa.sweep.jobs import HydraJobs
 from vqa.sweep.leaderboard import Standing
-from vqa.sweep.space import overrides_of
+from vqa.sweep.search.space import overrides_of
 from vqa.sweep.study import SharedStudy
 from vqa.sweep.worker import Worker
 

@@ -18,8 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vqa.errors import UserError, mendable
 from vqa.progress import Pruned
+from vqa.sweep.search.space import SearchSpace, group_of, overrides_of, plain_value
 from vqa.sweep.settings import SweepSettings
-from vqa.sweep.space import SearchSpace, group_of, overrides_of, plain_value
 
 Scalar = str | int | float | bool | None
 

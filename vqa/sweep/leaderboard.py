@@ -28,8 +28,8 @@ from vqa.results.metrics import per_question_nll, pictures_of
 from vqa.results.predictions import read_fold_predictions
 from vqa.results.trials import DOUBTS, RESULT_COLUMNS, TIED
 from vqa.results.uncertainty import mean_error, picture_codes
-from vqa.sweep.promotion import WORKED_S, is_paused
-from vqa.sweep.space import override_value, overrides_of, plain_values
+from vqa.sweep.search.promotion import WORKED_S, is_paused
+from vqa.sweep.search.space import override_value, overrides_of, plain_values
 
 Stamps = tuple[tuple[int, int], ...]  # of a trial's files: changed, bytes
 

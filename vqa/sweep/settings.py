@@ -67,8 +67,8 @@ class SweepSettings:
     tracked: bool
 
 
-THOMPSON = "vqa.sweep.thompson.ThompsonSampler"
-PROMOTION = "vqa.sweep.promotion.PromotionPruner"
+THOMPSON = "vqa.sweep.search.thompson.ThompsonSampler"
+PROMOTION = "vqa.sweep.search.promotion.PromotionPruner"
 STOCK_KEYS = {  # of hydra-optuna-sweeper -> what to write here
     "n_jobs": "set hydra.sweeper.n_workers, the number of worker processes",
     "max_failure_rate": "set hydra.sweeper.max_failures, a number of trials",

@@ -31,11 +31,11 @@ from vqa.errors import UserError
 from vqa.machine.files import is_locked, replace_text, try_lock, wait_for_lock
 from vqa.machine.safe_text import mask_secrets, shown
 from vqa.results.folder import MAY_DIFFER, StudyFolder, read_yaml
-from vqa.sweep.promotion import UNTIL, Piece, PromotionPruner, is_paused
-from vqa.sweep.proposals import Proposer
-from vqa.sweep.sampling import SamplerFactory, build_pruner, draw, is_grid, quieten_optuna
+from vqa.sweep.search.promotion import UNTIL, Piece, PromotionPruner, is_paused
+from vqa.sweep.search.proposals import Proposer
+from vqa.sweep.search.sampling import SamplerFactory, build_pruner, draw, is_grid, quieten_optuna
+from vqa.sweep.search.space import SearchSpace
 from vqa.sweep.settings import SweepSettings
-from vqa.sweep.space import SearchSpace
 from vqa.sweep.storage import open_storage
 
 log = logging.getLogger(__name__)

@@ -23,9 +23,9 @@ from vqa.sweep.jobs import HydraJobs, refuse_unknown_keys
 from vqa.sweep.leaderboard import Standing, describe_scores, describe_ties, read_winner, winner_of
 from vqa.sweep.multirun import refuse_what_is_not_ours, write_multirun
 from vqa.sweep.pool import WorkerPool, note_refusal, own_command, own_deadline, own_slot
-from vqa.sweep.sampling import SamplerFactory, probe_sampler
+from vqa.sweep.search.sampling import SamplerFactory, probe_sampler
+from vqa.sweep.search.space import overrides_of, read_enqueued, read_search_space
 from vqa.sweep.settings import SweepSettings, read_settings
-from vqa.sweep.space import overrides_of, read_enqueued, read_search_space
 from vqa.sweep.state import StateWriter, lock_free_slot, lock_slot
 from vqa.sweep.study import SharedStudy, settings_of
 from vqa.sweep.time_budget import MEASURING, measure, planned, sweeper_under, warn_of_few_trials

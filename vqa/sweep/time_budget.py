@@ -23,10 +23,10 @@ from vqa.machine.files import replace_text, wait_for_lock
 from vqa.results.folder import SPEED, StudyFolder, read_json
 from vqa.sweep.jobs import HydraJobs
 from vqa.sweep.pool import own_command, own_slot, visible_gpus, worker_environment
-from vqa.sweep.promotion import PromotionPruner
-from vqa.sweep.sampling import build_pruner, quieten_optuna
+from vqa.sweep.search.promotion import PromotionPruner
+from vqa.sweep.search.sampling import build_pruner, quieten_optuna
+from vqa.sweep.search.space import SearchSpace, overrides_of, read_search_space
 from vqa.sweep.settings import SweepSettings
-from vqa.sweep.space import SearchSpace, overrides_of, read_search_space
 
 log = logging.getLogger(__name__)
 

@@ -28,8 +28,8 @@ from vqa.sweep.leaderboard import (
     write_leaderboard,
     write_winner,
 )
-from vqa.sweep.promotion import WORKED_S, PromotionPruner
-from vqa.sweep.space import group_of, overrides_of
+from vqa.sweep.search.promotion import WORKED_S, PromotionPruner
+from vqa.sweep.search.space import group_of, overrides_of
 from vqa.sweep.state import StateWriter, read_states
 from vqa.sweep.study import Claim, SharedStudy
 

@@ -12,9 +12,9 @@ from hydra.utils import instantiate
 from optuna.trial import Trial
 
 from vqa.errors import UserError
+from vqa.sweep.search.space import SearchSpace
+from vqa.sweep.search.thompson import ThompsonSampler
 from vqa.sweep.settings import PROMOTION, THOMPSON
-from vqa.sweep.space import SearchSpace
-from vqa.sweep.thompson import ThompsonSampler
 
 SAMPLERS = ("optuna.samplers.*", THOMPSON)  # what may be built
 PRUNERS = ("optuna.pruners.*", PROMOTION)

@@ -14,7 +14,7 @@ from rich.console import Console
 from tests.helpers.toy_app.harness import board_rows, outcome, run_toy, run_toy_cut_off, starts, trials_of
 from vqa.sweep.board import Board, describe_end
 from vqa.sweep.leaderboard import leaderboard_text, ranking
-from vqa.sweep.promotion import (
+from vqa.sweep.search.promotion import (
     UNTIL,
     WORKED_S,
     Climber,

@@ -14,9 +14,9 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from vqa.sweep.sampling import SamplerFactory
-from vqa.sweep.space import SearchSpace
-from vqa.sweep.thompson import to_unit
+from vqa.sweep.search.sampling import SamplerFactory
+from vqa.sweep.search.space import SearchSpace
+from vqa.sweep.search.thompson import to_unit
 
 NEAR_FACTOR = 1.3  # rates closer than this score alike: their difference drowns in a trial's noise
 NEAR_SHARE = 0.05  # of a range that is not logarithmic

@@ -9,7 +9,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from tests.helpers.toy_app.harness import board_rows, run_toy, trials_of
 from vqa.errors import UserError
-from vqa.sweep.space import (
+from vqa.sweep.search.space import (
     drawn_values,
     key_of,
     other_of,

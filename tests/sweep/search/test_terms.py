@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers.studies import settings
 from vqa.errors import UserError
-from vqa.sweep.space import read_search_space
+from vqa.sweep.search.space import read_search_space
 from vqa.sweep.study import read_terms, refuse_other_terms, study_terms, terms_text
 
 

@@ -9,8 +9,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import Trial
 
 from vqa.errors import UserError
-from vqa.sweep.sampling import SamplerFactory, build_pruner, draw, probe_sampler
-from vqa.sweep.space import SearchSpace
+from vqa.sweep.search.sampling import SamplerFactory, build_pruner, draw, probe_sampler
+from vqa.sweep.search.space import SearchSpace
 
 SPACE = SearchSpace(
     {

@@ -10,14 +10,14 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from vqa.sweep.proposals import Proposer, is_near
-from vqa.sweep.sampling import SamplerFactory
-from vqa.sweep.space import SearchSpace
-from vqa.sweep.thompson import features, first_score, from_unit, thompson_draw, to_unit
+from vqa.sweep.search.proposals import Proposer, is_near
+from vqa.sweep.search.sampling import SamplerFactory
+from vqa.sweep.search.space import SearchSpace
+from vqa.sweep.search.thompson import features, first_score, from_unit, thompson_draw, to_unit
 
 RATE = FloatDistribution(1e-4, 1e-2, log=True)
 SPACE = SearchSpace({"lr": RATE, "r": CategoricalDistribution((8, 16))}, ())
-THOMPSON = {"_target_": "vqa.sweep.thompson.ThompsonSampler", "n_startup_trials": 3}
+THOMPSON = {"_target_": "vqa.sweep.search.thompson.ThompsonSampler", "n_startup_trials": 3}
 
 
 def proposer(space: SearchSpace = SPACE, random_share: float = 0.0, **node: Any) -> Proposer:

@@ -7,7 +7,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from vqa.errors import UserError
-from vqa.sweep.space import override_value, overrides_of, plain_value, read_enqueued, read_search_space
+from vqa.sweep.search.space import override_value, overrides_of, plain_value, read_enqueued, read_search_space
 
 PARAMS = {
     "lr": "tag(log, interval(1e-5, 1e-3))",
