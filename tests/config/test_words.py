@@ -21,6 +21,7 @@ from vqa.errors import UserError
         (["final"], ["stage=final"]),
         (["status", "mine", "lang=ko"], ["stage=status", "study='mine'", "lang=ko"]),
         (["predict", "mine", "a b.csv"], ["stage=predict", "study='mine'", "++data.test_csv='a b.csv'"]),
+        (["compare", "a", "b"], ["stage=compare", "study='a'", "compare='b'"]),
         (["stage=evaluate", "data.test_csv=x.csv"], ["stage=evaluate", "++data.test_csv=x.csv"]),
         (["stage=final", "data.test_csv=x.csv"], ["stage=final", "data.test_csv=x.csv"]),
     ],
@@ -35,6 +36,7 @@ def test_short_words_become_overrides(words: list[str], hydras: list[str]) -> No
         (["predcit", "mine"], r"there is no stage 'predcit' \(did you mean predict\?\); vqa STAGE"),
         (["predict", "new.csv"], r"the study comes before the file: vqa predict STUDY new.csv"),
         (["merge", "mine", "new.csv"], r"vqa merge: 'new.csv' is one word too many; .* take a FILE"),
+        (["compare", "a"], r"vqa compare takes two studies, got 1: vqa compare STUDY STUDY"),
         (["predict", "mine", "a.csv", "b.csv"], r"vqa predict: 'b.csv' is one word too many"),
     ],
 )

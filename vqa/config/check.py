@@ -127,6 +127,8 @@ def _check_values(s: Settings) -> None:
     if s.stage == "ensemble":
         members = s.ensemble.members
         require(len(members) >= 2, "ensemble.members", "two or more test_predictions.csv files", members)
+    if s.stage == "compare":
+        require(bool(s.compare), "compare", "another study, or the folder of a run", s.compare)
     if s.stage == "trial":
         require(s.budget.folds >= 2, "budget.folds", ">= 2 for a K-fold trial", s.budget.folds)
     study_name(s.study)

@@ -42,6 +42,7 @@ MAY_DIFFER = (
     "env",
     "winner",
     "lang",
+    "compare",
     "model.license",
     "budget.micro_batch_size",
     "budget.max_memory_gib",
