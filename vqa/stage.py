@@ -260,7 +260,8 @@ def _print_verdict(console: "Console", lang: str, folder: Path, metrics: dict[st
     """Say in one sentence what the study came to."""
     from vqa.report.verdict import verdict
 
-    english, korean = verdict(metrics, RunFolder(folder).study.trials())
+    study = RunFolder(folder).study
+    english, korean = verdict(metrics, study.trials(), ranges=study.ranges())
     console.print(korean if lang == "ko" else english, style="bold", markup=False, highlight=False)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from vqa.config.check import study_name
+from vqa.config.check import folder_name, study_name
 from vqa.config.completion import completion
 from vqa.config.near import known_words, nearest, with_advice
 from vqa.config.words import quoted, spelled_out
@@ -21,6 +21,7 @@ from vqa.errors import UserError
         (["final"], ["stage=final"]),
         (["status", "mine", "lang=ko"], ["stage=status", "study='mine'", "lang=ko"]),
         (["predict", "mine", "a b.csv"], ["stage=predict", "study='mine'", "++data.test_csv='a b.csv'"]),
+        (["compare", "a", "b"], ["stage=compare", "study='a'", "compare='b'"]),
         (["stage=evaluate", "data.test_csv=x.csv"], ["stage=evaluate", "++data.test_csv=x.csv"]),
         (["stage=final", "data.test_csv=x.csv"], ["stage=final", "data.test_csv=x.csv"]),
     ],
@@ -35,6 +36,7 @@ def test_short_words_become_overrides(words: list[str], hydras: list[str]) -> No
         (["predcit", "mine"], r"there is no stage 'predcit' \(did you mean predict\?\); vqa STAGE"),
         (["predict", "new.csv"], r"the study comes before the file: vqa predict STUDY new.csv"),
         (["merge", "mine", "new.csv"], r"vqa merge: 'new.csv' is one word too many; .* take a FILE"),
+        (["compare", "a"], r"vqa compare takes two studies, got 1: vqa compare STUDY STUDY"),
         (["predict", "mine", "a.csv", "b.csv"], r"vqa predict: 'b.csv' is one word too many"),
     ],
 )
@@ -121,3 +123,11 @@ def sweeps() -> list[str]:
     from vqa.config.place import CONF
 
     return sorted(file.stem for file in (CONF / "sweep").glob("*.yaml"))
+
+
+def test_a_folder_of_a_multirun_is_named_by_its_overrides() -> None:
+    assert folder_name("prompt.system='가, (나)/b'") == "prompt.system='가, (나)_b'"
+    assert folder_name("a\nb") == "a_b"
+    first, second = folder_name("가" * 300), folder_name("가" * 300 + "b")
+    assert first != second
+    assert len(first.encode()) <= 200

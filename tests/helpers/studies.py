@@ -11,6 +11,7 @@ def settings(**changed: Any) -> SweepSettings:
         "storage": "sqlite:///study.db",
         "storage_wait_s": 20,
         "direction": "minimize",
+        "objective": "nll",
         "n_trials": 3,
         "whole_trials": None,
         "n_workers": 1,

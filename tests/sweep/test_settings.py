@@ -13,6 +13,7 @@ GOOD: dict[str, Any] = {
     "storage": "sqlite:///study.db",
     "storage_wait_s": 600,
     "direction": "minimize",
+    "objective": "nll",
     "n_trials": 16,
     "whole_trials": None,
     "n_workers": 1,
@@ -48,6 +49,7 @@ def test_a_good_node_becomes_settings() -> None:
         ("study_name", None, "a name without a slash"),
         ("storage", "mysql://x", r"sqlite:///path, journal:path or postgresql\+psycopg"),
         ("direction", "up", "minimize or maximize"),
+        ("objective", "f1", "one of nll, accuracy, calibrated_nll"),
         ("n_trials", 0, "a whole number >= 1, got 0"),
         ("n_trials", 2.5, "a whole number >= 1"),
         ("n_workers", True, "a whole number >= 1 or auto, got True"),
@@ -87,3 +89,8 @@ def test_hyperband_needs_to_know_how_many_reports_a_trial_makes(resource: dict[s
     pruner = {"_target_": "optuna.pruners.HyperbandPruner", **resource}
     with pytest.raises(UserError, match="max_resource must be a whole number"):
         read_settings({**GOOD, "pruner": pruner})
+
+
+def test_another_objective_takes_jobs_that_return_an_nll() -> None:
+    with pytest.raises(UserError, match=r"objective must be nll with hydra\.sweeper\.direction=maximize"):
+        read_settings({**GOOD, "objective": "accuracy", "direction": "maximize"})

@@ -5,6 +5,7 @@ without loading a model is refused here. Pydantic refuses unknown and missing ke
 of range, by the types in `vqa.config.settings`; the functions below refuse what several keys say together.
 """
 
+import hashlib
 import math
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -22,14 +23,14 @@ from vqa.config.settings import ImageSettings, InferenceSettings, PromptSettings
 from vqa.config.stages import STAGES, stages_text
 from vqa.errors import UserError, require
 
-LONGEST_NAME = 200  # bytes of a study's name: file systems take 255, and files beside it add to it
+LONGEST_NAME = 200  # bytes of a folder's name: file systems take 255, and files beside it add to it
 LORA_STARTS = (True, False, "gaussian", "orthogonal")  # lora.init_lora_weights that leave the base alone
 OUT_OF_RANGE = ("greater_than_equal", "greater_than", "less_than_equal", "less_than")  # pydantic's names
 
 
 def register_resolvers() -> None:
     """Make the resolvers known that the files in conf/ use, such as `${times:x,y}`."""
-    OmegaConf.register_resolver("folder_name", lambda text: str(text).replace("/", "_"), replace=True)
+    OmegaConf.register_resolver("folder_name", folder_name, replace=True)
     OmegaConf.register_resolver("study_folder", study_name, replace=True)
     OmegaConf.register_resolver("stage_folder", _stage_name, replace=True)
     OmegaConf.register_resolver("times", lambda *factors: math.prod(factors), replace=True)
@@ -126,6 +127,8 @@ def _check_values(s: Settings) -> None:
     if s.stage == "ensemble":
         members = s.ensemble.members
         require(len(members) >= 2, "ensemble.members", "two or more test_predictions.csv files", members)
+    if s.stage == "compare":
+        require(bool(s.compare), "compare", "another study, or the folder of a run", s.compare)
     if s.stage == "trial":
         require(s.budget.folds >= 2, "budget.folds", ">= 2 for a K-fold trial", s.budget.folds)
     study_name(s.study)
@@ -155,6 +158,19 @@ def study_name(name: object) -> str:
     longest = f"at most {LONGEST_NAME} bytes long (a Korean letter takes three)"
     require(size <= LONGEST_NAME, "study", longest, f"{text[:20]}... ({size} bytes)")
     return text
+
+
+def folder_name(text: object) -> str:
+    """What a job of a plain multirun is called: its overrides, cut where a file system takes no more.
+
+    A name that was cut ends in a digest of the whole, so that two long texts do not share a folder.
+    """
+    name = "".join("_" if c == "/" or unicodedata.category(c) == "Cc" else c for c in str(text))
+    if len(name.encode("utf-8", errors="replace")) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(str(text).encode("utf-8", errors="replace")).hexdigest()[:12]
+    cut = name.encode("utf-8", errors="replace")[: LONGEST_NAME - 13].decode("utf-8", errors="ignore")
+    return f"{cut}-{digest}"
 
 
 def _stage_name(name: object) -> str:

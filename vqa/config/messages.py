@@ -39,6 +39,10 @@ MESSAGES: dict[str, tuple[str, str]] = {
         "accuracy {accuracy:.3f} (95 % interval {low:.3f} to {high:.3f}, n={n})",
         "정확도 {accuracy:.3f} (95 % 구간 {low:.3f} ~ {high:.3f}, n={n})",
     ),
+    "compared": (
+        "{n} held-out questions on {pictures} pictures, the same for both; {second} minus {first}",
+        "두 실행이 공유하는 검증 문항 {n}개, 이미지 {pictures}장; {second} 빼기 {first}",
+    ),
     "alarm": ("alarm", "경고"),
     "next": ("next: {what}", "다음: {what}"),
     "look": ("open {path} in a browser", "브라우저에서 {path} 열기"),

@@ -17,7 +17,17 @@ NotNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Gt(0), Le(1)]
 
 Stage = Literal[
-    "final", "trial", "predict", "evaluate", "doctor", "status", "report", "merge", "serve", "ensemble"
+    "final",
+    "trial",
+    "predict",
+    "evaluate",
+    "doctor",
+    "status",
+    "report",
+    "merge",
+    "serve",
+    "ensemble",
+    "compare",
 ]
 Method = Literal[
     "none",
@@ -328,6 +338,8 @@ class Settings(Group):
     """Computing type; auto: bfloat16 on GPUs that have it, float16 on older ones, float32 on CPUs."""
     adapter: str | None
     """Folder of the adapter for predict, evaluate, merge and serve; null: that of the study's final run."""
+    compare: str | None
+    """Study, or folder of a run, with which `stage=compare` compares the study."""
     winner: Literal["auto", "none"]
     """Whether stage=final takes the study's `best.yaml`. auto: when there is one; none: never."""
     lang: Literal["en", "ko"]

@@ -51,6 +51,9 @@ STAGES: dict[settings.Stage, Stage] = {
         "vqa.stages.serve:run_serve", "a page on this machine: picture, question, four options", claims=False
     ),
     "ensemble": Stage("vqa.stages.ensemble:run_ensemble", "average the answers of several runs"),
+    "compare": Stage(
+        "vqa.stages.compare:run_compare", "two studies on the held-out questions of both", claims=False
+    ),
 }
 
 

@@ -11,7 +11,7 @@ from vqa.config.stages import STAGES
 from vqa.errors import UserError
 
 TAKE_A_FILE = ("predict", "evaluate")
-USAGE = "vqa STAGE [STUDY] [FILE] [key=value ...]"
+USAGE = "vqa STAGE [STUDY] [FILE, or for compare another STUDY] [key=value ...]"
 
 
 def spelled_out(words: Sequence[str]) -> list[str]:
@@ -50,6 +50,10 @@ def _spelled(named: Sequence[str]) -> list[str]:
         if others[0].lower().endswith((".csv", ".tsv", ".jsonl", ".parquet")):
             raise UserError(f"vqa {stage}: the study comes before the file: vqa {stage} STUDY {others[0]}")
         made.append(f"study={quoted(others[0])}")
+    if stage == "compare":
+        if len(others) != 2:
+            raise UserError(f"vqa compare takes two studies, got {len(others)}: vqa compare STUDY STUDY")
+        return [*made, f"compare={quoted(others[1])}"]
     if len(others) > 1:
         if stage not in TAKE_A_FILE or len(others) > 2:
             raise UserError(

@@ -94,7 +94,9 @@ def doubts(ranking: Sequence[TrialRow]) -> tuple[str, str] | None:
         english += f" Expected NLL of the best, corrected for its having been picked: {best.corrected:.3f}"
         english += f" (as measured: {best.nll:.3f})."
         korean += f" 골라진 것을 감안한 최고 시도의 기대 NLL: {best.corrected:.3f} (측정값 {best.nll:.3f})."
-    if math.isnan(best.retraining_sd):
+    if math.isnan(best.retraining_sd) and best.trainings > 1:  # measured in another score than NLL
+        pass
+    elif math.isnan(best.retraining_sd):
         english += " Noise of training the same configuration again: not measured (hydra.sweeper.confirm)."
         korean += " 같은 설정을 다시 학습할 때의 잡음: 측정하지 않음 (hydra.sweeper.confirm)."
     else:

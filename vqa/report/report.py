@@ -51,7 +51,7 @@ def write_report(run: Path, language: str) -> Path:
         language=language,
         title=study.path.name if folder.report == study.report else run.name,
         chance=CHANCE,
-        verdict=verdict(folder.metrics(), trials, _following(folder)),
+        verdict=verdict(folder.metrics(), trials, _following(folder), study.ranges()),
         command=folder.command() if not has_study else _study_command(study),
         final_command=folder.command(),
         **_search(study, trials),

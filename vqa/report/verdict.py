@@ -8,18 +8,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vqa.question import CHANCE
-from vqa.results.trials import TrialRow, best_trial, complete_trials
+from vqa.results.ranges import Range
+from vqa.results.trials import TrialRow, best_trial, complete_trials, other_leader
 
 Both = tuple[str, str]  # English, Korean
 
 
-def verdict(metrics: Mapping[str, Any], trials: Sequence[TrialRow], following: str = "") -> Both:
+def verdict(
+    metrics: Mapping[str, Any],
+    trials: Sequence[TrialRow],
+    following: str = "",
+    ranges: Mapping[str, Range] | None = None,
+) -> Both:
     """The verdict on a study.
 
     Args:
         metrics: The final run's metrics.json; {} without one.
         trials: The trials; [] without a sweep.
         following: What the user does next, a command or a file; "" says nothing of it.
+        ranges: The intervals that were searched, by key; None says nothing of them.
 
     Returns:
         The sentence in English and in Korean; empty texts where there is no score at all.
@@ -27,7 +34,8 @@ def verdict(metrics: Mapping[str, Any], trials: Sequence[TrialRow], following: s
     score = score_part(metrics, trials)
     if score is None:
         return "", ""
-    parts = [part for part in (score, tie_part(trials), next_part(following)) if part]
+    remarks = (tie_part(trials), disagreement_part(trials), edge_part(trials, ranges or {}))
+    parts = [part for part in (score, *remarks, next_part(following)) if part]
     english = "; ".join(part[0] for part in parts)
     return f"{english}.", "; ".join(part[1] for part in parts) + "."
 
@@ -66,6 +74,36 @@ def tie_part(trials: Sequence[TrialRow]) -> Both | None:
     if tied == len(complete):
         return f"all {tied} settings tie", f"설정 {tied}개가 모두 동률"
     return f"the best {tied} settings tie", f"상위 설정 {tied}개가 동률"
+
+
+def disagreement_part(trials: Sequence[TrialRow]) -> Both | None:
+    """Which other trial leads by the score that the trials are not ranked by; None where it is the same."""
+    complete = sorted(complete_trials(trials), key=lambda trial: trial.rank)
+    alike = [trial for trial in complete if trial.trainings == complete[0].trainings]
+    by_accuracy = bool(alike) and alike[0].objective == "accuracy"
+    other = other_leader([(trial.number, trial.nll, trial.accuracy) for trial in alike], by_accuracy)
+    if other is None:
+        return None
+    score = ("NLL", "NLL") if by_accuracy else ("accuracy", "정확도")
+    return f"by {score[0]} trial {other} leads", f"{score[1]} 기준으로는 시도 {other}이(가) 앞섬"
+
+
+def edge_part(trials: Sequence[TrialRow], ranges: Mapping[str, Range]) -> Both | None:
+    """Which values of the best trial lie at the edge of their range; None when none does."""
+    complete = complete_trials(trials)
+    best = best_trial(complete).parameters if complete else {}
+    at = [(key, best[key], r, edge) for key, r in ranges.items() if (edge := r.edge_of(best.get(key)))]
+    if not at:
+        return None
+    english = [
+        f"{key}={value:.3g} lies at the {edge} edge of {ranged}, search wider"
+        for key, value, ranged, edge in at
+    ]
+    korean = [
+        f"{key}={value:.3g}은(는) {ranged}의 {'아래' if edge == 'lower' else '위'} 끝: 더 넓게 찾아보세요"
+        for key, value, ranged, edge in at
+    ]
+    return ", ".join(english), ", ".join(korean)
 
 
 def next_part(following: str) -> Both | None:

@@ -22,6 +22,7 @@ from vqa.errors import UserError
 from vqa.machine.files import replace_text
 from vqa.machine.safe_text import mask_secrets
 from vqa.results.folds import FoldResult, read_folds
+from vqa.results.ranges import Range, ranges_of
 from vqa.results.trials import TrialRow, read_leaderboard, read_trials
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ MAY_DIFFER = (
     "env",
     "winner",
     "lang",
+    "compare",
     "model.license",
     "budget.micro_batch_size",
     "budget.max_memory_gib",
@@ -265,6 +267,15 @@ class StudyFolder:
             UserError: The file lacks a column or holds a bad number.
         """
         return read_leaderboard(self.leaderboard) if self.leaderboard.exists() else []
+
+    def ranges(self) -> dict[str, Range]:
+        """The intervals that the study searched, by key; {} where its terms are not there.
+
+        Raises:
+            UserError: `study.yaml` cannot be read.
+        """
+        terms = OmegaConf.to_container(read_yaml(self.terms)) if self.terms.exists() else {}
+        return ranges_of({str(key): value for key, value in terms.items()} if isinstance(terms, dict) else {})
 
 
 def adapter_folder(settings: Settings) -> Path:

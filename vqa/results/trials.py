@@ -12,6 +12,7 @@ from vqa.errors import UserError
 RESULT_COLUMNS = ("trial", "state", "folds", "nll", "nll_se", "accuracy", "accuracy_se", "seconds")
 TIED = "tied_with_best"  # after the searched parameters, as are the next
 DOUBTS = ("nll_corrected", "trainings", "retraining_sd", "retraining_share")
+OBJECTIVE_COLUMNS = ("objective", "objective_value")  # last, where the trials are not ranked by NLL
 Value = float | str
 
 
@@ -38,6 +39,7 @@ class TrialRow:
             measured.
         retraining_share: Its share in the variance of the NLL of one training; the rest is that of the
             questions.
+        objective: What the trials are ranked by: nll, accuracy or calibrated_nll.
     """
 
     number: int
@@ -55,6 +57,7 @@ class TrialRow:
     trainings: int = 1
     retraining_sd: float = math.nan
     retraining_share: float = math.nan
+    objective: str = "nll"
 
 
 def read_trials(leaderboard: Path) -> list[TrialRow]:
@@ -125,6 +128,28 @@ def best_trial(complete: Sequence[TrialRow]) -> TrialRow:
     return min(complete, key=lambda trial: (trial.rank, trial.nll))
 
 
+def other_leader(scores: Sequence[tuple[int, float | None, float | None]], by_accuracy: bool) -> int | None:
+    """Find the trial that leads by the score that the trials are not ranked by.
+
+    Args:
+        scores: Number, NLL and accuracy of each complete trial, the best first.
+        by_accuracy: Whether accuracy ranks them: then the lowest NLL is asked for, else the highest
+            accuracy.
+
+    Returns:
+        Its number; None where it is the best trial itself, or no better than it by that score.
+    """
+    known = [
+        (number, nll if by_accuracy else -accuracy)
+        for number, nll, accuracy in scores
+        if nll is not None and accuracy is not None and math.isfinite(nll) and math.isfinite(accuracy)
+    ]
+    if not known or known[0][0] != scores[0][0]:
+        return None
+    number, value = min(known, key=lambda pair: pair[1])
+    return number if value < known[0][1] else None
+
+
 def varied_parameters(trials: Sequence[TrialRow]) -> list[str]:
     """Return the searched parameters that take more than one value among the complete trials."""
     complete = complete_trials(trials)
@@ -133,7 +158,7 @@ def varied_parameters(trials: Sequence[TrialRow]) -> list[str]:
 
 
 def _parse_trial(row: Mapping[str, str], rank: int) -> TrialRow:
-    searched = [name for name in row if name not in (*RESULT_COLUMNS, TIED, *DOUBTS)]
+    searched = [name for name in row if name not in (*RESULT_COLUMNS, TIED, *DOUBTS, *OBJECTIVE_COLUMNS)]
     return TrialRow(
         number=int(row["trial"]),
         state=row["state"],
@@ -150,6 +175,7 @@ def _parse_trial(row: Mapping[str, str], rank: int) -> TrialRow:
         trainings=int(row.get("trainings") or 1),
         retraining_sd=_number(row.get("retraining_sd", "")),
         retraining_share=_number(row.get("retraining_share", "")),
+        objective=row.get("objective") or "nll",
     )
 
 

@@ -81,6 +81,23 @@ def mean_p_value(differences: Floats, codes: Codes) -> float:
     return float(2 * stdtr(clusters - 1, -abs(float(differences.mean()) / error)))
 
 
+def mean_interval(differences: Floats, codes: Codes) -> tuple[float, float]:
+    """Return the 95 % interval of a mean over questions, infinite for one picture: t with G - 1 degrees of
+    freedom, so that it holds 0 just where `mean_p_value` is above 0.05.
+
+    Args:
+        differences: Shape (n,).
+        codes: As `picture_codes`.
+    """
+    from scipy.special import stdtrit
+
+    clusters, middle = int(codes.max()) + 1, float(differences.mean())
+    if clusters < 2:
+        return -math.inf, math.inf
+    half = float(stdtrit(clusters - 1, 0.975)) * mean_error(differences, codes)
+    return middle - half, middle + half
+
+
 def share_interval(right: NDArray[np.bool_], codes: Codes) -> tuple[float, float]:
     """Return the 95 % Wilson interval of a share, with as many questions as the pictures are worth.
 

@@ -27,7 +27,7 @@ from vqa.machine.files import replace_text
 from vqa.machine.retry import reason_of
 from vqa.machine.safe_text import shown
 from vqa.results.folder import StudyFolder, read_json
-from vqa.sweep.leaderboard import Standing, describe_scores, describe_ties, ranking, winner_of
+from vqa.sweep.leaderboard import Standing, describe_edges, describe_scores, describe_ties, ranking, winner_of
 from vqa.sweep.search.space import override_value, overrides_of
 from vqa.sweep.settings import SweepSettings
 from vqa.sweep.storage import open_storage_to_read, shown_address, without_password
@@ -262,6 +262,7 @@ def write_address(folder: Path, settings: SweepSettings, n_trials: int, names: l
         "study_name": settings.study_name,
         "storage": without_password(storage),
         "direction": settings.direction,
+        "objective": settings.objective,
         "n_trials": n_trials,
         "names": names,
     }
@@ -293,7 +294,8 @@ def show_status(folder: Path, console: Console | None = None) -> None:
         url = f"sqlite:///{moved.absolute()}"
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = _load_study(address["study_name"], url)
-    standings = ranking(study.get_trials(deepcopy=False), folder, address["direction"])
+    trials, objective = study.get_trials(deepcopy=False), address.get("objective", "nll")
+    standings = ranking(trials, folder, address["direction"], objective)
     console = console or Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
     board = Board(address["study_name"], address["names"], address["n_trials"], console)
     board.show(standings, workers := read_states(folder))
@@ -326,6 +328,8 @@ def _remarks(folder: Path, standings: list[Standing], workers: int) -> list[str]
         chosen = " ".join(overrides_of(best.params))
         lines.append(f"best: trial {best.trial}, {describe_scores(best)}: {chosen}")
         lines.append(describe_ties(standings))
+        if edges := describe_edges(best, StudyFolder(folder).ranges()):
+            lines.append(edges)
     lines += [f"trial {s.trial} failed: {s.error}" for s in standings if s.state == "FAIL"]
     final = StudyFolder(folder).final
     if final.complete:

@@ -26,10 +26,12 @@ from vqa.results.comparison import Trained, Verdict, compare, standing_order
 from vqa.results.folder import RunFolder, StudyFolder
 from vqa.results.metrics import per_question_nll, pictures_of
 from vqa.results.predictions import read_fold_predictions
-from vqa.results.trials import DOUBTS, RESULT_COLUMNS, TIED
+from vqa.results.ranges import Range
+from vqa.results.trials import DOUBTS, OBJECTIVE_COLUMNS, RESULT_COLUMNS, TIED, other_leader
 from vqa.results.uncertainty import mean_error, picture_codes
+from vqa.sweep.objective import TITLES, Objective, question_losses, shown_objective
 from vqa.sweep.search.promotion import WORKED_S, is_paused
-from vqa.sweep.search.space import override_value, overrides_of, plain_value, plain_values
+from vqa.sweep.search.space import override_value, overrides_of, plain_values
 
 Stamps = tuple[tuple[int, int], ...]  # of a trial's files: changed, bytes
 
@@ -44,6 +46,8 @@ class Scores:
         nll: Negative log-probability of the right letter (nats), by question id.
         correct: Whether the right letter was the most probable, by question id.
         pictures: Digest of each question's picture by id; errors are taken over pictures.
+        loss: What the trials are ranked by, question by question and lower is better: see
+            `vqa.sweep.objective`.
     """
 
     folds: int
@@ -51,6 +55,7 @@ class Scores:
     nll: Mapping[str, float]
     correct: Mapping[str, bool]
     pictures: Mapping[str, str] = field(default_factory=dict)
+    loss: Mapping[str, float] = field(default_factory=dict)
 
     def error(self, values: Mapping[str, float]) -> float | None:
         """Standard error of the mean of values by question id, over pictures; None with fewer than two."""
@@ -78,6 +83,7 @@ class Standing:
         error: Why the trial failed.
         again: Results of its further trainings on the same folds, by rising seed.
         verdict: Of the best trial: what the comparison of all complete trials found.
+        objective: What the trials are ranked by.
     """
 
     trial: int
@@ -91,12 +97,14 @@ class Standing:
     error: str = ""
     again: tuple[Scores, ...] = ()
     verdict: Verdict | None = None
+    objective: Objective = "nll"
 
     @property
     def nll(self) -> float | None:
         """Mean NLL over the questions of the finished folds and over trainings; without any, the
         objective."""
-        return self.trained.mean if self.scores.nll else self.value
+        values = [value for scores in (self.scores, *self.again) for value in scores.nll.values()]
+        return float(np.mean(values)) if values else self.value
 
     @property
     def nll_se(self) -> float | None:
@@ -112,8 +120,8 @@ class Standing:
     @property
     def trained(self) -> Trained:
         """The trial as the comparison takes it."""
-        nll = tuple(scores.nll for scores in (self.scores, *self.again))
-        return Trained(self.trial, nll, self.scores.pictures)
+        losses = tuple(scores.loss for scores in (self.scores, *self.again))
+        return Trained(self.trial, losses, self.scores.pictures)
 
     @property
     def accuracy(self) -> float | None:
@@ -127,9 +135,9 @@ class Standing:
         return self.scores.error({name: float(right) for name, right in self.scores.correct.items()})
 
 
-def read_scores(folder: Path) -> Scores:
+def read_scores(folder: Path, objective: Objective = "nll") -> Scores:
     """Read `folds.csv` and `oof_predictions.csv` of a trial; files that are not there count as empty."""
-    return _read_scores(folder, _stamps(folder))
+    return _read_scores(folder, _stamps(folder), objective)
 
 
 def _stamps(folder: Path) -> Stamps:
@@ -138,7 +146,7 @@ def _stamps(folder: Path) -> Stamps:
 
 
 @lru_cache(maxsize=4096)  # finished trials do not change, and the ranking reads all of them after each trial
-def _read_scores(folder: Path, stamps: Stamps) -> Scores:
+def _read_scores(folder: Path, stamps: Stamps, objective: Objective) -> Scores:
     folds = RunFolder(folder).folds()
     finished = {result.fold for result in folds}
     out_of_fold = RunFolder(folder).out_of_fold
@@ -151,32 +159,39 @@ def _read_scores(folder: Path, stamps: Stamps) -> Scores:
         nll=per_question_nll(labelled) if labelled else {},
         correct={p.id: p.answer == p.gold for p in labelled},
         pictures=pictures_of(labelled),
+        loss=question_losses(labelled, objective) if labelled else {},
     )
 
 
-def ranking(trials: Sequence[FrozenTrial], study_folder: Path, direction: str) -> list[Standing]:
+def ranking(
+    trials: Sequence[FrozenTrial], study_folder: Path, direction: str, objective: Objective = "nll"
+) -> list[Standing]:
     """Order the trials from best to worst.
 
     COMPLETE by objective, then PAUSED and PRUNED by how far they came, then FAIL, then those that run or
     wait.
     Complete trials are ordered by the objective in Optuna's storage. The NLL from the files is summed in
-    another order, and its last digit could swap two trials. Once some were trained again, those stand in
+    another order, and its last digit could swap two trials. Under another objective the mean of the files'
+    losses orders them. Once some were trained again, those stand in
     front, see `vqa.results.comparison.standing_order`.
 
     Args:
         trials: As Optuna gives them.
         study_folder: Where `trials/` lies.
         direction: "minimize" or "maximize".
+        objective: What complete trials are ranked by.
     """
-    standings = [standing_of(trial, study_folder) for trial in trials]
+    standings = [standing_of(trial, study_folder, objective) for trial in trials]
     sign = 1.0 if direction == "minimize" else -1.0
     standings.sort(key=lambda standing: _sort_key(standing, sign))
     if not standings or standings[0].state != "COMPLETE":
         return standings
     complete = [standing for standing in standings if standing.state == "COMPLETE"]
+    if objective != "nll":
+        complete.sort(key=lambda s: (s.trained.mean if s.scores.loss else math.inf, s.nll))
     if any(standing.again for standing in complete):  # a stable sort: the others keep Optuna's order
         complete.sort(key=lambda s: standing_order(s.trained) if s.again else (-1, 0.0))
-    verdict = _verdict(tuple(_key(standing, study_folder) for standing in complete))
+    verdict = _verdict(tuple(_key(standing, study_folder) for standing in complete), objective)
     judged = [replace(standing, tied=verdict.tied[standing.trial]) for standing in complete]
     judged[0] = replace(judged[0], verdict=verdict)
     return [*judged, *standings[len(complete) :]]
@@ -192,14 +207,14 @@ def _key(standing: Standing, study_folder: Path) -> Key:
 
 
 @lru_cache(maxsize=16)  # the table is drawn twice a second, and its trials change every few
-def _verdict(keys: tuple[Key, ...]) -> Verdict:
+def _verdict(keys: tuple[Key, ...], objective: Objective) -> Verdict:
     """Compare trials, the best first."""
-    return compare([_trained(number, files) for number, files in keys])
+    return compare([_trained(number, files, objective) for number, files in keys])
 
 
-def _trained(number: int, files: tuple[tuple[Path, Stamps], ...]) -> Trained:
-    read = [_read_scores(folder, stamps) for folder, stamps in files]
-    return Trained(number, tuple(scores.nll for scores in read), read[0].pictures)
+def _trained(number: int, files: tuple[tuple[Path, Stamps], ...], objective: Objective) -> Trained:
+    read = [_read_scores(folder, stamps, objective) for folder, stamps in files]
+    return Trained(number, tuple(scores.loss for scores in read), read[0].pictures)
 
 
 def _sort_key(standing: Standing, sign: float) -> tuple[int, int, int, float, int]:
@@ -212,11 +227,11 @@ def _sort_key(standing: Standing, sign: float) -> tuple[int, int, int, float, in
     return order, -standing.scores.folds, -reached, value, standing.trial
 
 
-def standing_of(trial: FrozenTrial, study_folder: Path) -> Standing:
+def standing_of(trial: FrozenTrial, study_folder: Path, objective: Objective = "nll") -> Standing:
     """One trial by itself: not compared with any other."""
     folder = StudyFolder(study_folder).trial(trial.number)
-    scores = read_scores(folder.path)
-    again = tuple(read_scores(path) for path in folder.trained_again())
+    scores = read_scores(folder.path, objective)
+    again = tuple(read_scores(path, objective) for path in folder.trained_again())
     seconds = scores.seconds
     if seconds is None:
         seconds = trial.user_attrs.get(WORKED_S)
@@ -236,6 +251,7 @@ def standing_of(trial: FrozenTrial, study_folder: Path) -> Standing:
         scores=scores,
         error=trial.user_attrs.get("error", ""),
         again=again if trial.state == TrialState.COMPLETE else (),
+        objective=objective,
     )
 
 
@@ -248,7 +264,8 @@ def leaderboard_text(standings: Sequence[Standing], names: Sequence[str]) -> str
     """
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
-    table.writerow([*RESULT_COLUMNS, *names, TIED, *DOUBTS])
+    ranked = list(OBJECTIVE_COLUMNS) if standings and standings[0].objective != "nll" else []
+    table.writerow([*RESULT_COLUMNS, *names, TIED, *DOUBTS, *ranked])
     verdict = standings[0].verdict if standings else None
     for standing in standings:
         if standing.state in ("RUNNING", "WAITING"):
@@ -264,6 +281,7 @@ def leaderboard_text(standings: Sequence[Standing], names: Sequence[str]) -> str
                 *(override_value(standing.params[n]) if n in standing.params else "" for n in names),
                 "" if standing.tied is None else str(standing.tied).lower(),
                 *_doubts(standing, verdict),
+                *([standing.objective, _objective_value(standing)] if ranked else []),
             ]
         )
     return out.getvalue()
@@ -275,8 +293,16 @@ def _doubts(standing: Standing, verdict: Verdict | None) -> list[str]:
         return ["", "", "", ""]
     corrected = verdict.corrected if standing.verdict is not None else None
     numbers = (verdict.retraining_sd, verdict.retraining_share)
+    if standing.objective != "nll":  # these columns are nats of the NLL
+        corrected, numbers = None, (None, None)
     noise = ["" if number is None or not standing.again else f"{number:.6f}" for number in numbers]
     return ["" if corrected is None else f"{corrected:.6f}", str(1 + len(standing.again)), *noise]
+
+
+def _objective_value(standing: Standing) -> str:
+    if not standing.scores.loss:
+        return ""
+    return f"{shown_objective(standing.trained.mean, standing.objective):.6f}"
 
 
 def write_leaderboard(standings: Sequence[Standing], names: Sequence[str], path: Path) -> None:
@@ -308,18 +334,52 @@ def describe_ties(standings: Sequence[Standing]) -> str:
         lines.append(f"Not compared with it, for want of common questions: trials {', '.join(unknown)}.")
     if not lines:
         lines.append("No other complete trial ties with it (5 %, all trials together).")
-    return " ".join([*lines, *_doubts_in_words(standings[0].verdict if standings else None)])
+    return " ".join(
+        [*lines, *_doubts_in_words(standings[0]), *_disagreement(standings)] if standings else lines
+    )
 
 
-def _doubts_in_words(verdict: Verdict | None) -> list[str]:
+def _disagreement(standings: Sequence[Standing]) -> list[str]:
+    """Say that another trial leads by the score that the trials are not ranked by."""
+    best = standings[0]
+    by_accuracy = best.objective == "accuracy"
+    other = other_leader(
+        [
+            (s.trial, s.nll, s.accuracy)
+            for s in standings
+            if s.state == "COMPLETE" and len(s.again) == len(best.again)
+        ],
+        by_accuracy,
+    )
+    if other is None:
+        return []
+    leader = next(s for s in standings if s.trial == other)
+    if by_accuracy:
+        return [f"NLL disagrees: trial {other} has {leader.nll:.4f}, this one {best.nll:.4f}."]
+    return [f"Accuracy disagrees: trial {other} has {leader.accuracy:.4f}, this one {best.accuracy:.4f}."]
+
+
+def describe_edges(best: Standing, ranges: Mapping[str, Range]) -> str:
+    """Say which values of the best trial lie at the edge of their range; empty when none does."""
+    return " ".join(
+        f"{key}={override_value(best.params[key])} lies at the {edge} edge of {ranged}: search wider."
+        for key, ranged in ranges.items()
+        if (edge := ranged.edge_of(best.params.get(key))) is not None
+    )
+
+
+def _doubts_in_words(best: Standing) -> list[str]:
+    verdict = best.verdict
     if verdict is None or verdict.corrected is None:
         return []
-    said = [f"Expected NLL {verdict.corrected:.4f}, corrected for its having been picked."]
+    name = TITLES[best.objective]
+    expected = shown_objective(verdict.corrected, best.objective)
+    said = [f"Expected {name} {expected:.4f}, corrected for its having been picked."]
     if verdict.retraining_sd is None:
         said.append("Noise of training it again: not measured (hydra.sweeper.confirm).")
     else:
         share = f", {verdict.retraining_share:.0%} of its variance" if verdict.retraining_share else ""
-        said.append(f"Training it again moves its NLL by {verdict.retraining_sd:.4f} (1 s.d.){share}.")
+        said.append(f"Training it again moves its {name} by {verdict.retraining_sd:.4f} (1 s.d.){share}.")
     return said
 
 
@@ -339,22 +399,23 @@ def winner_text(standings: Sequence[Standing], record: Mapping[str, Any], groups
     best = standings[0]
     options: list[Any] = []
     plain: dict[str, Any] = {}
-    values: list[str] = []
-    for override in overrides_of({**best.params, **record}):
-        key, value = override.split("=", 1)
+    chosen = {**best.params, **record}
+    for key, value in chosen.items():
         if key not in groups:
-            _set_nested(plain, key.lstrip("+").split("."), plain_value(value))
+            _set_nested(plain, key.lstrip("+").split("."), value)
         elif key.startswith("+"):  # the configuration itself chooses nothing there
-            options.append({f"/{key.lstrip('+')}": plain_value(value)})
+            options.append({f"/{key.lstrip('+')}": value})
         else:
-            options.append({f"override /{key}": plain_value(value)})
-        values.append(override if key in groups else override.lstrip("+"))
+            options.append({f"override /{key}": value})
     body = {"defaults": [*options, "_self_"]} if options else {}
+    command = shlex.join(overrides_of(chosen))
+    if "\n" in command:
+        command = "not in one line: a value has several, see below"
     lines = [
         "# @package _global_",
         f"# Trial {best.trial}: {describe_scores(best)}",
         f"# {describe_ties(standings)}",
-        f"# On a command line: {shlex.join(values)}",
+        f"# On a command line: {command}",
     ]
     return "\n".join(lines) + "\n" + OmegaConf.to_yaml(OmegaConf.create({**body, **plain}))
 
@@ -394,7 +455,8 @@ def read_winner(path: Path) -> list[str]:
     plain = {str(key): value for key, value in content.items()}
     options = [entry for entry in plain.pop("defaults", []) if isinstance(entry, dict)]
     chosen = {_typed(str(key)): value for entry in options for key, value in entry.items()}
-    return overrides_of({**chosen, **_flat(plain)})
+    values = {f"++{key}": value for key, value in _flat(plain).items()}  # some may have been added with +
+    return overrides_of({**chosen, **values})
 
 
 def _typed(entry: str) -> str:

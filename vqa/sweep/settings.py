@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from vqa.errors import UserError
+from vqa.sweep.objective import OBJECTIVES, Objective
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,8 @@ class SweepSettings:
         storage: `sqlite:///path`, `journal:path` or `postgresql+psycopg://...`.
         storage_wait_s: Seconds to wait for a database that goes away while the sweep runs.
         direction: "minimize" or "maximize" the value that a job returns.
+        objective: What complete trials are ranked by: nll, accuracy or calibrated_nll. The search itself
+            goes by NLL.
         n_trials: Trials of the study in all, over all runs of the command.
         whole_trials: Work of a search that promotes, in trials that run to their end; it may start less than
             n_trials then. null = n_trials are started, and the pruner says how many run to their end.
@@ -50,6 +53,7 @@ class SweepSettings:
     storage: str
     storage_wait_s: float
     direction: str
+    objective: Objective
     n_trials: int
     whole_trials: float | None
     n_workers: int
@@ -127,6 +131,7 @@ _RULES: dict[str, Rule] = {
     ),
     "storage_wait_s": _SECONDS,
     "direction": ("minimize or maximize", lambda v: v in ("minimize", "maximize")),
+    "objective": (f"one of {', '.join(OBJECTIVES)}", lambda v: v in OBJECTIVES),
     "n_trials": _whole_from(1),
     "whole_trials": _or_null(("a number of trials > 0", _SECONDS[1])),
     "n_workers": (f"{_whole_from(1)[0]} or auto", _whole_from(1)[1]),
@@ -173,6 +178,11 @@ def read_settings(node: Mapping[str, Any]) -> SweepSettings:
         rule, fits = _RULES[name]
         if not fits(values[name]):
             raise UserError(f"hydra.sweeper.{name} must be {rule}, got {values[name]!r}.")
+    if values["objective"] != "nll" and values["direction"] != "minimize":
+        raise UserError(
+            f"hydra.sweeper.objective must be nll with hydra.sweeper.direction={values['direction']}, got "
+            f"{values['objective']!r}: with another one the jobs' value is an NLL, which is minimised."
+        )
     for key, value in values["params"].items():
         if isinstance(value, Mapping):
             inner = next(iter(value), "key")

@@ -22,7 +22,14 @@ from vqa.sweep.board import Board, write_address
 from vqa.sweep.confirmation import confirm
 from vqa.sweep.final_run import make_final_run, program
 from vqa.sweep.jobs import HydraJobs, refuse_unknown_keys
-from vqa.sweep.leaderboard import Standing, describe_scores, describe_ties, read_winner, winner_of
+from vqa.sweep.leaderboard import (
+    Standing,
+    describe_edges,
+    describe_scores,
+    describe_ties,
+    read_winner,
+    winner_of,
+)
 from vqa.sweep.multirun import refuse_what_is_not_ours, write_multirun
 from vqa.sweep.search.sampling import SamplerFactory, probe_sampler
 from vqa.sweep.search.space import overrides_of, read_enqueued, read_search_space
@@ -323,6 +330,8 @@ class Sweep:
                 f"Best: trial {best.trial}, {describe_scores(best)}: {' '.join(overrides_of(best.params))}"
             )
             log.info(describe_ties(standings))
+            if edges := describe_edges(best, StudyFolder(self.shared.folder).ranges()):
+                log.warning(edges)
             log.info(f"See {self.shared.folder}/leaderboard.csv and best.yaml.")
         return True
 
@@ -347,7 +356,9 @@ class Sweep:
 
     def _closing_mark(self) -> str:
         final = " and the final run" if StudyFolder(self.shared.folder).final.complete else ""
-        return f"{self.shared.tally().done} trials{final}"
+        objective = self.settings.objective
+        ranked = "" if objective == "nll" else f", ranked by {objective}"
+        return f"{self.shared.tally().done} trials{final}{ranked}"
 
     def _is_closed(self) -> bool:
         """Whether all trials, the results and the final run are complete."""

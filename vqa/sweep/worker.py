@@ -146,7 +146,8 @@ class Worker:
 
     def standings(self) -> list[Standing]:
         """Rank the trials as they stand."""
-        return ranking(self.shared.trials(), self.shared.folder, self.shared.settings.direction)
+        settings = self.shared.settings
+        return ranking(self.shared.trials(), self.shared.folder, settings.direction, settings.objective)
 
     def write_results(self) -> None:
         """Bring leaderboard.csv, best.yaml and the table up to date."""

@@ -112,6 +112,7 @@ def run_stage(cfg: DictConfig) -> float:
     if cfg.stage == "trial":
         return run_trial(cfg, folder)
     metrics = {"lr": cfg.lr, "r": cfg.lora.r, "tuned_at": cfg.budget.tuned_at}
+    metrics |= {"note": cfg.note} if cfg.note else {}
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "manifest.json").write_text("{}")
     return 0.0

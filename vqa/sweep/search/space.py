@@ -5,6 +5,9 @@ LoRA scales its update by alpha / r, so a good alpha moves with r, and a sampler
 little from trials of another r. The study therefore draws the ratio, under the name
 `lora.lora_alpha / lora.r`. Jobs, leaderboard and best.yaml get the plain alpha.
 
+Optuna's storage keeps numbers, switches and text only. A study therefore draws a text, a list or null as an
+override would write it: `pad_512`, `'a, b'`, `[q_proj,v_proj]`, `null`. Everybody else gets the plain value.
+
 A resolver in the configuration (`lora_alpha: ${times:${lora.r},${ratio}}`) cannot replace this. The searched
 key would be the ratio, so leaderboard.csv and best.yaml would hold the ratio instead of alpha, the known-good
 settings in `conf/model/` could not be enqueued, and each further pair of keys would need a key of its own.
@@ -17,11 +20,12 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString, Transformer
 from hydra.errors import HydraException
 from hydra_plugins.hydra_optuna_sweeper._impl import OptunaSweeperImpl, create_params_from_overrides
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
@@ -107,7 +111,7 @@ def plain_values(params: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in params.items():
         key, _, other = name.partition(OVER)
         if not other:
-            values[name] = value
+            values[name] = _undrawn(value) if isinstance(value, str) else value
         elif other in params:
             values[key] = _whole(value * params[other], params[other])
     return values
@@ -246,6 +250,11 @@ def _parse(
         space, fixed, _ = create_params_from_overrides([str(parsed.input_line)])
     except (HydraException, ValueError) as error:
         raise UserError(f"{where}: cannot read {override!r} as a value or a search range: {error}") from None
+    if parsed.is_choice_sweep():  # Hydra's own distribution would lose the quotes of a text
+        items = parsed.sweep_iterator(transformer=Transformer.identity)
+        space = {
+            key: CategoricalDistribution([drawn_value(_unquoted(item)) for item in items]) for key in space
+        }
     tags = getattr(parsed.value(), "tags", ())  # a range's; a plain value has none
     return {searched_name(key, tags): ranged for key, ranged in space.items()}, fixed
 
@@ -271,7 +280,7 @@ def read_search_space(
     for name, value in params.items():
         if value is None:
             continue
-        override = f"{name}={override_value(value)}"
+        override = f"{name}={value if isinstance(value, str) else override_value(value)}"
         ranges, plain = _parse(f"hydra.sweeper.params.{name}", override, groups)
         space.update(ranges)
         fixed.update(dict.fromkeys(plain, override))
@@ -343,9 +352,9 @@ def read_enqueued(
 
 
 def _inside(where: str, name: str, value: Any, distribution: BaseDistribution) -> Any:
-    value = "null" if value is None else value
+    drawn = drawn_value(value) if isinstance(distribution, CategoricalDistribution) else value
     try:
-        internal = distribution.to_internal_repr(value)
+        internal = distribution.to_internal_repr(drawn)
         contained = distribution._contains(internal)
     except (ValueError, TypeError):
         contained = False
@@ -357,13 +366,48 @@ def _inside(where: str, name: str, value: Any, distribution: BaseDistribution) -
     return distribution.to_external_repr(internal)
 
 
+def drawn_value(value: Any) -> Any:
+    """What a study draws for a plain value: numbers and switches as they are, the rest as an override."""
+    return value if isinstance(value, bool | int | float) else override_value(value)
+
+
+@lru_cache(maxsize=4096)  # parsing takes a millisecond, and the ranking reads all trials after each of them
+def _undrawn(text: str) -> Any:
+    """The plain value behind a text that a study drew; not to be changed."""
+    return plain_value(text)
+
+
+def _unquoted(item: Any) -> Any:
+    """An item of a choice as the parser gives it, as the plain value that it stands for."""
+    if isinstance(item, QuotedString):
+        return item.text
+    if isinstance(item, list):
+        return [_unquoted(part) for part in item]
+    return {key: _unquoted(part) for key, part in item.items()} if isinstance(item, dict) else item
+
+
 def override_value(value: Any) -> str:
     """Write a plain value so that Hydra's override syntax reads the same value back."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
-    return str(value)
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{override_value(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(override_value, value)) + "]"
+    return _written_text(value) if isinstance(value, str) else str(value)
+
+
+@lru_cache(maxsize=4096)  # parsing takes milliseconds, and a table is drawn twice a second
+def _written_text(text: str) -> str:
+    """A text, in quotes where Hydra would read something else without them, also inside a list."""
+    try:
+        if plain_value(text) == text and plain_value(f"[{text}]") == [text]:
+            return text
+    except HydraException:
+        pass  # so it is no value without quotes
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 def overrides_of(params: Mapping[str, Any]) -> list[str]:
