@@ -76,6 +76,29 @@ MESSAGES: dict[str, tuple[str, str]] = {
         "{shown}",
         "     {part} 문항 {count}개에 모델의 제어 토큰이 들어 있으며 일반 글자로 처리합니다: {shown}",
     ),
+    "board study": ("study {study}: {done} of {n} trials", "스터디 {study}: 시도 {n}개 중 {done}개"),
+    "board paused": (", {n} paused", ", {n}개 멈춤"),
+    "board time left": (", about {time} left", ", 약 {time} 남음"),
+    "board unit s": ("{n} s", "{n}초"),
+    "board unit min": ("{n} min", "{n}분"),
+    "board unit h": ("{n} h", "{n}시간"),
+    "board between trials": ("between trials", "시도 사이"),
+    "board trial": ("trial {n}", "시도 {n}"),
+    "board worker": ("worker {slot} ({host})", "작업자 {slot} ({host})"),
+    "board more trials": ("and {n} more in leaderboard.csv", "외 {n}개는 leaderboard.csv에"),
+    "board at step": ("{state} at {step}", "{state} ({step}단계)"),
+    "board column trial": ("trial", "시도"),
+    "board column state": ("state", "상태"),
+    "board column folds": ("folds", "폴드"),
+    "board column nll": ("NLL", "NLL"),
+    "board column accuracy": ("accuracy", "정확도"),
+    "board column seconds": ("s", "초"),
+    "board state COMPLETE": ("complete", "완료"),
+    "board state PAUSED": ("paused", "멈춤"),
+    "board state PRUNED": ("pruned", "중단"),
+    "board state FAIL": ("fail", "실패"),
+    "board state RUNNING": ("running", "실행 중"),
+    "board state WAITING": ("waiting", "대기"),
     "healthy": (
         "all good; next: {command}",
         "모두 정상. 다음: {command}",
@@ -95,7 +118,12 @@ def message(lang: str, name: str, **values: object) -> str:
 
     numbers = {key: value for key, value in values.items() if isinstance(value, int | float)}
     safe = {key: escape(str(value)) for key, value in values.items()} | numbers
-    return MESSAGES[name][LANGUAGES.index(lang if shows(lang) else "en")].format(**safe)
+    return plain_message(lang, name, **safe)
+
+
+def plain_message(lang: str, name: str, **values: object) -> str:
+    """The same for a log line or a `rich.text.Text`, where brackets mean nothing."""
+    return MESSAGES[name][LANGUAGES.index(lang if shows(lang) else "en")].format(**values)
 
 
 def shows(lang: str) -> bool:

@@ -112,12 +112,19 @@ def _run_as_copy(shared: SharedStudy, jobs: HydraJobs, slot: int, interrupt: Int
         log.info(f"worker {slot} is up already")
         return
     jobs = replace(jobs, parent_run_id=_parent_run(shared, jobs.config, anew=False))
-    with lock, Board(shared.settings.study_name, shared.space.keys, shared.n_trials) as board:
+    with lock, _board(shared, jobs.config) as board:
         try:
             Worker(shared, jobs, board, own_deadline(), interrupt, slot).run()
         except UserError as error:
             note_refusal(shared.folder, slot, error)
             raise
+
+
+def _board(shared: SharedStudy, config: DictConfig) -> Board:
+    """The live table of a study."""
+    folds = OmegaConf.select(config, "budget.folds")  # of a configuration that is not ours: not known
+    lang = str(OmegaConf.select(config, "lang", default="en"))
+    return Board(shared.settings.study_name, shared.space.keys, shared.n_trials, lang=lang, folds=folds)
 
 
 def _parent_run(shared: SharedStudy, config: DictConfig, anew: bool) -> str | None:
@@ -163,7 +170,7 @@ class Sweep:
             log.info(f"Results are in {self.shared.folder}; study=other starts another study.")
             return self._best_value()
         self.jobs = replace(self.jobs, parent_run_id=_parent_run(self.shared, self.config, anew=True))
-        board = Board(self.settings.study_name, self.shared.space.keys, self.shared.n_trials)
+        board = _board(self.shared, self.config)
         deadline = time.time() + (self.settings.timeout_s or float("inf"))
         worker = Worker(self.shared, self.jobs, board, deadline, self.interrupt)
         try:
