@@ -136,4 +136,4 @@ class TerminalHandler(logging.StreamHandler[IO[str]]):
         from rich.text import Text
 
         line = Text(self.short.format(record), style=STYLES.get(record.levelno, ""))
-        console().print(line, soft_wrap=True)  # whole words and addresses: the terminal breaks lines
+        console().print(line, overflow="ignore", crop=False)  # at spaces: an address stays whole

@@ -2,13 +2,15 @@
 
 import io
 import logging
+from string import Formatter
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from vqa.config.messages import MESSAGES
 from vqa.sweep.board import Board, describe_end, describe_seconds, describe_start, short_names
-from vqa.sweep.leaderboard import Scores, Standing
+from vqa.sweep.leaderboard import Scores, Standing, describe_ties
 from vqa.sweep.state import WorkerState
 from vqa.sweep.worker import Worker
 
@@ -206,3 +208,19 @@ def test_the_table_follows_the_work_of_one_worker(monkeypatch: pytest.MonkeyPatc
         assert "between trials" not in drawn(worker.board)
         assert "fold 2 of 3" in drawn(worker.board)
         assert len(worker.board.standings) == len(STANDINGS)
+
+
+def test_the_lines_of_a_sweep_are_in_korean() -> None:
+    complete, _, pruned, failed, _ = STANDINGS
+    assert describe_start(7, ["lr=0.1"], resumed=False, lang="ko") == "시도 7 시작: lr=0.1"
+    end = "시도 4 완료: NLL 0.3750 ± 0.1250, 정확도 1.0000 ± 0.0000, 4.5초"
+    assert describe_end(complete, "ko") == end
+    assert describe_end(pruned, "ko") == "시도 1 중단 (2단계): NLL 0.7500, 1.0초"
+    assert describe_end(failed, "ko") == "시도 2 실패: OSError: full"
+    assert describe_ties(STANDINGS, "ko").startswith("다음 시도와는 차이를 구별할 수 없습니다")
+
+
+def test_every_message_has_the_same_fields_in_both_languages() -> None:
+    for name, texts in MESSAGES.items():
+        english, korean = ({found for _, found, _, _ in Formatter().parse(text) if found} for text in texts)
+        assert english == korean, name

@@ -99,6 +99,78 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "board state FAIL": ("fail", "실패"),
     "board state RUNNING": ("running", "실행 중"),
     "board state WAITING": ("waiting", "대기"),
+    "scores none": ("no score", "점수 없음"),
+    "scores nll": ("NLL {nll}", "NLL {nll}"),
+    "scores accuracy": ("{nll}, accuracy {accuracy}", "{nll}, 정확도 {accuracy}"),
+    "ties some": (
+        "Not told apart from it (5 %, all trials together): {trials}. Any of them may do.",
+        "다음 시도와는 차이를 구별할 수 없습니다 (5 %, 모든 시도 함께): {trials}. 어느 것을 써도 됩니다.",
+    ),
+    "ties unknown": (
+        "Not compared with it, for want of common questions: trials {trials}.",
+        "공통 문항이 없어 비교하지 못한 시도: {trials}.",
+    ),
+    "ties none": (
+        "No other complete trial ties with it (5 %, all trials together).",
+        "동률인 다른 완료된 시도가 없습니다 (5 %, 모든 시도 함께).",
+    ),
+    "ties expected": (
+        "Expected NLL {nll:.4f}, corrected for its having been picked.",
+        "기대 NLL {nll:.4f} (골라낸 효과를 보정).",
+    ),
+    "ties unmeasured": (
+        "Noise of training it again: not measured (hydra.sweeper.confirm).",
+        "다시 학습할 때의 변동: 측정하지 않음 (hydra.sweeper.confirm).",
+    ),
+    "ties noise": (
+        "Training it again moves its NLL by {sd:.4f} (1 s.d.){share}.",
+        "다시 학습하면 NLL이 {sd:.4f} 달라집니다 (표준편차){share}.",
+    ),
+    "ties share": (", {share:.0%} of its variance", ", 분산의 {share:.0%}"),
+    "trial starts": ("trial {n} starts: {values}", "시도 {n} 시작: {values}"),
+    "trial goes on": ("trial {n} goes on: {values}", "시도 {n} 계속: {values}"),
+    "trial failed": ("trial {n} failed: {error}", "시도 {n} 실패: {error}"),
+    "trial COMPLETE": ("trial {n} complete: {scores}", "시도 {n} 완료: {scores}"),
+    "trial PAUSED": ("trial {n} paused at step {step}: {scores}", "시도 {n} 멈춤 ({step}단계): {scores}"),
+    "trial PRUNED": ("trial {n} pruned at step {step}: {scores}", "시도 {n} 중단 ({step}단계): {scores}"),
+    "study over": ("study {study}: all {n} trials done.", "스터디 {study}: 시도 {n}개를 모두 마쳤습니다."),
+    "study best": ("Best: trial {n}, {scores}: {values}", "최고: 시도 {n}, {scores}: {values}"),
+    "study files": (
+        "See {folder}/leaderboard.csv and best.yaml.",
+        "{folder}/leaderboard.csv와 best.yaml을 보세요.",
+    ),
+    "study final": ("final run with trial {n}: {values}", "시도 {n}의 설정으로 최종 학습: {values}"),
+    "study none complete": (
+        "study {study}: all {n} trials done, none of them complete: there is no winner.",
+        "스터디 {study}: 시도 {n}개를 마쳤지만 끝까지 간 것이 없어 최고 설정이 없습니다.",
+    ),
+    "study closed": (
+        "study {study}: {done} of {n} trials done{final}: nothing is left.",
+        "스터디 {study}: 시도 {n}개 중 {done}개 완료{final}. 할 일이 없습니다.",
+    ),
+    "study closed final": (", the final run too", ", 최종 학습도 완료"),
+    "study elsewhere": (
+        "Results are in {folder}; study=other starts another study.",
+        "결과는 {folder}에 있습니다. 새로 시작하려면 study=다른이름",
+    ),
+    "study interrupted": (
+        "study {study} interrupted, {done} of {n} trials done; the same command goes on from here.",
+        "스터디 {study} 중지됨, 시도 {n}개 중 {done}개 완료. 같은 명령으로 이어서 합니다.",
+    ),
+    "study not over": (
+        "study {study}: {done} of {n} trials done, {why}; the same command goes on from here.",
+        "스터디 {study}: 시도 {n}개 중 {done}개 완료, {why}. 같은 명령으로 이어서 합니다.",
+    ),
+    "study out of time": (
+        "out of time (hydra.sweeper.timeout_s={s})",
+        "시간이 다 됨 (hydra.sweeper.timeout_s={s})",
+    ),
+    "study others": ("{n} trials are run by other processes", "시도 {n}개는 다른 프로세스가 실행 중"),
+    "status no worker": ("no worker is up", "실행 중인 작업자 없음"),
+    "status best": ("best: trial {n}, {scores}: {values}", "최고: 시도 {n}, {scores}: {values}"),
+    "status final done": ("final run: done, see {folder}", "최종 학습: 완료, {folder}"),
+    "status final begun": ("final run: begun", "최종 학습: 시작됨"),
+    "status storage": ("storage: {address}", "저장소: {address}"),
     "healthy": (
         "all good; next: {command}",
         "모두 정상. 다음: {command}",

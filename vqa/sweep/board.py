@@ -301,19 +301,21 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else "" if value is None else override_value(value)
 
 
-def describe_start(number: int, overrides: Sequence[str], resumed: bool) -> str:
+def describe_start(number: int, overrides: Sequence[str], resumed: bool, lang: str = "en") -> str:
     """Say that a trial starts, and with what."""
-    return f"trial {number} {'goes on' if resumed else 'starts'}: {' '.join(overrides)}"
+    name = "trial goes on" if resumed else "trial starts"
+    return plain_message(lang, name, n=number, values=" ".join(overrides))
 
 
-def describe_end(standing: Standing) -> str:
+def describe_end(standing: Standing, lang: str = "en") -> str:
     """Say how a trial ended."""
     if standing.state == "FAIL":
-        return f"trial {standing.trial} failed: {standing.error}"
-    stopped = {"PAUSED": "paused", "PRUNED": "pruned"}.get(standing.state)
-    end = "complete" if stopped is None else f"{stopped} at step {standing.last_step}"
-    seconds = "" if standing.seconds is None else f", {standing.seconds:.1f} s"
-    return f"trial {standing.trial} {end}: {describe_scores(standing)}{seconds}"
+        return plain_message(lang, "trial failed", n=standing.trial, error=standing.error)
+    state = standing.state if standing.state in ("PAUSED", "PRUNED") else "COMPLETE"
+    scores = describe_scores(standing, lang)
+    if standing.seconds is not None:
+        scores += ", " + plain_message(lang, "board unit s", n=f"{standing.seconds:.1f}")
+    return plain_message(lang, f"trial {state}", n=standing.trial, step=standing.last_step, scores=scores)
 
 
 ADDRESS = ".sweep.json"  # where a study's storage is, and how many trials it shall have
@@ -337,12 +339,13 @@ def write_address(folder: Path, settings: SweepSettings, n_trials: int, names: l
     replace_text(folder / ADDRESS, json.dumps(address) + "\n", mode=0o600)
 
 
-def show_status(folder: Path, console: Console | None = None) -> None:
+def show_status(folder: Path, console: Console | None = None, lang: str = "en") -> None:
     """Print the trials, the workers that are alive and the best trial so far.
 
     Args:
         folder: The study's folder.
         console: Where to print; None = standard output.
+        lang: "en" or "ko".
 
     Raises:
         UserError: There is no study, or its storage cannot be read.
@@ -362,10 +365,11 @@ def show_status(folder: Path, console: Console | None = None) -> None:
     study = _load_study(address["study_name"], url)
     standings = ranking(study.get_trials(deepcopy=False), folder, address["direction"])
     console = console or Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
-    board = Board(address["study_name"], address["names"], address["n_trials"], console)
+    board = Board(address["study_name"], address["names"], address["n_trials"], console, lang)
     board.show(standings, workers := read_states(folder))
     console.print(board.picture())
-    remarks = [*_remarks(folder, standings, len(workers)), f"storage: {shown_address(url)}"]
+    storage = plain_message(lang, "status storage", address=shown_address(url))
+    remarks = [*_remarks(folder, standings, len(workers), lang), storage]
     console.print(Text(shown("\n".join(remarks)).replace("\n  ", "\n")))
 
 
@@ -387,16 +391,18 @@ def _load_study(name: str, url: str) -> optuna.Study:
         ) from error
 
 
-def _remarks(folder: Path, standings: list[Standing], workers: int) -> list[str]:
-    lines = [] if workers else ["no worker is up"]
+def _remarks(folder: Path, standings: list[Standing], workers: int, lang: str) -> list[str]:
+    lines = [] if workers else [plain_message(lang, "status no worker")]
     if (best := winner_of(standings)) is not None:
-        chosen = " ".join(overrides_of(best.params))
-        lines.append(f"best: trial {best.trial}, {describe_scores(best)}: {chosen}")
-        lines.append(describe_ties(standings))
-    lines += [f"trial {s.trial} failed: {s.error}" for s in standings if s.state == "FAIL"]
+        chosen, scores = " ".join(overrides_of(best.params)), describe_scores(best, lang)
+        lines.append(plain_message(lang, "status best", n=best.trial, scores=scores, values=chosen))
+        lines.append(describe_ties(standings, lang))
+    lines += [
+        plain_message(lang, "trial failed", n=s.trial, error=s.error) for s in standings if s.state == "FAIL"
+    ]
     final = StudyFolder(folder).final
     if final.complete:
-        lines.append(f"final run: done, see {final.path}")
+        lines.append(plain_message(lang, "status final done", folder=final.path))
     elif final.path.exists():
-        lines.append("final run: begun")
+        lines.append(plain_message(lang, "status final begun"))
     return lines

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from optuna.trial import FrozenTrial, TrialState
 from yaml import YAMLError
 
+from vqa.config.messages import plain_message
 from vqa.errors import UserError
 from vqa.machine.files import replace_text
 from vqa.results.comparison import Trained, Verdict, compare, standing_order
@@ -284,42 +285,43 @@ def write_leaderboard(standings: Sequence[Standing], names: Sequence[str], path:
     replace_text(path, leaderboard_text(standings, names))
 
 
-def describe_scores(standing: Standing) -> str:
+def describe_scores(standing: Standing, lang: str = "en") -> str:
     """Give NLL and accuracy with their standard errors in a few words."""
     if standing.nll is None:
-        return "no score"
-    nll = f"NLL {standing.nll:.4f}" + (f" ± {standing.nll_se:.4f}" if standing.nll_se is not None else "")
+        return plain_message(lang, "scores none")
+    error = f" ± {standing.nll_se:.4f}" if standing.nll_se is not None else ""
+    nll = plain_message(lang, "scores nll", nll=f"{standing.nll:.4f}{error}")
     if standing.accuracy is None or standing.accuracy_se is None:
         return nll
-    return f"{nll}, accuracy {standing.accuracy:.4f} ± {standing.accuracy_se:.4f}"
+    accuracy = f"{standing.accuracy:.4f} ± {standing.accuracy_se:.4f}"
+    return plain_message(lang, "scores accuracy", nll=nll, accuracy=accuracy)
 
 
-def describe_ties(standings: Sequence[Standing]) -> str:
+def describe_ties(standings: Sequence[Standing], lang: str = "en") -> str:
     """Say which trials tie with the best one, what it is worth, and how noisy training is."""
     others = [standing for standing in standings[1:] if standing.state == "COMPLETE"]
     tied = [str(standing.trial) for standing in others if standing.tied]
     unknown = [str(standing.trial) for standing in others if standing.tied is None]
     lines = []
     if tied:
-        lines.append(
-            f"Not told apart from it (5 %, all trials together): {', '.join(tied)}. Any of them may do."
-        )
+        lines.append(plain_message(lang, "ties some", trials=", ".join(tied)))
     if unknown:
-        lines.append(f"Not compared with it, for want of common questions: trials {', '.join(unknown)}.")
+        lines.append(plain_message(lang, "ties unknown", trials=", ".join(unknown)))
     if not lines:
-        lines.append("No other complete trial ties with it (5 %, all trials together).")
-    return " ".join([*lines, *_doubts_in_words(standings[0].verdict if standings else None)])
+        lines.append(plain_message(lang, "ties none"))
+    return " ".join([*lines, *_doubts_in_words(standings[0].verdict if standings else None, lang)])
 
 
-def _doubts_in_words(verdict: Verdict | None) -> list[str]:
+def _doubts_in_words(verdict: Verdict | None, lang: str) -> list[str]:
     if verdict is None or verdict.corrected is None:
         return []
-    said = [f"Expected NLL {verdict.corrected:.4f}, corrected for its having been picked."]
+    said = [plain_message(lang, "ties expected", nll=verdict.corrected)]
     if verdict.retraining_sd is None:
-        said.append("Noise of training it again: not measured (hydra.sweeper.confirm).")
+        said.append(plain_message(lang, "ties unmeasured"))
     else:
-        share = f", {verdict.retraining_share:.0%} of its variance" if verdict.retraining_share else ""
-        said.append(f"Training it again moves its NLL by {verdict.retraining_sd:.4f} (1 s.d.){share}.")
+        part = verdict.retraining_share
+        share = plain_message(lang, "ties share", share=part) if part else ""
+        said.append(plain_message(lang, "ties noise", sd=verdict.retraining_sd, share=share))
     return said
 
 

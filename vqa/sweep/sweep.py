@@ -11,6 +11,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vqa.config.messages import plain_message
 from vqa.errors import UserError
 from vqa.machine import processes
 from vqa.machine.files import try_lock, wait_for_lock
@@ -123,8 +124,12 @@ def _run_as_copy(shared: SharedStudy, jobs: HydraJobs, slot: int, interrupt: Int
 def _board(shared: SharedStudy, config: DictConfig) -> Board:
     """The live table of a study."""
     folds = OmegaConf.select(config, "budget.folds")  # of a configuration that is not ours: not known
-    lang = str(OmegaConf.select(config, "lang", default="en"))
-    return Board(shared.settings.study_name, shared.space.keys, shared.n_trials, lang=lang, folds=folds)
+    names, lang = shared.space.keys, _language(config)
+    return Board(shared.settings.study_name, names, shared.n_trials, lang=lang, folds=folds)
+
+
+def _language(config: DictConfig) -> str:
+    return str(OmegaConf.select(config, "lang", default="en"))
 
 
 def _parent_run(shared: SharedStudy, config: DictConfig, anew: bool) -> str | None:
@@ -158,16 +163,15 @@ class Sweep:
         self.interrupt = interrupt
         self.config = jobs.config
         self.name = f"study {self.settings.study_name}"
+        self.lang = _language(jobs.config)
 
     def run(self) -> float | None:
         """Run what is missing; see `run_sweep`."""
         if self._is_closed():
             tally = self.shared.tally()
-            final = ", the final run too" if self.settings.final else ""
-            log.info(
-                f"{self.name}: {tally.done} of {self.shared.n_trials} trials done{final}: nothing is left."
-            )
-            log.info(f"Results are in {self.shared.folder}; study=other starts another study.")
+            final = self._say("closed final") if self.settings.final else ""
+            log.info(self._say("closed", done=tally.done, n=self.shared.n_trials, final=final))
+            log.info(self._say("elsewhere", folder=self.shared.folder))
             return self._best_value()
         self.jobs = replace(self.jobs, parent_run_id=_parent_run(self.shared, self.config, anew=True))
         board = _board(self.shared, self.config)
@@ -185,10 +189,7 @@ class Sweep:
                 self._write_page()  # with a final run it is that run's last act
         except KeyboardInterrupt:
             done = self.shared.tally().done
-            log.warning(
-                f"{self.name} interrupted, {done} of {self.shared.n_trials} trials done; "
-                "the same command goes on from here."
-            )
+            log.warning(self._say("interrupted", done=done, n=self.shared.n_trials))
             self._close_tracking("KILLED")
             raise
         self._close_tracking("COMPLETE" if complete else "KILLED")
@@ -236,26 +237,20 @@ class Sweep:
                 "To go on, mend the cause and repeat the command with a higher hydra.sweeper.max_failures."
             )
         if not self.shared.is_over():
-            why = f"out of time (hydra.sweeper.timeout_s={self.settings.timeout_s})"
+            why = self._say("out of time", s=self.settings.timeout_s)
             if tally.running:
-                why = f"{tally.running} trials are run by other processes"
-            log.warning(
-                f"{self.name}: {tally.done} of {self.shared.n_trials} trials done, {why}; "
-                "the same command goes on from here."
-            )
+                why = self._say("others", n=tally.running)
+            log.warning(self._say("not over", done=tally.done, n=self.shared.n_trials, why=why))
             return False
         best = winner_of(standings)
         if best is None:
-            log.warning(
-                f"{self.name}: all {tally.done} trials done, none of them complete: there is no winner."
-            )
+            log.warning(self._say("none complete", n=tally.done))
         else:
-            log.info(f"{self.name}: all {tally.done} trials done.")
-            log.info(
-                f"Best: trial {best.trial}, {describe_scores(best)}: {' '.join(overrides_of(best.params))}"
-            )
-            log.info(describe_ties(standings))
-            log.info(f"See {self.shared.folder}/leaderboard.csv and best.yaml.")
+            scores, chosen = describe_scores(best, self.lang), " ".join(overrides_of(best.params))
+            log.info(self._say("over", n=tally.done))
+            log.info(self._say("best", n=best.trial, scores=scores, values=chosen))
+            log.info(describe_ties(standings, self.lang))
+            log.info(self._say("files", folder=self.shared.folder))
         return True
 
     def _run_final(self, standings: list[Standing]) -> None:
@@ -271,7 +266,7 @@ class Sweep:
         with lock:
             if self._final_exists(overrides):
                 return
-            log.info(f"final run with trial {best.trial}: {' '.join(chosen)}")
+            log.info(self._say("final", n=best.trial, values=" ".join(chosen)))
             result = self.jobs.run(FINAL, best.trial, overrides, []).return_value
         if isinstance(result, UserError):
             raise result
@@ -286,8 +281,8 @@ class Sweep:
     def _write_page(self) -> None:
         from vqa.report.report import write_report  # imports matplotlib
 
-        language = OmegaConf.select(self.config, "lang", default="en")
-        log.info(f"See {write_report(StudyFolder(self.shared.folder).final.path, language)}.")
+        page = write_report(StudyFolder(self.shared.folder).final.path, self.lang)
+        log.info(plain_message(self.lang, "look", path=page))
 
     def _final_exists(self, overrides: list[str]) -> bool:
         """Whether the final run is done; refuses to go on with one that another winner began."""
@@ -307,6 +302,9 @@ class Sweep:
                 "Move it away and repeat the command."
             )
         return False
+
+    def _say(self, name: str, **values: object) -> str:
+        return plain_message(self.lang, f"study {name}", study=self.settings.study_name, **values)
 
     def _closing_mark(self) -> str:
         final = " and the final run" if StudyFolder(self.shared.folder).final.complete else ""
