@@ -86,6 +86,7 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "board trial": ("trial {n}", "시도 {n}"),
     "board worker": ("worker {slot} ({host})", "작업자 {slot} ({host})"),
     "board more trials": ("and {n} more in leaderboard.csv", "외 {n}개는 leaderboard.csv에"),
+    "board error": ("± is one standard error", "±는 표준오차"),
     "board at step": ("{state} at {step}", "{state} ({step}단계)"),
     "board column trial": ("trial", "시도"),
     "board column state": ("state", "상태"),

@@ -174,8 +174,10 @@ class Board:
             table.add_column(Text(name), justify="left" if place == 1 else "right", no_wrap=True)
         for row, best in zip(rows, bests, strict=True):
             table.add_row(*row, style="bold" if best else None)
+        notes = [self._say("error")] if any(standing.nll_se is not None for standing in shown) else []
         if len(shown) < len(others):
-            table.caption = self._say("more trials", n=len(others) - len(shown))
+            notes.append(self._say("more trials", n=len(others) - len(shown)))
+        table.caption, table.caption_justify = "; ".join(notes) or None, "left"
         return table
 
     def _content(
