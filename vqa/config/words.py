@@ -4,6 +4,7 @@ Hydra reads what comes out of here.
 """
 
 import re
+import shlex
 from collections.abc import Sequence
 
 from vqa.config.near import nearest
@@ -95,3 +96,14 @@ def quoted(text: str) -> str:
     # backslashes count only before a quotation mark
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
     return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
+
+
+def shell_line(words: Sequence[str]) -> str:
+    """A command as a shell takes it; a word that holds single quotes stands in double ones."""
+    return " ".join(_shell_word(word) for word in words)
+
+
+def _shell_word(word: str) -> str:
+    if "'" in word and not re.search(r'["$`\\!]', word):
+        return f'"{word}"'
+    return shlex.quote(word)

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vqa.config.messages import plain_message
+from vqa.data.places import missing_data_files
 from vqa.errors import UserError
 from vqa.machine import processes
 from vqa.machine.files import try_lock, wait_for_lock
@@ -69,6 +70,7 @@ def run_sweep(
     groups = context.config_loader
     space = read_search_space(settings.params, arguments, groups)
     folder = Path(config.hydra.sweep.dir).absolute()
+    _refuse_missing_files(config, arguments, folder)
     jobs = HydraJobs(context, task_function, config)
     if not StudyFolder(folder).terms.exists():
         refuse_unknown_keys(jobs.configs, space, settings)
@@ -93,6 +95,17 @@ def run_sweep(
             return Sweep(shared, jobs, interrupt).run()
         _run_as_copy(shared, jobs, slot, interrupt)
         return None
+
+
+def _refuse_missing_files(config: DictConfig, arguments: list[str], folder: Path) -> None:
+    """Tell of a data file that is not there before anything is loaded; a complete study needs none."""
+    data = OmegaConf.select(config, "data")
+    searched = any(given.lstrip("+").startswith("data") and "," in given for given in arguments)
+    if not isinstance(data, DictConfig) or searched or StudyFolder(folder).final.complete:
+        return
+    plain: Any = OmegaConf.to_container(data, resolve=True)
+    if missing := missing_data_files(plain):
+        raise UserError("\n".join(missing))
 
 
 def _refuse_hidden_command(settings: SweepSettings, config: DictConfig) -> None:
