@@ -7,7 +7,7 @@ from vqa.progress import progress, shown_progress
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rich takes standard error for a terminal that understands colours."""
+    """Rich takes standard output for a terminal that understands colours."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
 
@@ -23,9 +23,9 @@ def test_a_terminal_shows_each_piece_of_work_and_how_far_it_is(capsys: pytest.Ca
     with shown_progress():
         advance()
     shown = capsys.readouterr()
-    assert shown.out == ""
+    assert shown.err == ""
     for text in ("training", "3/3", "held-out part", "16/64"):
-        assert text in shown.err
+        assert text in shown.out
 
 
 @pytest.mark.usefixtures("terminal")
@@ -34,7 +34,7 @@ def test_nothing_is_shown_after_the_block(capsys: pytest.CaptureFixture[str]) ->
         pass
     capsys.readouterr()
     advance()
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().out == ""
 
 
 def test_a_file_or_pipe_gets_nothing(
@@ -43,4 +43,4 @@ def test_a_file_or_pipe_gets_nothing(
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     with shown_progress():
         advance()
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().out == ""

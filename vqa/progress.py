@@ -12,13 +12,17 @@ Outside a sweep nobody listens, and every function here does nothing. Rules for 
   the first, "question" the second.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal, Protocol
 
+from vqa.terminal import LivePart, console
+
 By = Literal["part", "question"]
 ProgressSink = Callable[[str, int, int], None]
+BARS_EVERY_S = 0.1
 
 
 class Pruned(Exception):  # noqa: N818  (it is no error)
@@ -119,22 +123,38 @@ def progress_to(sink: ProgressSink) -> Iterator[None]:
 
 @contextmanager
 def shown_progress() -> Iterator[None]:
-    """Show a bar for whatever reports progress inside the block; nothing when output is no terminal."""
-    from rich.console import Console
+    """Show a bar for what is reported inside the block; nothing when output is no terminal.
+
+    A finished bar makes room when the next piece of work begins; none is left at the end.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    if not console().is_terminal:
         yield
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+    )
+    # the mean over everything so far: training waits at each evaluation, which is part of the time left
+    bars = Progress(*columns, console=console(), auto_refresh=False, speed_estimate_period=math.inf)
     tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=console) as bars:
+    finished: set[str] = set()
 
-        def show(text: str, done: int, total: int) -> None:
-            if text not in tasks:
-                tasks[text] = bars.add_task(text, total=total)
-            bars.update(tasks[text], completed=done, total=total)
+    def show(text: str, done: int, total: int) -> None:
+        if text not in tasks:
+            for other in finished:
+                bars.remove_task(tasks.pop(other))
+            finished.clear()
+            tasks[text] = bars.add_task(text, total=total)
+        bars.update(tasks[text], completed=done, total=total)
+        if done < total:
+            finished.discard(text)
+        elif text not in finished:
+            finished.add(text)
+            part.redraw()
 
-        with progress_to(show):
-            yield
+    with LivePart(bars.get_renderable, keeps=False, every_s=BARS_EVERY_S) as part, progress_to(show):
+        yield

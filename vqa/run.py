@@ -33,6 +33,7 @@ USER_MISTAKE, INTERRUPTED = 2, 130
 MAY_RUN = (
     "vqa.sweep.sweeper.StudySweeper",
     "vqa.sweep.workers.pool.JobCallback",
+    "vqa.terminal.TerminalHandler",
     "hydra._internal.core_plugins.*",
     *os.environ.get("VQA_TRUST", "").split(),
 )

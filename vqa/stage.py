@@ -112,7 +112,7 @@ def _log_into(folder: Path) -> None:
 
 def _refuse_missing_files(settings: Settings, folder: Path) -> None:
     """Tell of a data file that is not there before torch is imported; a complete run needs none."""
-    reads = settings.stage in ("final", "trial", "predict", "evaluate")
+    reads = settings.stage in ("final", "trial", "predict", "evaluate", "doctor")
     if reads and not RunFolder(folder).complete and (missing := missing_data_files(settings.data)):
         raise UserError("\n".join(missing))
 

@@ -54,6 +54,37 @@ def test_a_quoted_text_is_read_as_it_was(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("study=대회", "대회"),
+        ("data.train_csv=/자료/문제 (1).csv", "/자료/문제 (1).csv"),
+        ("data.train_csv=it's 자료.csv", "it's 자료.csv"),
+        ("data.train_csv='자료.csv'", "자료.csv"),
+        (
+            "data.columns={id: 번호, path: 파일 이름, question: Q}",
+            {"id": "번호", "path": "파일 이름", "question": "Q"},
+        ),
+        ('data.columns={id: "번호", a: 보기1}', {"id": "번호", "a": "보기1"}),
+        ("ensemble.members=[가/x.csv,b/y.csv]", ["가/x.csv", "b/y.csv"]),
+    ],
+)
+def test_korean_needs_no_quotes(word: str, value: object) -> None:
+    (made,) = spelled_out([word])
+    assert OverridesParser.create().parse_override(made).value() == value
+
+
+def test_korean_choices_and_options_stay_what_they_are() -> None:
+    (made,) = spelled_out(["prompt.system=가,나"])
+    assert made == "prompt.system='가','나'"
+    assert OverridesParser.create().parse_override(made).is_choice_sweep()
+    assert spelled_out(["--config-dir=/설정", "-m", "lora.r=8,16"]) == [
+        "--config-dir=/설정",
+        "-m",
+        "lora.r=8,16",
+    ]
+
+
+@pytest.mark.parametrize(
     ("word", "meant"),
     [
         ("lora.rnak", "lora.r"),

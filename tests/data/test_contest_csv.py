@@ -303,13 +303,20 @@ def test_separator_is_found_and_said(
     assert f"read with {said} between columns" in caplog.text
 
 
+def test_what_was_guessed_of_a_file_is_said_once(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = contest(root, "id,path,question,a,b,c,d,answer\nx,red.png,q,k,l,m,n,2\n")
+    for _ in range(3):
+        data.train()
+    assert caplog.text.count("answers are read as numbers") == 1
+
+
 def test_columns_of_other_names_are_mapped(root: Path) -> None:
     text = "ID,file,Q,1,2,3,4,gold,answer\nx,red.png,q,k,l,m,n,b,a note\n"
     columns = {"id": "ID", "path": "file", "question": "Q", "answer": "gold"}
     columns |= {"a": "1", "b": "2", "c": "3", "d": "4"}
     (question,) = replace(contest(root, text), columns=columns).train()
     assert (question.id, question.choices, question.answer) == ("x", ("k", "l", "m", "n"), "b")
-    with pytest.raises(UserError, match=r"data\.columns=\{id: NAME\}"):
+    with pytest.raises(UserError, match=r"data\.columns=\{id: NAME, path: NAME, question: NAME, a: NAME"):
         contest(root, text).train()
     with pytest.raises(UserError, match=r"data\.columns: unknown name Q; known: id, path"):
         replace(contest(root, text), columns={"Q": "question"}).train()

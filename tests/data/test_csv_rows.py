@@ -68,3 +68,15 @@ def test_answer_column_goes_before_votes(tmp_path: Path) -> None:
 def test_problem_names_file_row_and_column() -> None:
     assert Problem("is empty", 17, "answer").at("train.csv") == "train.csv:row 17, column answer: is empty"
     assert Problem("is empty").at("train.csv") == "train.csv: is empty"
+
+
+def test_a_file_with_columns_of_its_own_gets_the_setting_to_paste(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("번호,파일,질문,보기1,보기2,보기3,보기4,정답\n1,x.jpg,q,k,l,m,n,1\n", encoding="utf-8")
+    _, problems, _ = read_rows(path, "train", 1)
+    names = "id: 번호, path: 파일, question: 질문, a: 보기1, b: 보기2, c: 보기3, d: 보기4, answer: 정답"
+    setting = f'"data.columns={{{names}}}"'
+    assert problems[0].text.endswith(f"if they stand in this order: {setting}")
+    path.write_text("id,image,question,a,b,c,d,answer\n1,x.jpg,q,k,l,m,n,1\n", encoding="utf-8")
+    _, problems, _ = read_rows(path, "train", 1)
+    assert problems[0].text.endswith('other names: "data.columns={path: NAME}"')

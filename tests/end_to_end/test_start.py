@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,7 @@ HEAVY = ("torch", "transformers", "mlflow", "matplotlib", "sklearn", "peft", "op
         (["+optimizer.momentum=0.9"], 2, 2.0),
         (["optimizer=adamw_8bit", "+optimizer.fused=true"], 2, 2.0),
         (["+scheduler.schedule.warmup=3"], 2, 2.0),
+        (["stage=doctor", "data=csv", "data.train_csv=nope.csv"], 2, 2.0),
         (["quantization=nf4", "+quantization.weights.load_in_4bits=true"], 2, 2.0),
     ],
 )
@@ -38,6 +40,16 @@ def test_help_and_mistakes_show_at_once(arguments: list[str], code: int, seconds
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert imported & {*HEAVY} == set()
     assert min(taken) < seconds
+
+
+def test_a_sweep_tells_of_a_missing_file_before_it_opens_a_study(tmp_path: Path) -> None:
+    given = ["+sweep=lora", "data=csv", "data.train_csv=nope.csv", f"hydra.sweep.dir={tmp_path}/mine"]
+    command = [sys.executable, "-X", "importtime", "-m", "vqa.run", "-m", *given]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "data.train_csv=nope.csv: there is no such file in" in done.stderr
+    assert " torch" not in done.stderr
+    assert not (tmp_path / "mine").exists()
 
 
 def test_a_right_configuration_imports_no_library_before_its_environment_is_set() -> None:

@@ -98,5 +98,5 @@ def test_the_first_screen_says_what_is_not_told_apart_and_what_to_expect() -> No
     assert facts.doubts([]) is None
     ranking = [row(0, 0.4, True, retraining_sd=0.06, trainings=3), row(1, 0.9, False)]
     alone, _ = facts.doubts(ranking) or ("", "")
-    assert alone.startswith("Trial 0 is better than the other 1 complete trials.")
+    assert alone.startswith("Trial 0 is better than every other complete trial (1).")
     assert alone.endswith("moves its NLL by 0.060 (1 s.d.); it was trained 3 times.")

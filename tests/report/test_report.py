@@ -32,6 +32,12 @@ def test_a_studys_page_has_all_its_parts(tmp_path: Path) -> None:
     assert "git checkout abc123" in text
     assert {row[0] for row in rows_of(text)} == {"valid", "test"}
     assert len(rows_of(text)) == 72
+    # plus-minus means the same in tiles, tables and charts, and the page says what
+    assert "± and ranges on this page are 95 % intervals" in text
+    assert "complete (± 95 %)" in text
+    assert "s.e." not in text
+    best = re.findall(r'<tr class="best.*?</tr>', text, re.DOTALL)
+    assert '<span lang="en">best</span>' in best[0]  # not "yes": it does not tie with itself
 
 
 def test_the_page_refers_to_nothing_outside_itself(tmp_path: Path) -> None:

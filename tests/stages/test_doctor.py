@@ -77,6 +77,8 @@ def test_a_healthy_machine_is_told_what_to_do_next(
 
 def test_the_next_command_has_the_users_own_arguments() -> None:
     given = ["stage=doctor", "data=csv", "data.train_csv=my data/train.csv", "lang=ko"]
+    columns = "data.columns={id: '번호'}"
+    assert sweep_command([columns]) == f'python -m vqa.run -m +sweep=lora "{columns}"'
     assert sweep_command(given) == (
         "python -m vqa.run -m +sweep=lora data=csv 'data.train_csv=my data/train.csv' lang=ko"
     )

@@ -2,13 +2,15 @@
 
 import io
 import logging
+from string import Formatter
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from vqa.sweep.board import Board, describe_end, describe_seconds, describe_start
-from vqa.sweep.leaderboard import Scores, Standing
+from vqa.config.messages import MESSAGES
+from vqa.sweep.board import Board, describe_end, describe_seconds, describe_start, short_names
+from vqa.sweep.leaderboard import Scores, Standing, describe_ties
 from vqa.sweep.worker import Worker
 from vqa.sweep.workers.state import WorkerState
 
@@ -134,7 +136,52 @@ def test_the_live_table_fits_a_terminal_of_80_by_24() -> None:
         texts = ["".join(part.text for part in line) for line in lines]
         assert not any("…" in text for text in texts)
         assert any("running" in text for text in texts)
-        assert "optimizer.lr" in "".join(texts)
+        head = [word.strip() for word in texts[2].strip("┃ ").split("┃")]
+        assert head == ["trial", "state", "NLL", "accuracy", "lr", "r"]
+
+
+def test_searched_keys_lose_their_group_where_that_is_clear() -> None:
+    assert short_names(["optimizer.lr", "lora.r", "lora.lora_alpha", "scheduler"]) == [
+        *("lr", "r", "alpha", "scheduler")
+    ]
+    assert short_names(["optimizer.lr", "adapt.lr"]) == ["optimizer.lr", "adapt.lr"]
+
+
+def test_the_table_of_a_finished_search_shows_no_work() -> None:
+    out = io.StringIO()
+    with Board("lora", ["lr"], 16, Console(file=out, force_terminal=True, width=80, height=24)) as board:
+        board.show(STANDINGS, [WorkerState(0, "gpu1", 10, 6, "fold 2 of 3", 5, 20, 17.25)])
+        out.truncate(0)
+    assert "fold 2 of 3" not in drawn(board)
+
+
+def test_the_time_left_is_told_before_the_first_trial_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a trial that has ended, from the pace of the training steps: three folds of 20 steps."""
+    clock = [0.0]
+    monkeypatch.setattr("vqa.sweep.board.time.monotonic", lambda: clock[0])
+    board = Board("lora", ["lr"], 4, terminal()[0], folds=3)
+    for done in (1, 2, 5):
+        clock[0] = 2.0 * done
+        board.show(STANDINGS[-1:], [WorkerState(0, "gpu1", 10, 6, "training", done, 20)])
+        assert ("left" in drawn(board)) == (done == 5)
+    assert "about 8 min left" in drawn(board)  # 4 trials x 3 folds x 20 steps x 2 s = 480 s
+
+
+def test_the_table_is_in_korean() -> None:
+    board = Board("lora", ["lr"], 16, terminal()[0], lang="ko")
+    board.show(STANDINGS, [WorkerState(0, "gpu1", 10, None)])
+    picture = drawn(board)
+    for text in (
+        "스터디 lora: 시도 16개 중 4개",
+        "약 33초 남음",
+        "중단 (2단계)",
+        "완료 *",
+        "정확도",
+        "작업자 0 (gpu1)",
+    ):
+        assert text in picture
+    for english in ("trial", "state", "folds", "accuracy", "pruned", "worker"):
+        assert english not in picture
 
 
 def test_the_table_follows_the_work_of_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,3 +208,19 @@ def test_the_table_follows_the_work_of_one_worker(monkeypatch: pytest.MonkeyPatc
         assert "between trials" not in drawn(worker.board)
         assert "fold 2 of 3" in drawn(worker.board)
         assert len(worker.board.standings) == len(STANDINGS)
+
+
+def test_the_lines_of_a_sweep_are_in_korean() -> None:
+    complete, _, pruned, failed, _ = STANDINGS
+    assert describe_start(7, ["lr=0.1"], resumed=False, lang="ko") == "시도 7 시작: lr=0.1"
+    end = "시도 4 완료: NLL 0.3750 ± 0.1250, 정확도 1.0000 ± 0.0000, 4.5초"
+    assert describe_end(complete, "ko") == end
+    assert describe_end(pruned, "ko") == "시도 1 중단 (2단계): NLL 0.7500, 1.0초"
+    assert describe_end(failed, "ko") == "시도 2 실패: OSError: full"
+    assert describe_ties(STANDINGS, "ko").startswith("다음 시도와는 차이를 구별할 수 없습니다")
+
+
+def test_every_message_has_the_same_fields_in_both_languages() -> None:
+    for name, texts in MESSAGES.items():
+        english, korean = ({found for _, found, _, _ in Formatter().parse(text) if found} for text in texts)
+        assert english == korean, name

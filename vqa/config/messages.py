@@ -80,6 +80,121 @@ MESSAGES: dict[str, tuple[str, str]] = {
         "{shown}",
         "     {part} 문항 {count}개에 모델의 제어 토큰이 들어 있으며 일반 글자로 처리합니다: {shown}",
     ),
+    "board study": ("study {study}: {done} of {n} trials", "스터디 {study}: 시도 {n}개 중 {done}개"),
+    "board paused": (", {n} paused", ", {n}개 멈춤"),
+    "board time left": (", about {time} left", ", 약 {time} 남음"),
+    "board unit s": ("{n} s", "{n}초"),
+    "board unit min": ("{n} min", "{n}분"),
+    "board unit h": ("{n} h", "{n}시간"),
+    "board between trials": ("between trials", "시도 사이"),
+    "board trial": ("trial {n}", "시도 {n}"),
+    "board worker": ("worker {slot} ({host})", "작업자 {slot} ({host})"),
+    "board more trials": ("and {n} more in leaderboard.csv", "외 {n}개는 leaderboard.csv에"),
+    "board error": ("± is one standard error", "±는 표준오차"),
+    "board at step": ("{state} at {step}", "{state} ({step}단계)"),
+    "board column trial": ("trial", "시도"),
+    "board column state": ("state", "상태"),
+    "board column folds": ("folds", "폴드"),
+    "board column nll": ("NLL", "NLL"),
+    "board column accuracy": ("accuracy", "정확도"),
+    "board column seconds": ("s", "초"),
+    "board state COMPLETE": ("complete", "완료"),
+    "board state PAUSED": ("paused", "멈춤"),
+    "board state PRUNED": ("pruned", "중단"),
+    "board state FAIL": ("fail", "실패"),
+    "board state RUNNING": ("running", "실행 중"),
+    "board state WAITING": ("waiting", "대기"),
+    "scores none": ("no score", "점수 없음"),
+    "scores nll": ("NLL {nll}", "NLL {nll}"),
+    "scores accuracy": ("{nll}, accuracy {accuracy}", "{nll}, 정확도 {accuracy}"),
+    "ties some": (
+        "Not told apart from it (5 %, all trials together): {trials}. Any of them may do.",
+        "다음 시도와는 차이를 구별할 수 없습니다 (5 %, 모든 시도 함께): {trials}. 어느 것을 써도 됩니다.",
+    ),
+    "ties unknown": (
+        "Not compared with it, for want of common questions: trials {trials}.",
+        "공통 문항이 없어 비교하지 못한 시도: {trials}.",
+    ),
+    "ties none": (
+        "No other complete trial ties with it (5 %, all trials together).",
+        "동률인 다른 완료된 시도가 없습니다 (5 %, 모든 시도 함께).",
+    ),
+    "ties expected": (
+        "Expected {title} {score:.4f}, corrected for its having been picked.",
+        "기대 {title} {score:.4f} (골라낸 효과를 보정).",
+    ),
+    "ties unmeasured": (
+        "Noise of training it again: not measured (hydra.sweeper.confirm).",
+        "다시 학습할 때의 변동: 측정하지 않음 (hydra.sweeper.confirm).",
+    ),
+    "ties noise": (
+        "Training it again moves its {title} by {sd:.4f} (1 s.d.){share}.",
+        "다시 학습하면 {title} {sd:.4f}만큼 달라집니다 (표준편차){share}.",
+    ),
+    "ties nll disagrees": (
+        "NLL disagrees: trial {n} has {other:.4f}, this one {best:.4f}.",
+        "NLL로는 다릅니다: 시도 {n}은 {other:.4f}, 이 시도는 {best:.4f}.",
+    ),
+    "ties accuracy disagrees": (
+        "Accuracy disagrees: trial {n} has {other:.4f}, this one {best:.4f}.",
+        "정확도로는 다릅니다: 시도 {n}은 {other:.4f}, 이 시도는 {best:.4f}.",
+    ),
+    "lower edge": (
+        "{value} lies at the lower edge of {range}: search wider.",
+        "{value}: {range}의 아래쪽 끝입니다. 더 넓게 찾아보세요.",
+    ),
+    "upper edge": (
+        "{value} lies at the upper edge of {range}: search wider.",
+        "{value}: {range}의 위쪽 끝입니다. 더 넓게 찾아보세요.",
+    ),
+    "objective nll": ("NLL", "NLL"),
+    "objective accuracy": ("accuracy", "정확도"),
+    "objective calibrated_nll": ("calibrated NLL", "보정한 NLL"),
+    "ties share": (", {share:.0%} of its variance", ", 분산의 {share:.0%}"),
+    "trial starts": ("trial {n} starts: {values}", "시도 {n} 시작: {values}"),
+    "trial goes on": ("trial {n} goes on: {values}", "시도 {n} 계속: {values}"),
+    "trial failed": ("trial {n} failed: {error}", "시도 {n} 실패: {error}"),
+    "trial COMPLETE": ("trial {n} complete: {scores}", "시도 {n} 완료: {scores}"),
+    "trial PAUSED": ("trial {n} paused at step {step}: {scores}", "시도 {n} 멈춤 ({step}단계): {scores}"),
+    "trial PRUNED": ("trial {n} pruned at step {step}: {scores}", "시도 {n} 중단 ({step}단계): {scores}"),
+    "study over": ("study {study}: all {n} trials done.", "스터디 {study}: 시도 {n}개를 모두 마쳤습니다."),
+    "study best": ("Best: trial {n}, {scores}: {values}", "최고: 시도 {n}, {scores}: {values}"),
+    "study files": (
+        "See {folder}/leaderboard.csv and best.yaml.",
+        "{folder}/leaderboard.csv와 best.yaml을 보세요.",
+    ),
+    "study final": ("final run with trial {n}: {values}", "시도 {n}의 설정으로 최종 학습: {values}"),
+    "study none complete": (
+        "study {study}: all {n} trials done, none of them complete: there is no winner.",
+        "스터디 {study}: 시도 {n}개를 마쳤지만 끝까지 간 것이 없어 최고 설정이 없습니다.",
+    ),
+    "study closed": (
+        "study {study}: {done} of {n} trials done{final}: nothing is left.",
+        "스터디 {study}: 시도 {n}개 중 {done}개 완료{final}. 할 일이 없습니다.",
+    ),
+    "study closed final": (", the final run too", ", 최종 학습도 완료"),
+    "study elsewhere": (
+        "Results are in {folder}; study=other starts another study.",
+        "결과는 {folder}에 있습니다. 새로 시작하려면 study=다른이름",
+    ),
+    "study interrupted": (
+        "study {study} interrupted, {done} of {n} trials done; the same command goes on from here.",
+        "스터디 {study} 중지됨, 시도 {n}개 중 {done}개 완료. 같은 명령으로 이어서 합니다.",
+    ),
+    "study not over": (
+        "study {study}: {done} of {n} trials done, {why}; the same command goes on from here.",
+        "스터디 {study}: 시도 {n}개 중 {done}개 완료, {why}. 같은 명령으로 이어서 합니다.",
+    ),
+    "study out of time": (
+        "out of time (hydra.sweeper.timeout_s={s})",
+        "시간이 다 됨 (hydra.sweeper.timeout_s={s})",
+    ),
+    "study others": ("{n} trials are run by other processes", "시도 {n}개는 다른 프로세스가 실행 중"),
+    "status no worker": ("no worker is up", "실행 중인 작업자 없음"),
+    "status best": ("best: trial {n}, {scores}: {values}", "최고: 시도 {n}, {scores}: {values}"),
+    "status final done": ("final run: done, see {folder}", "최종 학습: 완료, {folder}"),
+    "status final begun": ("final run: begun", "최종 학습: 시작됨"),
+    "status storage": ("storage: {address}", "저장소: {address}"),
     "healthy": (
         "all good; next: {command}",
         "모두 정상. 다음: {command}",
@@ -99,7 +214,12 @@ def message(lang: str, name: str, **values: object) -> str:
 
     numbers = {key: value for key, value in values.items() if isinstance(value, int | float)}
     safe = {key: escape(str(value)) for key, value in values.items()} | numbers
-    return MESSAGES[name][LANGUAGES.index(lang if shows(lang) else "en")].format(**safe)
+    return plain_message(lang, name, **safe)
+
+
+def plain_message(lang: str, name: str, **values: object) -> str:
+    """The same for a log line or a `rich.text.Text`, where brackets mean nothing."""
+    return MESSAGES[name][LANGUAGES.index(lang if shows(lang) else "en")].format(**values)
 
 
 def shows(lang: str) -> bool:

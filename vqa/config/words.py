@@ -4,6 +4,7 @@ Hydra reads what comes out of here.
 """
 
 import re
+import shlex
 from collections.abc import Sequence
 
 from vqa.config.near import nearest
@@ -28,7 +29,7 @@ def spelled_out(words: Sequence[str]) -> list[str]:
     """
     plain = next((i for i, word in enumerate(words) if not _is_plain(word)), len(words))
     named, rest = list(words[:plain]), list(words[plain:])
-    made = [*_spelled(named), *rest] if named else rest
+    made = [*_spelled(named), *(with_quotes(word) for word in rest)]
     if any(f"stage={stage}" in made for stage in TAKE_A_FILE):
         made = [f"++{word}" if word.startswith("data.") and "=" in word else word for word in made]
     return made
@@ -38,7 +39,38 @@ def _is_plain(word: str) -> bool:
     return bool(word) and "=" not in word and word[0] not in "-+~"
 
 
+def with_quotes(word: str) -> str:
+    """An override whose bare Korean letters, or any beyond ASCII, stand in quotes: Hydra's grammar has none.
+
+    Args:
+        word: `key=value`; a value may be a path, choices, a list, a mapping or a function of Hydra's.
+    """
+    key, equals, value = word.partition("=")
+    if not equals or word.startswith("-") or value.isascii():
+        return word
+    if not re.match(r"[{[]|[A-Za-z_]\w*\(", value):
+        whole = not value.startswith(("'", '"')) and ("'" in value or '"' in value)
+        return f"{key}={quoted(value) if whole else _quote_runs(value, ',')}"
+    return f"{key}={_quote_runs(value, ',()[]{}' + (':' if value.startswith('{') else ''))}"
+
+
+def _quote_runs(value: str, between: str) -> str:
+    """Quote each run of letters between the given signs, unless it is ASCII or stands in quotes already."""
+    pieces = re.compile(rf"""'(?:\\.|[^'])*'|"(?:\\.|[^"])*"|[^{re.escape(between)}'"]+|.""", re.DOTALL)
+
+    def quote(found: re.Match[str]) -> str:
+        text = found[0]
+        if text.isascii() or text[0] in "'\"":
+            return text
+        bare = text.strip()
+        return text.replace(bare, quoted(bare))
+
+    return pieces.sub(quote, value)
+
+
 def _spelled(named: Sequence[str]) -> list[str]:
+    if not named:
+        return []
     stage, *others = named
     if stage not in STAGES:
         raise UserError(
@@ -68,3 +100,14 @@ def quoted(text: str) -> str:
     # backslashes count only before a quotation mark
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
     return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
+
+
+def shell_line(words: Sequence[str]) -> str:
+    """A command as a shell takes it; a word that holds single quotes stands in double ones."""
+    return " ".join(_shell_word(word) for word in words)
+
+
+def _shell_word(word: str) -> str:
+    if "'" in word and not re.search(r'["$`\\!]', word):
+        return f'"{word}"'
+    return shlex.quote(word)

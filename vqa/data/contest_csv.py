@@ -122,7 +122,7 @@ class ContestCsv:
             remedy = self._remedy({problem.about for problem in reading.problems}, part)
             raise UserError(f"{count}\n{_first(reading.lines())}\n{remedy}")
         for note in reading.notes:
-            _log.warning(note)
+            _say_once(note, str(data_file(file, self.image_root).absolute()))
         return reading.questions
 
     def _remedy(self, about: set[str], part: Part) -> str:
@@ -273,3 +273,8 @@ def _equal_options(rows: list[Row], file: str) -> list[str]:
 def _first(lines: list[str]) -> str:
     more = [f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
     return "\n".join(f"  {line}" for line in [*lines[:SHOWN], *more])
+
+
+@functools.cache  # a run reads its files several times
+def _say_once(note: str, file: str) -> None:
+    _log.warning(note)

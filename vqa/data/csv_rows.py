@@ -1,5 +1,6 @@
 """The rows of a contest file as they stand, each with its line number, and everything wrong with them."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -102,6 +103,17 @@ def _swallowed(records: Sequence[Record], path_at: int) -> list[Problem]:
     return problems
 
 
+def _advice(header: Sequence[str], names: Sequence[str], part: Part) -> str:
+    """The setting that names the file's own columns; written out where none has our name, in our order."""
+    wanted = [*COLUMNS, "answer"] if part == "train" else list(COLUMNS)
+    plain = all(re.fullmatch(r"\w[\w .-]*", name) for name in header)
+    if plain and len(header) == len(wanted) and not set(wanted) & set(names):
+        pairs = ", ".join(f"{ours}: {theirs}" for ours, theirs in zip(wanted, header, strict=True))
+        return f'if they stand in this order: "data.columns={{{pairs}}}"'
+    pairs = ", ".join(f"{name}: NAME" for name in wanted if name not in names)
+    return f'other names: "data.columns={{{pairs}}}"'
+
+
 def _make_rows(
     records: Sequence[Record], part: Part, columns: Mapping[str, str]
 ) -> tuple[list[Row], list[Problem]]:
@@ -115,8 +127,7 @@ def _make_rows(
     missing = [columns.get(name, name) for name in COLUMNS if name not in names]
     labels = ("answer", *VOTES)
     if missing:
-        example = next((name for name in COLUMNS if name not in names), "id")
-        text = f"is missing, {exist}; other names: data.columns={{{example}: NAME}}"
+        text = f"is missing, {exist}; {_advice(header, names, part)}"
         problems = [Problem(text, line, ", ".join(missing), "file")]
     else:
         problems = []

@@ -38,6 +38,7 @@ from vqa.model.own_text import OwnText
 from vqa.model.plugs import Text
 from vqa.model.vision.cache import VisionCache
 from vqa.model.vision.generic_pictures import GenericPictures
+from vqa.terminal import left_to_others
 
 log = logging.getLogger(__name__)
 ASSET = "asset:"
@@ -229,9 +230,10 @@ def _load(settings: Settings, device: torch.device, dtype: torch.dtype) -> Base:
     try:
         # None would be taken for "not quantised" and overrule what a quantised checkpoint says of itself
         quantized = {} if weights is None else {"quantization_config": weights}
-        model: Any = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=dtype, device_map={"": device}, attn_implementation="sdpa", **quantized, **where
-        )
+        with left_to_others():  # bars of downloads and of weights
+            model: Any = AutoModelForImageTextToText.from_pretrained(
+                folder, dtype=dtype, device_map={"": device}, attn_implementation="sdpa", **quantized, **where
+            )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **where)
         processor = load_image_processor(folder, config, family, where)
     except (OSError, SafetensorError) as error:

@@ -12,8 +12,8 @@ from vqa.results.folder import StudyFolder
 from vqa.results.metrics import accuracy_ci95
 from vqa.results.predictions import Prediction
 from vqa.results.trials import TrialRow, Value, complete_trials
+from vqa.results.uncertainty import Z95
 
-Z95 = 1.959964  # two-sided 95 % of the normal distribution
 SIZE_GROUPS = 4
 
 
@@ -86,7 +86,7 @@ def doubts(ranking: Sequence[TrialRow]) -> tuple[str, str] | None:
         korean = f"완료된 시도 {len(complete)}개 중 {len(tied)}개({names})는 구별되지 않습니다. "
         korean += "어느 것을 골라도 됩니다."
     elif len(complete) > 1:
-        english = f"Trial {best.number} is better than the other {len(complete) - 1} complete trials."
+        english = f"Trial {best.number} is better than every other complete trial ({len(complete) - 1})."
         korean = f"시도 {best.number}이(가) 완료된 다른 시도 {len(complete) - 1}개보다 좋습니다."
     else:
         english, korean = "Only one trial is complete.", "완료된 시도가 하나뿐입니다."

@@ -1,11 +1,11 @@
 """What goes with an adapter to those who use it: model card, prompt, pixel budget, a line to serve it."""
 
 import json
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vqa.config.words import shell_line
 from vqa.machine.files import replace_text
 from vqa.results.folder import CALIBRATION, RunFolder, member_folder, member_folders, read_json
 
@@ -55,7 +55,7 @@ def vllm_command(base: str, adapter: str, lora: Mapping[str, Any], members: int 
     modules = [f"vqa={adapter}"] if members == 1 else [f"{name}={adapter}/{name}" for name in names]
     words = ["vllm", "serve", base, "--enable-lora", "--lora-modules", *modules]
     words += ["--max-lora-rank", str(allowed[0]), "--limit-mm-per-prompt", '{"image": 1}']
-    return shlex.join(words)
+    return shell_line(words)
 
 
 def _write_pixels(path: Path, image: Mapping[str, Any]) -> None:

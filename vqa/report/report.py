@@ -12,6 +12,7 @@ from typing import Any
 
 from vqa.config.library import build
 from vqa.config.settings import Data
+from vqa.config.words import shell_line
 from vqa.errors import UserError
 from vqa.machine.files import replace_text
 from vqa.question import CHANCE, Question
@@ -147,14 +148,13 @@ def _by_part(
 
 def _study_command(study: StudyFolder) -> str:
     """The sweep's own command: what all its trials were given, without what was searched."""
-    import shlex
 
     from omegaconf import OmegaConf
 
     path = study.terms
     terms = OmegaConf.to_container(read_yaml(path)) if path.exists() else {}
     fixed = terms.get("fixed", []) if isinstance(terms, dict) else []
-    return shlex.join(["python", "-m", "vqa.run", "-m", *map(str, fixed), f"study={study.path.name}"])
+    return shell_line(["python", "-m", "vqa.run", "-m", *map(str, fixed), f"study={study.path.name}"])
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from vqa.report.plots import (
     save_figure,
 )
 from vqa.results.trials import TrialRow, Value, best_trial, complete_trials, varied_parameters
+from vqa.results.uncertainty import Z95
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,8 +59,8 @@ def optimisation_history(trials: Sequence[TrialRow], path: Path) -> Path:
     complete = complete_trials(trials)
     pruned = [trial for trial in _cut_short(trials) if math.isfinite(trial.nll)]
     numbers, values = [t.number for t in complete], [t.nll for t in complete]
-    errors = [t.nll_se for t in complete]
-    done = label("complete (± 1 s.e.)", "완료 (± 표준오차)")
+    errors = [Z95 * t.nll_se for t in complete]  # as everywhere on the page
+    done = label("complete (± 95 %)", "완료 (± 95 %)")
     axes.errorbar(numbers, values, errors, fmt="o", color=BLUE, capsize=2, label=done)
     if pruned:
         numbers_cut = [t.number for t in pruned]
@@ -118,11 +119,11 @@ def parallel_coordinates(trials: Sequence[TrialRow], path: Path) -> Path:
     scales = [_Scale([trial.parameters[name] for trial in complete]) for name in names]
     losses = _Scale([trial.nll for trial in complete], may_be_log=False)
     figure, (axes,) = new_figure(2.6 + 1.7 * len(names), 4.6)
-    palette = colormaps["viridis"]
+    palette = colormaps["plasma"]  # its middle stays visible when the dark mode turns lightness round
     for trial in complete:
         heights = [scale.place(trial.parameters[name]) for name, scale in zip(names, scales, strict=True)]
         height = losses.place(trial.nll)
-        axes.plot([*heights, height], color=palette(0.92 * height), linewidth=1.8, alpha=0.85)
+        axes.plot([*heights, height], color=palette(0.8 * height), linewidth=1.8, alpha=0.85)
     plate = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1}
     for x, scale in enumerate([*scales, losses]):
         axes.axvline(x, color=GREY, linewidth=0.8)

@@ -6,7 +6,6 @@ and no run overwrites another's files.
 
 import json
 import logging
-import shlex
 from collections.abc import Mapping, Sequence
 from itertools import chain, count
 from pathlib import Path
@@ -18,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from vqa.config.settings import Settings, is_under
+from vqa.config.words import shell_line
 from vqa.errors import UserError
 from vqa.machine.files import replace_text
 from vqa.machine.safe_text import mask_secrets
@@ -182,7 +182,7 @@ class RunFolder:
     def command(self) -> str:
         """The command line that makes the run again; "" where none is stored."""
         given = self.overrides()
-        return "" if given is None else shlex.join(["python", "-m", "vqa.run", *given])
+        return "" if given is None else shell_line(["python", "-m", "vqa.run", *given])
 
 
 class StudyFolder:

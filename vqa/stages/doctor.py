@@ -1,7 +1,6 @@
 """`stage=doctor`: everything that can be checked before the full model is loaded, as one list."""
 
 import os
-import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from rich.console import Console
 
 from vqa.config.messages import message
 from vqa.config.settings import Settings
+from vqa.config.words import shell_line
 from vqa.data.source import data_source, split_questions
 from vqa.data.split import make_folds, subsample
 from vqa.errors import UserError
@@ -70,7 +70,7 @@ def sweep_command(given: Sequence[str]) -> str:
     """
     kept = [word for word in given if not word.startswith(("stage=", "hydra."))]
     sweep = [] if any(word.startswith("+sweep=") for word in kept) else ["+sweep=lora"]
-    return shlex.join(["python", "-m", "vqa.run", "-m", *sweep, *kept])
+    return shell_line(["python", "-m", "vqa.run", "-m", *sweep, *kept])
 
 
 def _given() -> list[str]:

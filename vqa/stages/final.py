@@ -46,6 +46,7 @@ from vqa.results.manifest import Provenance
 from vqa.results.metrics import collapse_alarm, letter_shares, mcnemar_p_value, per_question_nll, summary
 from vqa.results.predictions import Prediction, read_predictions
 from vqa.results.uncertainty import picture_codes, swapped_halves
+from vqa.terminal import TOLD_AGAIN
 from vqa.tracking.mlflow_runs import open_tracker
 from vqa.tracking.record import Run
 from vqa.train.checkpoint import Checkpoints
@@ -377,7 +378,7 @@ def alarms(valid: Sequence[Prediction], test: Sequence[Prediction], train: Seque
         found.append(collapse_alarm([p.answer for p in test], [p.gold for p in test], shares))
     messages = [message for message in found if message]
     for message in messages:
-        log.warning(message)
+        log.warning(message, extra={TOLD_AGAIN: True})  # the end of the run says it beside the scores
     return messages
 
 

@@ -25,6 +25,7 @@ from vqa.results.manifest import Provenance
 from vqa.results.metrics import collapse_alarm, no_answer_rate, summary
 from vqa.results.predictions import Prediction
 from vqa.stages.final import compare_with_base
+from vqa.terminal import TOLD_AGAIN
 from vqa.tracking.mlflow_runs import open_tracker
 from vqa.tracking.record import Run
 
@@ -135,7 +136,7 @@ def _calibrated(
 def _metrics(predictions: list[Prediction], base: list[Prediction]) -> dict[str, Any]:
     alarm = collapse_alarm([p.answer for p in predictions], [p.gold for p in predictions])
     if alarm:
-        log.warning(alarm)
+        log.warning(alarm, extra={TOLD_AGAIN: True})
     metrics: dict[str, Any] = {"n": len(predictions), "alarms": [alarm] if alarm else []}
     metrics["no_answer_rate"] = no_answer_rate(predictions)
     if base:

@@ -14,4 +14,4 @@ def run_status(settings: Settings, folder: Path) -> None:
         settings: The run; `study` names the study.
         folder: Not used: the study's folder is looked at.
     """
-    show_status(StudyFolder.of(settings).path)
+    show_status(StudyFolder.of(settings).path, lang=settings.lang)

@@ -22,7 +22,7 @@ from vqa.model.base import load_base
 from vqa.model.context import refuse_too_long
 from vqa.model.encode import Encoder
 from vqa.question import Question
-from vqa.results.folder import RunFolder
+from vqa.results.folder import AGAIN, RunFolder
 from vqa.results.folds import FoldResult, write_folds
 from vqa.results.metrics import accuracy, accuracy_ci95, nll, per_question_nll
 from vqa.results.predictions import Prediction, append_predictions, read_predictions
@@ -73,7 +73,7 @@ def run_trial(settings: Settings, folder: Path) -> float:
     files = RunFolder(folder)
     finished = files.folds()
     if finished:
-        log.info("continuing after fold %d of %d", len(finished), len(folds))
+        log.info("%s goes on after fold %d of %d", _name(folder), len(finished), len(folds))
     with open_tracker(settings.tracking).run(f"trial {folder.name}", "trial", folder) as tracked:
         tracked.params(settings.plain)
         tracked.tags({"vqa.trial": folder.name})
@@ -189,8 +189,17 @@ def _run_fold(trial: _Trial, fold: Fold, finished: Sequence[FoldResult]) -> Fold
     append_predictions(trial.files.out_of_fold, predictions, number)
     write_folds(trial.files.folds_file, [*finished, result])
     _track_fold(trial, result, trained.train_samples_per_s)
-    log.info("fold %d: NLL %.4f, accuracy %.3f, %.1f s", number, mean, result.accuracy, seconds)
+    scores = f"NLL {mean:.4f}, accuracy {result.accuracy:.3f}, {seconds:.1f} s"
+    log.info("%s, fold %d of %d: %s", _name(trial.files.path), number + 1, settings.budget.folds, scores)
     return result
+
+
+def _name(folder: Path) -> str:
+    """A trial's name in the log, from its folder: trials/007, of a further training trials/007/again/001."""
+    again = folder.parent.name == AGAIN
+    name = folder.parent.parent.name if again else folder.name
+    trial = f"trial {int(name)}" if name.isdigit() else f"trial {name}"
+    return f"{trial}, training {int(folder.name) + 1}" if again else trial
 
 
 def _track_fold(trial: _Trial, result: FoldResult, samples_per_s: float) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from vqa.config.messages import plain_message
 from vqa.errors import UserError
 from vqa.machine.files import try_lock, wait_for_lock
 from vqa.machine.safe_text import mask_secrets
@@ -21,13 +22,14 @@ log = logging.getLogger(__name__)
 OF_THE_SWEEP = ("hydra.sweep", "hydra/sweeper", "hydra.launcher", "hydra/launcher", "hydra.mode", "hydra.run")
 
 
-def make_final_run(shared: SharedStudy, jobs: HydraJobs, best: Standing) -> None:
+def make_final_run(shared: SharedStudy, jobs: HydraJobs, best: Standing, lang: str = "en") -> None:
     """Make the final run with the winner, or go on with it; do nothing where it is there.
 
     Args:
         shared: The study.
         jobs: Runs it, where no command does.
         best: The winner.
+        lang: Of what is said on the terminal.
 
     Raises:
         UserError: The run refused its settings, its command failed, or another winner began it.
@@ -42,7 +44,8 @@ def make_final_run(shared: SharedStudy, jobs: HydraJobs, best: Standing) -> None
     with lock:
         if _exists(shared, overrides):
             return
-        log.info(f"final run with trial {best.trial}: {' '.join(chosen)}")
+        values = " ".join(chosen)
+        log.info(plain_message(lang, "study final", study=settings.study_name, n=best.trial, values=values))
         if settings.final_command is not None:
             _run_command(shared, jobs, settings.final_command, overrides)
             return

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, configure_log, run_job
 from hydra.errors import HydraException
 from hydra.types import HydraContext, TaskFunction
@@ -140,7 +141,7 @@ class HydraJobs:
         try:
             return self.task_function(config)
         except Pruned as pruned:
-            logging.getLogger(__name__).info(str(pruned))
+            logging.getLogger(__name__).info(f"trial {HydraConfig.get().job.num} {pruned}")
             return pruned
         except UserError as error:
             logging.getLogger(__name__).error(str(error))

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from optuna.trial import FrozenTrial, TrialState
 from yaml import YAMLError
 
+from vqa.config.messages import plain_message
 from vqa.errors import UserError
 from vqa.machine.files import replace_text
 from vqa.results.comparison import Trained, Verdict, compare, standing_order
@@ -29,7 +30,7 @@ from vqa.results.predictions import read_fold_predictions
 from vqa.results.ranges import Range
 from vqa.results.trials import DOUBTS, OBJECTIVE_COLUMNS, RESULT_COLUMNS, TIED, other_leader
 from vqa.results.uncertainty import mean_error, picture_codes
-from vqa.sweep.objective import TITLES, Objective, question_losses, shown_objective
+from vqa.sweep.objective import Objective, question_losses, shown_objective
 from vqa.sweep.search.promotion import WORKED_S, is_paused
 from vqa.sweep.search.space import override_value, overrides_of, plain_values
 
@@ -310,36 +311,36 @@ def write_leaderboard(standings: Sequence[Standing], names: Sequence[str], path:
     replace_text(path, leaderboard_text(standings, names))
 
 
-def describe_scores(standing: Standing) -> str:
+def describe_scores(standing: Standing, lang: str = "en") -> str:
     """Give NLL and accuracy with their standard errors in a few words."""
     if standing.nll is None:
-        return "no score"
-    nll = f"NLL {standing.nll:.4f}" + (f" ± {standing.nll_se:.4f}" if standing.nll_se is not None else "")
+        return plain_message(lang, "scores none")
+    error = f" ± {standing.nll_se:.4f}" if standing.nll_se is not None else ""
+    nll = plain_message(lang, "scores nll", nll=f"{standing.nll:.4f}{error}")
     if standing.accuracy is None or standing.accuracy_se is None:
         return nll
-    return f"{nll}, accuracy {standing.accuracy:.4f} ± {standing.accuracy_se:.4f}"
+    accuracy = f"{standing.accuracy:.4f} ± {standing.accuracy_se:.4f}"
+    return plain_message(lang, "scores accuracy", nll=nll, accuracy=accuracy)
 
 
-def describe_ties(standings: Sequence[Standing]) -> str:
+def describe_ties(standings: Sequence[Standing], lang: str = "en") -> str:
     """Say which trials tie with the best one, what it is worth, and how noisy training is."""
     others = [standing for standing in standings[1:] if standing.state == "COMPLETE"]
     tied = [str(standing.trial) for standing in others if standing.tied]
     unknown = [str(standing.trial) for standing in others if standing.tied is None]
     lines = []
     if tied:
-        lines.append(
-            f"Not told apart from it (5 %, all trials together): {', '.join(tied)}. Any of them may do."
-        )
+        lines.append(plain_message(lang, "ties some", trials=", ".join(tied)))
     if unknown:
-        lines.append(f"Not compared with it, for want of common questions: trials {', '.join(unknown)}.")
+        lines.append(plain_message(lang, "ties unknown", trials=", ".join(unknown)))
     if not lines:
-        lines.append("No other complete trial ties with it (5 %, all trials together).")
-    return " ".join(
-        [*lines, *_doubts_in_words(standings[0]), *_disagreement(standings)] if standings else lines
-    )
+        lines.append(plain_message(lang, "ties none"))
+    if standings:
+        lines += [*_doubts_in_words(standings[0], lang), *_disagreement(standings, lang)]
+    return " ".join(lines)
 
 
-def _disagreement(standings: Sequence[Standing]) -> list[str]:
+def _disagreement(standings: Sequence[Standing], lang: str) -> list[str]:
     """Say that another trial leads by the score that the trials are not ranked by."""
     best = standings[0]
     by_accuracy = best.objective == "accuracy"
@@ -354,32 +355,33 @@ def _disagreement(standings: Sequence[Standing]) -> list[str]:
     if other is None:
         return []
     leader = next(s for s in standings if s.trial == other)
-    if by_accuracy:
-        return [f"NLL disagrees: trial {other} has {leader.nll:.4f}, this one {best.nll:.4f}."]
-    return [f"Accuracy disagrees: trial {other} has {leader.accuracy:.4f}, this one {best.accuracy:.4f}."]
+    theirs, mine = (leader.nll, best.nll) if by_accuracy else (leader.accuracy, best.accuracy)
+    by = "nll" if by_accuracy else "accuracy"
+    return [plain_message(lang, f"ties {by} disagrees", n=other, other=theirs, best=mine)]
 
 
-def describe_edges(best: Standing, ranges: Mapping[str, Range]) -> str:
+def describe_edges(best: Standing, ranges: Mapping[str, Range], lang: str = "en") -> str:
     """Say which values of the best trial lie at the edge of their range; empty when none does."""
     return " ".join(
-        f"{key}={override_value(best.params[key])} lies at the {edge} edge of {ranged}: search wider."
+        plain_message(lang, f"{edge} edge", value=f"{key}={override_value(best.params[key])}", range=ranged)
         for key, ranged in ranges.items()
         if (edge := ranged.edge_of(best.params.get(key))) is not None
     )
 
 
-def _doubts_in_words(best: Standing) -> list[str]:
+def _doubts_in_words(best: Standing, lang: str) -> list[str]:
     verdict = best.verdict
     if verdict is None or verdict.corrected is None:
         return []
-    name = TITLES[best.objective]
+    title = plain_message(lang, f"objective {best.objective}")
     expected = shown_objective(verdict.corrected, best.objective)
-    said = [f"Expected {name} {expected:.4f}, corrected for its having been picked."]
+    said = [plain_message(lang, "ties expected", title=title, score=expected)]
     if verdict.retraining_sd is None:
-        said.append("Noise of training it again: not measured (hydra.sweeper.confirm).")
+        said.append(plain_message(lang, "ties unmeasured"))
     else:
-        share = f", {verdict.retraining_share:.0%} of its variance" if verdict.retraining_share else ""
-        said.append(f"Training it again moves its {name} by {verdict.retraining_sd:.4f} (1 s.d.){share}.")
+        part = verdict.retraining_share
+        share = plain_message(lang, "ties share", share=part) if part else ""
+        said.append(plain_message(lang, "ties noise", title=title, sd=verdict.retraining_sd, share=share))
     return said
 
 

@@ -13,7 +13,6 @@ from vqa.results.predictions import Prediction
 
 Objective = Literal["nll", "accuracy", "calibrated_nll"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
-TITLES: dict[Objective, str] = {"nll": "NLL", "accuracy": "accuracy", "calibrated_nll": "calibrated NLL"}
 
 
 def question_losses(predictions: Sequence[Prediction], objective: Objective) -> dict[str, float]:

@@ -14,6 +14,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vqa.config.messages import plain_message
+from vqa.data.places import missing_data_files
 from vqa.errors import UserError
 from vqa.machine import processes
 from vqa.machine.interrupt import Interrupt
@@ -90,6 +92,7 @@ def run_sweep(
     groups = context.config_loader
     space = read_search_space(settings.params, arguments, groups)
     folder = Path(config.hydra.sweep.dir).absolute()
+    _refuse_missing_files(config, arguments, folder)
     jobs = HydraJobs(context, task_function, config)
     if not StudyFolder(folder).terms.exists():
         refuse_unknown_keys(jobs.configs, space, settings)
@@ -114,6 +117,17 @@ def run_sweep(
             return Sweep(shared, jobs, interrupt, launcher).run()
         _run_as_copy(shared, jobs, slot, interrupt)
         return None
+
+
+def _refuse_missing_files(config: DictConfig, arguments: list[str], folder: Path) -> None:
+    """Tell of a data file that is not there before anything is loaded; a complete study needs none."""
+    data = OmegaConf.select(config, "data")
+    searched = any(given.lstrip("+").startswith("data") and "," in given for given in arguments)
+    if not isinstance(data, DictConfig) or searched or StudyFolder(folder).final.complete:
+        return
+    plain: Any = OmegaConf.to_container(data, resolve=True)
+    if missing := missing_data_files(plain):
+        raise UserError("\n".join(missing))
 
 
 def _read(node: Mapping[Any, Any], launcher: str | None) -> SweepSettings:
@@ -181,12 +195,23 @@ def _run_as_copy(
         log.info(f"worker {slot} is up already")
         return
     jobs = replace(jobs, parent_run_id=_parent_run(shared, jobs.config, anew=False))
-    with lock, Board(shared.settings.study_name, shared.space.keys, shared.n_trials) as board:
+    with lock, _board(shared, jobs.config) as board:
         try:
             Worker(shared, jobs, board, own_deadline(), interrupt, slot).run()
         except UserError as error:
             note_refusal(shared.folder, slot, error)
             raise
+
+
+def _board(shared: SharedStudy, config: DictConfig) -> Board:
+    """The live table of a study."""
+    folds = OmegaConf.select(config, "budget.folds")  # of a configuration that is not ours: not known
+    names, lang = shared.space.keys, _language(config)
+    return Board(shared.settings.study_name, names, shared.n_trials, lang=lang, folds=folds)
+
+
+def _language(config: DictConfig) -> str:
+    return str(OmegaConf.select(config, "lang", default="en"))
 
 
 def _parent_run(shared: SharedStudy, config: DictConfig, anew: bool) -> str | None:
@@ -224,19 +249,18 @@ class Sweep:
         self.interrupt = interrupt
         self.config = jobs.config
         self.name = f"study {self.settings.study_name}"
+        self.lang = _language(jobs.config)
 
     def run(self) -> float | None:
         """Run what is missing; see `run_sweep`."""
         if self._is_closed():
             tally = self.shared.tally()
-            final = ", the final run too" if self.settings.final else ""
-            log.info(
-                f"{self.name}: {tally.done} of {self.shared.n_trials} trials done{final}: nothing is left."
-            )
-            log.info(f"Results are in {self.shared.folder}; study=other starts another study.")
+            final = self._say("closed final") if self.settings.final else ""
+            log.info(self._say("closed", done=tally.done, n=self.shared.n_trials, final=final))
+            log.info(self._say("elsewhere", folder=self.shared.folder))
             return self._best_value()
         self.jobs = replace(self.jobs, parent_run_id=_parent_run(self.shared, self.config, anew=True))
-        board = Board(self.settings.study_name, self.shared.space.keys, self.shared.n_trials)
+        board = _board(self.shared, self.config)
         deadline = time.time() + (self.settings.timeout_s or float("inf"))
         worker = Worker(self.shared, self.jobs, board, deadline, self.interrupt)
         try:
@@ -251,10 +275,7 @@ class Sweep:
                 self._write_page()  # with a final run it is that run's last act
         except KeyboardInterrupt:
             done = self.shared.tally().done
-            log.warning(
-                f"{self.name} interrupted, {done} of {self.shared.n_trials} trials done; "
-                "the same command goes on from here."
-            )
+            log.warning(self._say("interrupted", done=done, n=self.shared.n_trials))
             self._close_tracking("KILLED")
             raise
         self._close_tracking("COMPLETE" if complete else "KILLED")
@@ -311,35 +332,29 @@ class Sweep:
                 "To go on, mend the cause and repeat the command with a higher hydra.sweeper.max_failures."
             )
         if not self.shared.is_over():
-            why = f"out of time (hydra.sweeper.timeout_s={self.settings.timeout_s})"
+            why = self._say("out of time", s=self.settings.timeout_s)
             if tally.running:
-                why = f"{tally.running} trials are run by other processes"
-            log.warning(
-                f"{self.name}: {tally.done} of {self.shared.n_trials} trials done, {why}; "
-                "the same command goes on from here."
-            )
+                why = self._say("others", n=tally.running)
+            log.warning(self._say("not over", done=tally.done, n=self.shared.n_trials, why=why))
             return False
         best = winner_of(standings)
         if best is None:
-            log.warning(
-                f"{self.name}: all {tally.done} trials done, none of them complete: there is no winner."
-            )
+            log.warning(self._say("none complete", n=tally.done))
         else:
-            log.info(f"{self.name}: all {tally.done} trials done.")
-            log.info(
-                f"Best: trial {best.trial}, {describe_scores(best)}: {' '.join(overrides_of(best.params))}"
-            )
-            log.info(describe_ties(standings))
-            if edges := describe_edges(best, StudyFolder(self.shared.folder).ranges()):
+            scores, chosen = describe_scores(best, self.lang), " ".join(overrides_of(best.params))
+            log.info(self._say("over", n=tally.done))
+            log.info(self._say("best", n=best.trial, scores=scores, values=chosen))
+            log.info(describe_ties(standings, self.lang))
+            if edges := describe_edges(best, StudyFolder(self.shared.folder).ranges(), self.lang):
                 log.warning(edges)
-            log.info(f"See {self.shared.folder}/leaderboard.csv and best.yaml.")
+            log.info(self._say("files", folder=self.shared.folder))
         return True
 
     def _run_final(self, standings: list[Standing]) -> None:
         best = winner_of(standings)
         if best is None:
             raise UserError(self._nothing_complete("there is nothing for the final run"))
-        make_final_run(self.shared, self.jobs, best)
+        make_final_run(self.shared, self.jobs, best, self.lang)
 
     def _nothing_complete(self, so: str) -> str:
         return (
@@ -351,8 +366,11 @@ class Sweep:
     def _write_page(self) -> None:
         from vqa.report.report import write_report  # imports matplotlib
 
-        language = OmegaConf.select(self.config, "lang", default="en")
-        log.info(f"See {write_report(StudyFolder(self.shared.folder).final.path, language)}.")
+        page = write_report(StudyFolder(self.shared.folder).final.path, self.lang)
+        log.info(plain_message(self.lang, "look", path=page))
+
+    def _say(self, name: str, **values: object) -> str:
+        return plain_message(self.lang, f"study {name}", study=self.settings.study_name, **values)
 
     def _closing_mark(self) -> str:
         final = " and the final run" if StudyFolder(self.shared.folder).final.complete else ""

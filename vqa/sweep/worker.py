@@ -176,12 +176,13 @@ class Worker:
     def _run_trial(self, claim: Claim) -> None:
         trial = claim.trial
         overrides = overrides_of(self.shared.space.values(trial.params))
-        self.board.event(describe_start(trial.number, overrides, claim.adopted))
+        self.board.event(describe_start(trial.number, overrides, claim.adopted, self.board.lang))
         if claim.adopted and self.by == "part" and self.shared.would_stop(trial.number):
             self.shared.tell(trial, TrialState.PRUNED)
         else:
             self._run_job(trial, overrides)
-        self.board.event(describe_end(standing_of(self.shared.now(trial), self.shared.folder)))
+        standing = standing_of(self.shared.now(trial), self.shared.folder)
+        self.board.event(describe_end(standing, self.board.lang))
 
     def _is_of_this_trial(self, error: UserError) -> bool:
         """Whether a refusal comes from the trial's own values, so that other trials can go on.

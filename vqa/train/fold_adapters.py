@@ -95,7 +95,7 @@ def fold_adapter(
             with attached(base, settings.lora, settings.train_seed) as model:
                 _keep(model, base, train(model), folder)
     if found:
-        log.info("fold %d: the adapter was trained before, see %s", number, folder)
+        log.info("fold %d: the adapter was trained before, see %s", number + 1, folder)
     with loaded(base, folder) as model:
         yield model, _read(folder), found
 
