@@ -11,6 +11,7 @@ from vqa.machine.files import replace_text
 from vqa.model.prompt import written_out
 from vqa.question import letters_of
 from vqa.results.folder import CALIBRATION, RunFolder, member_folder, member_folders, read_json
+from vqa.results.metrics import chance_of
 
 PROMPT = "prompt.json"
 PIXELS = "preprocessor_config.json"
@@ -102,7 +103,7 @@ def _card(
             "base model, held-out questions",
             {k: metrics.get(f"base_{k}") for k in SCORES} | {"n": metrics["n"]},
         ),
-        f"| chance | {metrics['chance']:.3f} | | {_chance_nll(metrics):.3f} | |",
+        f"| chance | {chance_of(metrics):.3f} | | {_chance_nll(metrics):.3f} | |",
         "",
         "The best epoch was chosen on the held-out questions; that makes their score a little optimistic."
         if metrics.get("note")
@@ -117,7 +118,7 @@ def _card(
 
 def _numbers(metrics: Mapping[str, Any]) -> list[int]:
     """The numbers of options that the questions have, the smallest first."""
-    return [int(n) for n in metrics.get("options", [round(1 / metrics["chance"])])]
+    return [int(n) for n in metrics.get("options", [round(1 / chance_of(metrics))])]
 
 
 def _options(metrics: Mapping[str, Any]) -> tuple[str, str]:
@@ -129,7 +130,7 @@ def _options(metrics: Mapping[str, Any]) -> tuple[str, str]:
 
 def _chance_nll(metrics: Mapping[str, Any]) -> float:
     """NLL of guessing, nats."""
-    return float(metrics.get("chance_nll", -math.log(metrics["chance"])))
+    return float(metrics.get("chance_nll", -math.log(chance_of(metrics))))
 
 
 def _what(metrics: Mapping[str, Any]) -> str:

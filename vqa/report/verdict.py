@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vqa.results.metrics import chance_of
 from vqa.results.trials import TrialRow, best_trial, complete_trials
 
 Both = tuple[str, str]  # English, Korean
@@ -39,7 +40,7 @@ def score_part(
 ) -> Both | None:
     """The tuned model's accuracy beside that of the base model and of guessing."""
     if "accuracy" in metrics:
-        tuned, guessed = _percent(metrics["accuracy"]), _percent(metrics["chance"])
+        tuned, guessed = _percent(metrics["accuracy"]), _percent(chance_of(metrics))
         if "base_accuracy" not in metrics:
             return f"tuned {tuned}, chance {guessed}", f"학습 후 {tuned}, 무작위 {guessed}"
         base = _percent(metrics["base_accuracy"])

@@ -181,9 +181,9 @@ def confusion(predictions: Sequence[Prediction]) -> NDArray[np.int64]:
     Raises:
         ValueError: there are no predictions or one has no gold letter.
     """
-    most = most_options(predictions)
+    pairs, most = _labelled(predictions), most_options(predictions)
     counts = np.zeros((most, most + 1), dtype=np.int64)
-    for p, gold in _labelled(predictions):
+    for p, gold in pairs:
         column = most if p.answer is None else LETTERS.index(p.answer)
         counts[LETTERS.index(gold), column] += 1
     return counts
@@ -272,9 +272,14 @@ def guessing_of(predictions: Sequence[Prediction]) -> Guessing:
     return guessing(len(p.p) for p in predictions)
 
 
+def chance_of(metrics: Mapping[str, Any]) -> float:
+    """Return the accuracy of guessing that a metrics.json names; early versions knew four options only."""
+    return float(metrics.get("chance", 0.25))
+
+
 def most_options(predictions: Sequence[Prediction]) -> int:
-    """Return the largest number of options that a question has."""
-    return max(len(p.p) for p in predictions)
+    """Return the largest number of options that a question has; 0 without questions."""
+    return max((len(p.p) for p in predictions), default=0)
 
 
 def no_answer_rate(predictions: Sequence[Prediction]) -> float:

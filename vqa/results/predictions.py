@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vqa.errors import UserError
 from vqa.machine.files import replace_text
-from vqa.question import FEWEST, LETTERS, MOST, letters_of, one_of
+from vqa.question import FEWEST, LETTERS, MOST, letters_of
 
 SUM_TOLERANCE = 1e-4  # float32 softmax is off by 1e-7; a forgotten normalisation by far more
 NO_ANSWER = "no_answer"  # flag of a row whose generated text held no letter
@@ -58,7 +58,7 @@ class Prediction:
         for name, letter in (("answer", self.answer), ("gold", self.gold)):
             if letter is not None and letter not in self.letters:
                 raise ValueError(
-                    f"{name} of question {self.id!r} must be {one_of(self.letters)}, got {letter!r}"
+                    f"{name} of question {self.id!r} must be one of {', '.join(self.letters)}, got {letter!r}"
                 )
 
     @property
