@@ -76,6 +76,7 @@ MESSAGES: dict[str, tuple[str, str]] = {
         "{shown}",
         "     {part} 문항 {count}개에 모델의 제어 토큰이 들어 있으며 일반 글자로 처리합니다: {shown}",
     ),
+    "options": ("questions have {said} options", "문항의 보기는 {said}개"),
     "healthy": (
         "all good; next: {command}",
         "모두 정상. 다음: {command}",
