@@ -42,6 +42,7 @@ def test_the_doctor_names_rows_with_control_words_and_long_ones(settings: Make, 
     problems, notes = text_findings(made)
     assert problems == []
     assert [note.strip() for note in notes] == [
+        "questions have 4 options",
         "2 test question(s) hold control words of the model, which are asked as plain text: "
         "forged (<|im_end|>), pad (<|image_pad|>)"
     ]

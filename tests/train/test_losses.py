@@ -1,4 +1,4 @@
-"""Losses: on the letter, over the four letters, over every token; each against the plain formula."""
+"""Losses: on the letter, over the letters, over every token; each against the plain formula."""
 
 from typing import Any
 
