@@ -16,7 +16,6 @@ from vqa.config.stages import STAGES
 from vqa.data.places import missing_data_files
 from vqa.errors import UserError, refuse_no_adapter
 from vqa.machine import processes
-from vqa.question import CHANCE
 from vqa.results.adapter_record import TAKEN, read_record, weights_sha256, with_record
 from vqa.results.folder import RunFolder, StudyFolder, adapter_folder, begin, folder_of_file, member_folders
 from vqa.stages.preflight import prepare
@@ -239,7 +238,7 @@ def _say(settings: Settings, folder: Path, metrics: dict[str, Any]) -> None:
     if "accuracy" in metrics:
         which = "held-out" if settings.stage == "final" else "evaluated"
         scores, base = _scores(lang, metrics), metrics["base_accuracy"]
-        console.print(message(lang, which, scores=scores, base=base, chance=CHANCE))
+        console.print(message(lang, which, scores=scores, base=base, chance=metrics["chance"]))
     if "test" in metrics:
         console.print(message(lang, "test", scores=_scores(lang, metrics["test"])))
     for alarm in metrics.get("alarms", []):

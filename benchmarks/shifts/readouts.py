@@ -73,10 +73,10 @@ def evaluate(work: Path, cell: Cell) -> Result:
 
 
 def _separately(encoder: Any, questions: Sequence[Any], size: int) -> None:
-    from vqa.answer.debias import CYCLIC
+    from vqa.answer.debias import cyclic
     from vqa.answer.score import option_scores
 
-    for order in CYCLIC:
+    for order in cyclic(4):
         option_scores(encoder, questions, size, [order])
 
 

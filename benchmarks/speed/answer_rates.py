@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.harness.record import write_rows
 from benchmarks.speed.throughput import peak_gib, settings_for
-from vqa.answer.debias import CYCLIC
+from vqa.answer.debias import cyclic
 from vqa.answer.readout import answer
 from vqa.answer.score import option_scores
 from vqa.data.source import data_source
@@ -75,7 +75,7 @@ def measured(way: str, arguments: argparse.Namespace, rows: list[Question]) -> d
         def work(part: list[Question]) -> dict[str, Any]:
             facts: dict[str, Any] = {}
             if way == SEPARATE:
-                for order in CYCLIC:
+                for order in cyclic(4):
                     option_scores(encoder, part, 64, [order])
             else:
                 answer(encoder, model, part, settings, facts, rows)

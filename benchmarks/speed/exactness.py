@@ -89,7 +89,7 @@ def curve(
             part = rows[start : start + batch]
             packed = encoder.batch(part)
             logits = letter_logits(base, packed) if way == "vqa" else plain_logits(encoder, model, part)
-            loss = answer_loss(logits, packed.targets, base.letters) / len(part)
+            loss = answer_loss(logits, packed.targets, base.letters[4]) / len(part)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
@@ -106,7 +106,7 @@ def compare_scores(encoder: Encoder, model: Any, rows: list[Question], batch: in
     for start in range(0, len(rows), batch):
         with torch.no_grad():
             logits = plain_logits(encoder, model, rows[start : start + batch])
-        expected.append(option_log_probabilities(logits, encoder.base.letters)[0])
+        expected.append(option_log_probabilities(logits, encoder.base.letters[4])[0])
     plain_seconds = time.perf_counter() - began
     plain = torch.cat(expected).double().log_softmax(1).cpu()
     began = time.perf_counter()

@@ -191,7 +191,7 @@ def _plain_batch(base: Base, settings: Settings, rows: list[Question]) -> tuple[
         padding=True,
         return_tensors="pt",
     )
-    targets = torch.tensor([base.letters.answer[LETTERS.index(str(q.answer))] for q in rows])
+    targets = torch.tensor([base.letters[4].answer[LETTERS.index(str(q.answer))] for q in rows])
     values = {
         name: value.to(base.dtype) if value.is_floating_point() else value
         for name, value in inputs.items()

@@ -64,7 +64,7 @@ def _seconds(
     for _ in range(REPEATS + 1):
         for name, forward in forwards.items():
             began = time.perf_counter()
-            answer_loss(forward(), targets, base.letters).backward()  # type: ignore[no-untyped-call]
+            answer_loss(forward(), targets, base.letters[4]).backward()  # type: ignore[no-untyped-call]
             times[name].append(time.perf_counter() - began)
     return {name: statistics.median(found[1:]) for name, found in times.items()}
 

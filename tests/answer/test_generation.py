@@ -24,7 +24,7 @@ from vqa.question import Question
     ],
 )
 def test_a_letter_is_read_and_never_made_up(text: str, letter: str | None) -> None:
-    assert parse_letter(text) == letter
+    assert parse_letter(text, 4) == letter
 
 
 def test_the_embedded_model_generates_letters(encoder: Encoder, questions: list[Question]) -> None:
@@ -48,4 +48,4 @@ def test_the_embedded_model_generates_letters(encoder: Encoder, questions: list[
     ],
 )
 def test_reasoning_counts_only_with_a_stated_answer(text: str, letter: str | None) -> None:
-    assert final_letter(text) == letter
+    assert final_letter(text, 4) == letter

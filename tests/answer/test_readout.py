@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.conftest import Make
-from vqa.answer.debias import CYCLIC, entropy
+from vqa.answer.debias import cyclic, entropy
 from vqa.answer.readout import answer
 from vqa.answer.score import option_scores, score
 from vqa.errors import UserError
@@ -80,7 +80,7 @@ def test_packed_scores_are_those_of_the_plain_padded_forward(
     inputs = encoder.padded(part)
     with torch.no_grad():
         logits = base.model(**inputs, use_cache=False).logits[:, -1]
-    letters = torch.tensor(base.letters.spellings)
+    letters = torch.tensor(base.letters[4].spellings)
     expected = torch.logsumexp(logits[:, letters], dim=1).softmax(1)
     found = torch.tensor([p.p for p in score(encoder, part, 12)])
     assert torch.allclose(found, expected, atol=1e-5)
@@ -135,13 +135,13 @@ def test_a_model_that_wants_to_say_something_else_is_reported(
     encoder: Encoder, questions: list[Question], settings: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     answer(encoder, encoder.base.model, questions[:4], settings("inference.min_option_mass=1.1"))
-    assert "the four letters together get only" in caplog.text
+    assert "the letters together get only" in caplog.text
 
 
 def test_cyclic_orders_equal_four_separate_scores(encoder: Encoder, questions: list[Question]) -> None:
     part = questions[:7]
-    found, _ = option_scores(encoder, part, 3, CYCLIC)
-    for k, order in enumerate(CYCLIC):
+    found, _ = option_scores(encoder, part, 3, cyclic(4))
+    for k, order in enumerate(cyclic(4)):
         alone, _ = option_scores(encoder, part, 7, [order])
         assert torch.allclose(found[:, k], alone[:, 0], atol=1e-4)
 

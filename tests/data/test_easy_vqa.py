@@ -7,7 +7,9 @@ import pytest
 from vqa.data.easy_vqa import COLORS, KINDS, SHAPES, EasyVqa, plausible_guess_level
 from vqa.data.image import file_sha256
 from vqa.errors import UserError
-from vqa.question import LETTERS, Question
+from vqa.question import Question, letters_of
+
+FOUR = letters_of(4)
 
 DATA = EasyVqa(train_size=402, test_size=200, seed=0)
 
@@ -23,7 +25,7 @@ def test() -> list[Question]:
 
 
 def right_words(questions: list[Question]) -> list[str]:
-    return [q.choices[LETTERS.index(q.answer)] for q in questions if q.answer]
+    return [q.choices[FOUR.index(q.answer)] for q in questions if q.answer]
 
 
 def test_answers_are_those_of_the_package(train: list[Question], test: list[Question]) -> None:
@@ -58,7 +60,7 @@ def test_kinds_are_a_quarter_each(train: list[Question], test: list[Question]) -
 
 
 def test_letters_are_balanced_in_every_kind_and_overall(test: list[Question]) -> None:
-    assert Counter(q.answer for q in test) == dict.fromkeys(LETTERS, 50)
+    assert Counter(q.answer for q in test) == dict.fromkeys(FOUR, 50)
     for kind in KINDS:
         assert sorted(Counter(q.answer for q in test if q.kind == kind).values()) == [12, 12, 13, 13]
 

@@ -197,3 +197,14 @@ def test_written_split_reads_back_with_ids_verbatim(tmp_path: Path) -> None:
             ['00,"7"', "train"],
             ["q1", "valid"],
         ]
+
+
+def test_a_letter_that_few_questions_have_does_not_stop_the_split() -> None:
+    made = [Question(str(i), None, "", "q", ("1", "2", "3", "4"), LETTERS[i % 4]) for i in range(40)] + [
+        Question(f"six {i}", None, "", "q", tuple("123456"), letter) for i, letter in enumerate("ef")
+    ]
+    split = hold_out(made, 0.2, 0)
+    assert len(split.train) + len(split.valid) == 42
+    few = [q for q in made if q.answer != "d" or int(q.id) < 8]
+    with pytest.raises(UserError, match="of each letter, the letter d has"):  # which every question has
+        hold_out(few, 0.2, 0)

@@ -93,12 +93,12 @@ def make_suffixes(model: Any, shapes: Shapes) -> list[Suffix]:
     for i, shape in enumerate(shapes):
         text = torch.randint(20, VOCAB, (shape[2] if shape else 6,), generator=generator)
         if shape is None:
-            made.append(Suffix(text, None, i % 4))
+            made.append(Suffix(text, None, i % 4, 4))
             continue
         found = features(model, shape[0], shape[1], generator)
         picture = torch.full((shape[0] * shape[1],), IMAGE)
         ids = torch.cat([torch.tensor([START]), picture, torch.tensor([END]), text])
-        made.append(Suffix(ids, found, i % 4))
+        made.append(Suffix(ids, found, i % 4, 4))
     return made
 
 

@@ -18,8 +18,8 @@ from vqa.model.encode import Encoder
 from vqa.model.families.table import family_of
 from vqa.model.generic_prompt import PromptWriter
 from vqa.model.prompt import (
-    AS_WRITTEN,
     CUT,
+    as_written,
     control_words,
     plain_text,
     render,
@@ -56,7 +56,7 @@ def test_no_id_of_a_control_word_comes_from_a_question(text: str, base: Base, se
     control = added(base.tokenizer).keys()
     counts = []
     for question in (asked("What?"), asked(text), asked("What?", (text, *COLOURS[1:]))):
-        rendered = render(base.tokenizer, prompt, question, AS_WRITTEN)
+        rendered = render(base.tokenizer, prompt, question, as_written(question))
         ids = token_ids(base.tokenizer, rendered.prefix) + token_ids(base.tokenizer, rendered.suffix)
         counts.append(Counter(number for number in ids if number in control))
         shown = base.tokenizer.decode(ids)
@@ -71,7 +71,7 @@ def test_a_question_without_control_words_has_the_same_ids_as_before(
 ) -> None:
     prompt = settings("prompt=direct_ko").prompt
     for question in questions[:8]:
-        rendered = render(base.tokenizer, prompt, question, AS_WRITTEN)
+        rendered = render(base.tokenizer, prompt, question, as_written(question))
         assert token_ids(base.tokenizer, rendered.suffix) == base.ids(rendered.suffix)
 
 
@@ -112,10 +112,10 @@ def bare_processor(settings: Settings) -> Any:
 def check_every_control_word(writer: PromptWriter, prompt: PromptSettings) -> None:
     control = added(writer.tokenizer)
     picture = writer.placeholders[0]
-    plain = Counter(writer.ids(prompt, asked("What?"), AS_WRITTEN, picture).tolist())
+    plain = Counter(writer.ids(prompt, asked("What?"), (0, 1, 2, 3), picture).tolist())
     for word in control.values():
         question = asked(f"What {word}?", (word, *COLOURS[1:]))
-        found = writer.ids(prompt, question, AS_WRITTEN, picture)
+        found = writer.ids(prompt, question, as_written(question), picture)
         counts = Counter(found.tolist())
         assert {n: counts[n] for n in control} == {n: plain[n] for n in control}, word
         assert writer.tokenizer.decode(found).count(word) >= 2

@@ -18,7 +18,7 @@ QWEN = {
 
 
 def test_qwen_counts_four_spellings_and_teaches_the_plain_letters() -> None:
-    found = letter_tokens(lambda text: [QWEN[text]])
+    found = letter_tokens(lambda text: [QWEN[text]], 4)
     assert found.answer == (64, 65, 66, 67)
     assert set(found.spellings) == {
         (64, 65, 66, 67),
@@ -29,14 +29,14 @@ def test_qwen_counts_four_spellings_and_teaches_the_plain_letters() -> None:
 
 
 def test_a_spelling_that_is_not_one_token_for_all_four_letters_does_not_count() -> None:
-    found = letter_tokens(lambda text: [1, 2] if text == " b" else [QWEN[text]])
+    found = letter_tokens(lambda text: [1, 2] if text == " b" else [QWEN[text]], 4)
     assert (264, 293, 272, 294) not in found.spellings
     assert len(found.spellings) == 3
 
 
 def test_letters_that_are_not_single_tokens_are_refused() -> None:
     with pytest.raises(UserError, match="does not write a, b, c, d as single, distinct tokens"):
-        letter_tokens(lambda text: [1, 2])
+        letter_tokens(lambda text: [1, 2], 4)
 
 
 def test_probability_is_summed_over_spellings_and_the_option_mass_reported() -> None:

@@ -4,19 +4,21 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vqa.question import LETTERS
+from vqa.question import letters_of
 from vqa.report.plots import confusion_matrix, learning_curve, reliability
 from vqa.results.predictions import Prediction
+
+FOUR = letters_of(4)
 
 
 def predictions(n: int = 60) -> list[Prediction]:
     draw = random.Random(0)
     rows = []
     for i in range(n):
-        weights = [draw.random() ** 3 for _ in LETTERS]
+        weights = [draw.random() ** 3 for _ in FOUR]
         p = [weight / sum(weights) for weight in weights]
-        answer = LETTERS[p.index(max(p))] if i % 20 else None
-        rows.append(Prediction(str(i), answer, (p[0], p[1], p[2], p[3]), 1.0, draw.choice(LETTERS)))
+        answer = FOUR[p.index(max(p))] if i % 20 else None
+        rows.append(Prediction(str(i), answer, (p[0], p[1], p[2], p[3]), 1.0, draw.choice(FOUR)))
     return rows
 
 

@@ -23,7 +23,7 @@ def test_it_says_how_good_against_what_and_which_settings_tie() -> None:
 
 def test_without_a_final_run_the_best_trial_speaks() -> None:
     trials = [trial(0, 0.5, tied=True, accuracy=0.6), trial(1, 0.9, tied=False)]
-    english, _ = verdict({}, trials)
+    english, _ = verdict({}, trials, chance=0.25)
     assert english == "best short trial 60 %, chance 25 %; one setting is clearly the best."
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vqa.question import LETTERS
+from vqa.question import letters_of
 from vqa.results.calibration import (
     UNCHANGED,
     calibrated_scores,
@@ -21,18 +21,20 @@ from vqa.results.folder import CALIBRATION, read_json
 from vqa.results.metrics import calibration_error, nll
 from vqa.results.predictions import Prediction
 
+FOUR = letters_of(4)
+
 
 def drawn(n: int, sharpness: float, seed: int = 0) -> list[Prediction]:
     """Answers whose logits are `sharpness` times those that the gold letters were drawn from."""
     draw = random.Random(seed)
     found = []
     for number in range(n):
-        logits = [draw.gauss(0, 2) for _ in LETTERS]
+        logits = [draw.gauss(0, 2) for _ in FOUR]
         true = [math.exp(x) for x in logits]
-        [gold] = draw.choices(LETTERS, true)
+        [gold] = draw.choices(FOUR, true)
         p = [math.exp(sharpness * x) for x in logits]
         a, b, c, d = (x / sum(p) for x in p)
-        answer = LETTERS[p.index(max(p))]
+        answer = FOUR[p.index(max(p))]
         found.append(Prediction(str(number), answer, (a, b, c, d), 1.0, gold))
     return found
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from vqa.question import LETTERS
+from vqa.question import letters_of
 from vqa.results.metrics import (
     P_FLOOR,
     accuracy,
@@ -18,12 +18,14 @@ from vqa.results.metrics import (
 )
 from vqa.results.predictions import Prediction
 
+FOUR = letters_of(4)
+
 
 def predict(
     number: int, p_gold: float = 0.7, gold: str | None = "a", answer: str | None = "a", kind: str = ""
 ) -> Prediction:
     rest = (1 - p_gold) / 3
-    p = tuple(p_gold if letter == (gold or "a") else rest for letter in LETTERS)
+    p = tuple(p_gold if letter == (gold or "a") else rest for letter in FOUR)
     return Prediction(f"q{number}", answer, (p[0], p[1], p[2], p[3]), 0.9, gold, kind)
 
 
@@ -139,7 +141,8 @@ EVEN, MANY_B = list("aabbccdd"), list("bbbbbacd")
 def test_alarm_when_one_letter_takes_over_and_the_labels_do_not(
     answers: list[str], golds: list[str | None] | None, shares: dict[str, float] | None, message: str | None
 ) -> None:
-    alarm = collapse_alarm(answers, golds, shares)
+    rows = zip(answers, golds or [None] * len(answers), strict=True)
+    alarm = collapse_alarm([predict(i, answer=a, gold=g) for i, (a, g) in enumerate(rows)], shares)
     assert alarm is None if message is None else alarm is not None and message in alarm
 
 

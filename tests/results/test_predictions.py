@@ -88,8 +88,8 @@ def test_writing_nothing_is_refused(tmp_path: Path) -> None:
     ("p", "answer", "mass", "message"),
     [
         ((0.5, 0.5, 0.5, 0.5), "a", 1.0, "p of question 'q' must add up to 1, got 2.0"),
-        ((float("nan"), 0.5, 0.3, 0.2), "a", 1.0, "must be four numbers in 0..1, got .nan"),
-        ((1.5, -0.5, 0.0, 0.0), "a", 1.0, "must be four numbers in 0..1"),
+        ((float("nan"), 0.5, 0.3, 0.2), "a", 1.0, "must be 2 to 6 numbers in 0..1, got .nan"),
+        ((1.5, -0.5, 0.0, 0.0), "a", 1.0, "must be 2 to 6 numbers in 0..1"),
         (EVEN, "e", 1.0, "answer of question 'q' must be one of a, b, c, d, got 'e'"),
         (EVEN, "a", 1.2, "option_mass of question 'q' must be in 0..1, got 1.2"),
     ],
@@ -108,7 +108,7 @@ HEAD = "id,answer,p_a,p_b,p_c,p_d,margin,option_mass"
     ("content", "message"),
     [
         ("", "lacks the column.s. id, answer, .*it has none"),
-        ("id,answer\nq,a\n", "lacks the column.s. p_a, p_b, p_c, p_d, option_mass"),
+        ("id,answer\nq,a\n", "lacks the column.s. p_a, p_b, option_mass"),
         (f"{HEAD}\nq,a,1,0,0,zero,1,1\n", "row 2: column p_d must be a number, got 'zero'"),
         (f"{HEAD}\nq,a,1,0,0,nan,1,1\n", "row 2: column p_d must be a number, got 'nan'"),
         (f"{HEAD}\nq,A,1,0,0,0,1,1\n", "row 2: answer of question 'q' must be one of a, b, c, d, got 'A'"),

@@ -37,8 +37,8 @@ def asked(image: bytes = b"picture", **more: Any) -> dict[str, Any]:
     [
         ([], r"a request must be an object, got list"),
         (asked(question=" "), r"question must be a text, got ' '"),
-        (asked(options=["a"]), r"options must be four texts"),
-        (asked(options=["a", "b", "c", ""]), r"options must be four texts"),
+        (asked(options=["a"]), r"options must be 2 to 6 texts"),
+        (asked(options=["a", "b", "c", ""]), r"options must be 2 to 6 texts"),
         (asked(image=b""), r"image must be a picture, got nothing"),
         ({**asked(), "image": "%%"}, r"image must be base64"),
     ],

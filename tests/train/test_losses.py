@@ -1,4 +1,4 @@
-"""Losses: on the letter, over the four letters, over every token; each against the plain formula."""
+"""Losses: on the letter, over the letters, over every token; each against the plain formula."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from tests.helpers.tiny_models import FAMILIES, IMAGE, PAD, TEXT, Shapes, gradie
 from vqa.model.adapter import adapter_state, attached
 from vqa.model.decoder import answer_logits
 from vqa.model.encode import Encoder
-from vqa.model.letters import LetterTokens
+from vqa.model.letters import Letters, LetterTokens
 from vqa.model.packing import pack, pad
 from vqa.model.prompt import render
 from vqa.question import Question
@@ -19,6 +19,7 @@ from vqa.train.losses import answer_loss, batch_loss, choice_loss
 from vqa.train.plan import plan_fit
 
 LETTERS = LetterTokens(answer=(11, 3, 7, 5), spellings=((11, 3, 7, 5), (1, 2, 4, 6)))
+NONE = Letters(lambda text: [ord(text[-1])])  # a whole conversation asks for no letter
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_full_is_transformers_own_loss_of_the_padded_batch(
     assert packed.conversation is not None
     terms = packed.conversation.tokens
     assert terms == int((labels != -100).sum())
-    loss = batch_loss("full", answer_logits(base, packed.row), packed, LETTERS) / terms
+    loss = batch_loss("full", answer_logits(base, packed.row), packed, NONE) / terms
     found = gradients(model, loss)
 
     assert loss.item() == pytest.approx(reference_loss.item(), rel=1e-5)
@@ -99,7 +100,7 @@ def test_a_prefix_outside_the_row_is_refused_for_whole_conversations() -> None:
 def test_full_needs_whole_conversations(encoder: Encoder, questions: list[Question]) -> None:
     batch: Any = encoder.batch(questions[:2])
     with pytest.raises(ValueError, match=r"loss=full needs a batch packed with conversation=True"):
-        batch_loss("full", torch.zeros(2, 5), batch, LETTERS)
+        batch_loss("full", torch.zeros(2, 5), batch, NONE)
 
 
 def test_a_conversation_ends_with_the_letter_of_the_shuffled_answer_and_the_end_of_turn(

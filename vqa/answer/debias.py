@@ -2,28 +2,33 @@
 
 Formulas only; vqa/answer/readout.py asks the questions.
 
-Notation: Q questions, O orders of their options, C letters (or options), all log probabilities natural.
+Notation: Q questions with C options each, O orders of the options, all log probabilities natural.
 """
 
 import torch
 
-from vqa.question import LETTERS
-
-# Order k puts choice (letter + k) mod 4 at each letter: every choice stands once at every letter.
-CYCLIC = tuple(tuple((i + k) % len(LETTERS) for i in range(len(LETTERS))) for k in range(len(LETTERS)))
 FLOOR = 1e-12  # smallest prior, so that nothing is divided by zero
+
+
+def cyclic(options: int) -> tuple[tuple[int, ...], ...]:
+    """The cyclic orders of so many options: order k puts choice (letter + k) mod C at each letter.
+
+    Every choice stands once at every letter.
+    """
+    return tuple(tuple((i + k) % options for i in range(options)) for k in range(options))
 
 
 def to_options(by_letter: torch.Tensor) -> torch.Tensor:
     """Map log probabilities of letters under the cyclic orders back to the options.
 
     Args:
-        by_letter: (Q, O, C), the orders as in `CYCLIC`.
+        by_letter: (Q, O, C), the orders as in `cyclic`.
 
     Returns:
         (Q, O, C), the options as written.
     """
-    places = torch.tensor([[order.index(i) for i in range(len(order))] for order in CYCLIC])
+    orders = cyclic(by_letter.shape[2])
+    places = torch.tensor([[order.index(i) for i in range(len(order))] for order in orders])
     return by_letter.gather(2, places.expand(len(by_letter), -1, -1))
 
 
@@ -34,7 +39,7 @@ def cyclic_average(by_letter: torch.Tensor) -> torch.Tensor:
     letter, the prior then cancels exactly.
 
     Args:
-        by_letter: (Q, O, C), the orders as in `CYCLIC`.
+        by_letter: (Q, O, C), the orders as in `cyclic`.
 
     Returns:
         (Q, C) log probabilities of the options.
@@ -46,7 +51,7 @@ def letter_prior(by_letter: torch.Tensor) -> torch.Tensor:
     """The model's prior over the letters, whatever options stand there, from questions in all cyclic orders.
 
     Args:
-        by_letter: (Q, O, C), the orders as in `CYCLIC`.
+        by_letter: (Q, O, C), the orders as in `cyclic`.
 
     Returns:
         (C,) probabilities.

@@ -19,6 +19,7 @@ from vqa.errors import UserError, require
 from vqa.model.adapter import adapter_state, loaded, restore, stored_state
 from vqa.model.base import Base
 from vqa.model.encode import Encoder
+from vqa.model.prompt import refuse_other_options
 from vqa.question import Question
 from vqa.results.averages import average
 from vqa.results.calibration import UNCHANGED, tempered
@@ -171,12 +172,13 @@ def asked_one_by_one(
         temperature: Of the probabilities it gives.
 
     Raises:
-        UserError: As `loaded_members`.
+        UserError: As `loaded_members`; the function's own: the prompt speaks of another number of options.
     """
     with loaded_members(encoder.base, adapter) as each:
 
         @torch.no_grad()
         def ask(question: Question) -> Prediction:
+            refuse_other_options(encoder.prompt, [question])
             members = [score(encoder, [question], 1) for _ in each()]
             together = members[0] if len(members) == 1 else average(members, [1] * len(members))
             return tempered(together, temperature)[0]

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from vqa.answer.debias import CYCLIC, cyclic_average, entropy, mean_probability, pride, without_prior
+from vqa.answer.debias import cyclic, cyclic_average, entropy, mean_probability, pride, without_prior
 from vqa.answer.generation import final_letter, generate_answers, parse_letter
-from vqa.answer.score import option_scores, predictions_of, score
+from vqa.answer.score import each_number, option_scores, predictions_of, score
 from vqa.config.settings import InferenceSettings, Settings
 from vqa.errors import UserError
 from vqa.machine import processes
-from vqa.model.encode import AS_WRITTEN, Encoder
+from vqa.model.encode import Encoder
 from vqa.question import Question
 from vqa.results.calibration import held_out_calibrated, tempered
 from vqa.results.metrics import accuracy, mcnemar_p_value, nll
@@ -23,7 +23,7 @@ from vqa.results.predictions import NO_ANSWER, Prediction
 
 log = logging.getLogger(__name__)
 # Zhao et al. 2021 average over several strings without content; there is no picture either
-CONTENT_FREE = [Question(text, None, "", text, (text, text, text, text)) for text in ("N/A", "[MASK]", "-")]
+CONTENT_FREE = ("N/A", "[MASK]", "-")
 
 
 def read_letters(
@@ -31,14 +31,24 @@ def read_letters(
 ) -> list[Prediction]:
     """Letter probabilities, averaged over option orders, debiased or calibrated as `inference` says.
 
-    Calibration corrects letters, so it comes before the orders are mapped back to options.
+    Calibration corrects letters, so it comes before the orders are mapped back to options. Questions with
+    unlike numbers of options have letters, orders and priors of their own.
     """
-    orders = CYCLIC if inference.orders == "cyclic" else (AS_WRITTEN,)
+    return each_number(questions, lambda asked: _read_alike(encoder, asked, batch_size, inference))
+
+
+def _read_alike(
+    encoder: Encoder, questions: Sequence[Question], batch_size: int, inference: InferenceSettings
+) -> list[Prediction]:
+    """`read_letters` of questions that all have as many options."""
+    n = len(questions[0].choices)
+    orders = cyclic(n) if inference.orders == "cyclic" else None
     log_p, log_mass = option_scores(encoder, questions, batch_size, orders)
     if inference.calibration == "batch":
         log_p = without_prior(log_p, mean_probability(log_p))
     elif inference.calibration == "contextual":
-        free, _ = option_scores(encoder, CONTENT_FREE, batch_size, what="content-free questions")
+        empty = [Question(text, None, "", text, (text,) * n) for text in CONTENT_FREE]
+        free, _ = option_scores(encoder, empty, batch_size, what="content-free questions")
         log_p = without_prior(log_p, mean_probability(free))
     if inference.orders == "cyclic":
         return predictions_of(questions, cyclic_average(log_p), log_mass)
@@ -47,7 +57,7 @@ def read_letters(
         shuffled = torch.randperm(len(questions), generator=torch.Generator().manual_seed(0))
         chosen = shuffled[: math.ceil(inference.pride_share * len(questions))]
         part = [questions[i] for i in chosen.tolist()]
-        others, _ = option_scores(encoder, part, batch_size, CYCLIC[1:], "cyclic orders")
+        others, _ = option_scores(encoder, part, batch_size, cyclic(n)[1:], "cyclic orders")
         asked = torch.cat([log_p[chosen], others], dim=1)  # the first order is the written one
         return predictions_of(questions, pride(log_p[:, 0], asked, chosen), log_mass)
     return predictions_of(questions, log_p[:, 0], log_mass)
@@ -94,7 +104,7 @@ def answer(
     mass = sum(p.option_mass for p in predictions) / len(predictions)
     if mass < inference.min_option_mass:
         log.warning(
-            "the four letters together get only %.2f of the probability on average "
+            "the letters together get only %.2f of the probability on average "
             "(inference.min_option_mass=%.2f): the model wants to say something else; look at the prompt",
             mass,
             inference.min_option_mass,
@@ -108,7 +118,9 @@ def answer(
         if temperature is None
         else tempered(predictions, temperature)
     )
-    spread = entropy(torch.tensor([p.p for p in calibrated], dtype=torch.float64).log())
+    most = max(len(p.p) for p in calibrated)  # 0 log 0 is 0: a letter that a question lacks adds nothing
+    full = [[*p.p, *[0.0] * (most - len(p.p))] for p in calibrated]
+    spread = entropy(torch.tensor(full, dtype=torch.float64).log())
     unsure = (spread > encoder.prompt.entropy_threshold).nonzero().flatten().tolist()
     return _by_reasoning(encoder, model, questions, predictions, unsure, inference, facts)
 

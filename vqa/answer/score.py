@@ -1,4 +1,4 @@
-"""Questions to predictions: one forward pass, probabilities of the four letters."""
+"""Questions to predictions: one forward pass, probabilities of the option letters."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -10,13 +10,13 @@ import torch
 from vqa.machine import processes
 from vqa.machine.device import release_memory, sent_to_host
 from vqa.machine.prefetch import one_ahead, prefetched
-from vqa.model.encode import AS_WRITTEN, Encoder, Order
+from vqa.model.encode import Encoder, Order
 from vqa.model.forward import known_prefix, letter_logits
 from vqa.model.letters import option_log_probabilities
 from vqa.model.memory import does_not_fit
 from vqa.model.plugs import Batch
 from vqa.progress import progress
-from vqa.question import LETTERS, Question
+from vqa.question import Question, by_options
 from vqa.results.predictions import Prediction
 
 log = logging.getLogger(__name__)
@@ -26,24 +26,30 @@ def option_scores(
     encoder: Encoder,
     questions: Sequence[Question],
     batch_size: int,
-    orders: Sequence[Order] = (AS_WRITTEN,),
+    orders: Sequence[Order] | None = None,
     what: str = "scoring",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log probabilities of the four letters for every question in every order of its options.
+    """Log probabilities of the C letters for every question in every order of its options.
 
     Prefix and picture are computed once for all orders of a question.
 
     Args:
         encoder: Makes batches.
-        questions: In any order; like lengths are batched together.
+        questions: In any order, all with C options; like lengths are batched together.
         batch_size: Questions per forward pass; fewer where memory does not suffice.
-        orders: Orders of the options, O of them.
+        orders: Orders of the options, O of them; None: as they are written.
         what: Text of the progress bar.
 
     Returns:
         (Q, O, C), adding up to 1 over the letters in float32, and (Q, O) log of the letters' share in the
         vocabulary; in the questions' order, on the CPU.
+
+    Raises:
+        ValueError: The questions have unlike numbers of options.
     """
+    if len({len(question.choices) for question in questions}) != 1:
+        raise ValueError("letters are scored together only of questions with as many options")
+    orders = orders or [tuple(range(len(questions[0].choices)))]
     lengths = encoder.text_lengths(questions)
     by_length = sorted(range(len(questions)), key=lengths.__getitem__, reverse=True)
     prefix = encoder.prefix(questions[0])
@@ -95,8 +101,9 @@ class _Scoring:
     def _launched(self, mine: Sequence[int]) -> Iterator[tuple[list[int], list[Callable[[], torch.Tensor]]]]:
         """Launch batch after batch; what it gives is on its way to the host, a call waits for it."""
         base = self.encoder.base
+        letters = base.letters[len(self.orders[0])]
         for chosen, batch in prefetched(self._made, self._chunks(mine), base.device):
-            read_off = option_log_probabilities(self._logits(chosen, batch), base.letters)
+            read_off = option_log_probabilities(self._logits(chosen, batch), letters)
             yield chosen, [sent_to_host(tensor) for tensor in read_off]
 
     def _chunks(self, mine: Sequence[int]) -> Iterator[list[int]]:
@@ -141,7 +148,7 @@ class _Scoring:
 def score(
     encoder: Encoder, questions: Sequence[Question], batch_size: int, what: str = "scoring"
 ) -> list[Prediction]:
-    """Probabilities of a, b, c, d for every question, from the base with whatever adapter is on it.
+    """Probabilities of the letters for every question, from the base with whatever adapter is on it.
 
     Args:
         encoder: Makes batches.
@@ -152,25 +159,43 @@ def score(
     Returns:
         One prediction per question, in the order given.
     """
-    log_p, log_mass = option_scores(encoder, questions, batch_size, what=what)
-    return predictions_of(questions, log_p[:, 0], log_mass)
+
+    def of_alike(asked: Sequence[Question]) -> list[Prediction]:
+        log_p, log_mass = option_scores(encoder, asked, batch_size, what=what)
+        return predictions_of(asked, log_p[:, 0], log_mass)
+
+    return each_number(questions, of_alike)
+
+
+def each_number(
+    questions: Sequence[Question], answer: Callable[[Sequence[Question]], list[Prediction]]
+) -> list[Prediction]:
+    """Answer the questions of each number of options apart; the predictions in the order given.
+
+    Args:
+        questions: In any order.
+        answer: Answers questions that all have as many options.
+    """
+    found: dict[int, Prediction] = {}
+    for places in by_options(len(q.choices) for q in questions).values():
+        found |= zip(places, answer([questions[place] for place in places]), strict=True)
+    return [found[place] for place in range(len(questions))]
 
 
 def predictions_of(
     questions: Sequence[Question], log_p: torch.Tensor, log_mass: torch.Tensor
 ) -> list[Prediction]:
-    """From (Q, C) log probabilities of the options, and (Q, O) of naming one at all."""
+    """From (Q, C) log probabilities of the C options of each, and (Q, O) of naming one at all."""
     rows = zip(questions, log_p.softmax(1).tolist(), log_mass.exp().mean(1).tolist(), strict=True)
     return [_prediction(question, p, mass) for question, p, mass in rows]
 
 
 def _prediction(question: Question, p: list[float], mass: float) -> Prediction:
-    a, b, c, d = p
-    letter = LETTERS[max(range(len(p)), key=p.__getitem__)]
+    letter = question.letters[max(range(len(p)), key=p.__getitem__)]
     return Prediction(
         question.id,
         letter,
-        (a, b, c, d),
+        tuple(p),
         min(mass, 1.0),
         question.answer,
         question.kind,

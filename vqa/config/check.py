@@ -22,6 +22,7 @@ from vqa.config.reference import help_text, rule, type_of
 from vqa.config.settings import ImageSettings, InferenceSettings, PromptSettings, Settings
 from vqa.config.stages import STAGES, stages_text
 from vqa.errors import UserError, require
+from vqa.question import FEWEST, LETTERS
 
 LONGEST_NAME = 200  # bytes of a folder's name: file systems take 255, and files beside it add to it
 LORA_STARTS = (True, False, "gaussian", "orthogonal")  # lora.init_lora_weights that leave the base alone
@@ -215,8 +216,15 @@ def _check_lora(lora: dict[str, Any]) -> None:
 
 def _check_prompt(prompt: PromptSettings) -> None:
     for key, text in (("prompt.user", prompt.user), ("prompt.reasoning", prompt.reasoning)):
-        for name in ("question", "a", "b", "c", "d"):
+        last = max((place for place, letter in enumerate(LETTERS) if f"{{{letter}}}" in text), default=-1)
+        options = ["options"] if last < 0 else LETTERS[: max(last + 1, FEWEST)]
+        for name in ("question", *options):
             require(f"{{{name}}}" in text, key, f"a text that contains {{{name}}}", text)
+        both = last >= 0 and "{options}" in text
+        require(not both, key, "a text with {options} or with {a}, {b}, ..., not both", text)
+    for name in ("letter", "option"):
+        rule = f"a text that contains {{{name}}}"
+        require(f"{{{name}}}" in prompt.option_line, "prompt.option_line", rule, prompt.option_line)
 
 
 def _check_inference(inference: InferenceSettings) -> None:

@@ -195,6 +195,7 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "status final done": ("final run: done, see {folder}", "최종 학습: 완료, {folder}"),
     "status final begun": ("final run: begun", "최종 학습: 시작됨"),
     "status storage": ("storage: {address}", "저장소: {address}"),
+    "options": ("questions have {said} options", "문항의 보기는 {said}개"),
     "healthy": (
         "all good; next: {command}",
         "모두 정상. 다음: {command}",

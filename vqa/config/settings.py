@@ -137,12 +137,17 @@ class PromptSettings(Group):
     system: str
     """System prompt, the same for every question."""
     user: str
-    """Template of the user's turn, with the fields {question}, {a}, {b}, {c} and {d}."""
+    """Template of the user's turn. {question}; {options}: a line for each option; {letters}: their letters,
+    as in "a, b, c, d". {a}, {b}, ... name the options one by one, for questions with as many."""
     reasoning: str
     """Template of the reasoning prompt, with the same fields."""
+    option_line: str
+    """Template of a line of {options}, with the fields {letter} and {option}."""
+    n_options: Annotated[int, Ge(2), Le(6)] | None
+    """Options that the texts speak of; other questions are refused. null: of any number."""
     entropy_threshold: Annotated[float, Ge(0), "nats"] | None
-    """Entropy (at most ln 4 = 1.39 nats) above which a question is asked again with `prompt.reasoning`;
-    null: never."""
+    """Entropy (at most ln n nats with n options: 1.39 with four) above which a question is asked again with
+    `prompt.reasoning`; null: never."""
 
 
 @dataclass
@@ -202,7 +207,8 @@ class InferenceSettings(Group):
     readout: Literal["letters", "generate", "reasoning"]
     """How the answer is read. letters: their probabilities; generate: a text; reasoning: a longer text."""
     orders: Literal["written", "cyclic"]
-    """Orders of the options that are asked. cyclic: the average over the four cyclic orders."""
+    """Orders of the options that are asked. cyclic: the average over the cyclic orders, as many as
+    there are options."""
     debias: Literal["none", "pride"]
     """pride: estimate the option-position bias on some questions and divide it out."""
     pride_share: Share
@@ -219,7 +225,7 @@ class InferenceSettings(Group):
     """Temperature of calibrated probabilities. auto: fitted on the held-out rows by stage=final, and kept
     beside the adapter; 1: the model's own. Prediction files keep the model's own."""
     min_option_mass: float
-    """Warn when the four letters together have less probability than this on average."""
+    """Warn when the letters together have less probability than this on average."""
 
 
 @dataclass
@@ -246,7 +252,7 @@ class AdaptSettings(Group):
     keep_share: Share
     """Share of the views that count, the surest first."""
     entropy_limit: Share
-    """Times ln 4: entropy above which a question teaches nothing."""
+    """Times ln n, of n options: entropy above which a question teaches nothing."""
     reset_below: Annotated[float, Gt(0), Lt(1)] | None
     """sar: share of the trained model's entropy on sure questions; the weights are reset once the moving
     average is below it; null: never."""
@@ -333,7 +339,7 @@ class Settings(Group):
     """Seed of the training: the adapter's first weights, order of questions and options. Another one trains
     the same configuration on the same folds again."""
     loss: Literal["answer_only", "choice_ce", "full"]
-    """Loss. answer_only: on the answer's tokens; choice_ce: on the four letters; full: on every token."""
+    """Loss. answer_only: on the answer's tokens; choice_ce: on the option letters; full: on every token."""
     precision: Literal["auto", "float32", "bfloat16", "float16"]
     """Computing type; auto: bfloat16 on GPUs that have it, float16 on older ones, float32 on CPUs."""
     adapter: str | None

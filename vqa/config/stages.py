@@ -48,7 +48,7 @@ STAGES: dict[settings.Stage, Stage] = {
     "report": Stage("vqa.stages.report:run_report", "rebuild multirun/<study>/report.html", claims=False),
     "merge": Stage("vqa.stages.merge:run_merge", "bf16 weights with the adapter in them"),
     "serve": Stage(
-        "vqa.stages.serve:run_serve", "a page on this machine: picture, question, four options", claims=False
+        "vqa.stages.serve:run_serve", "a page on this machine: picture, question, options", claims=False
     ),
     "ensemble": Stage("vqa.stages.ensemble:run_ensemble", "average the answers of several runs"),
     "compare": Stage(

@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vqa.data.csv_rows import FORMS, NAMES, VOTES, Part, Row, read_rows
+from vqa.data.csv_rows import FORMS, NAMES, VOTES, Part, Row, option_columns, read_rows
 from vqa.data.image import ImageError, check_image
 from vqa.data.places import NearNames, data_file, resolve_inside
 from vqa.data.table_file import Problem, read_table
 from vqa.errors import UserError
 from vqa.progress import progress
-from vqa.question import LETTERS, Question
+from vqa.question import Question
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +31,8 @@ class ContestCsv:
     occur in the wild and are only warned about. Votes count when there is no `answer` column: the most
     frequent letter wins, if it is alone at the top and has `min_votes`. A test file whose labels are all
     blank is unlabelled (a sample submission); where some are filled, a blank one is a problem, because a
-    score over a part of the rows would mislead.
+    score over a part of the rows would mislead. The columns a, b, c, ... that are there, from two to six, say
+    how many options a question has.
 
     Args:
         train_csv: Labelled file; None = none.
@@ -45,6 +46,8 @@ class ContestCsv:
         columns: Our names of columns to the file's, where they differ: `{question: Q, path: file}`.
         answers: "letter", "number" (1 is a), "text" (of the option), or "auto": what fits the file.
         sample_submission: The contest's sample; the test file must have its ids. None = not checked.
+        fewer_options: True lets a question have fewer options than the file has columns: its last ones are
+            empty. False: an empty option is a problem, and both files have the same options.
     """
 
     train_csv: str | None
@@ -56,6 +59,7 @@ class ContestCsv:
     columns: dict[str, str] | None = None
     answers: str = "auto"
     sample_submission: str | None = None
+    fewer_options: bool = False
 
     def train(self) -> list[Question]:
         """Read the training file: every question has its answer and an image that decodes.
@@ -76,7 +80,8 @@ class ContestCsv:
         if self.test_csv is None:
             return None
         questions = self._questions(self.test_csv, "test")
-        if problems := self._sample_problems([question.id for question in questions]):
+        problems = self._sample_problems([question.id for question in questions])
+        if problems := problems or self._option_problems():
             raise UserError("\n".join(problems))
         return questions
 
@@ -90,6 +95,7 @@ class ContestCsv:
         if self.test_csv is not None:
             reading = self._read(self.test_csv, "test")
             problems += reading.lines() or self._sample_problems([q.id for q in reading.questions])
+            problems += self._option_problems()
         return problems
 
     def _sample_problems(self, ids: Sequence[str]) -> list[str]:
@@ -110,6 +116,21 @@ class ContestCsv:
             f"{self.sample_submission}: {len(found)} ids {what} {self.test_csv}, first {min(found)!r}"
             for found, what in ((lacking, "are not in"), (extra, "are missing that are in"))
             if found
+        ]
+
+    def _option_problems(self) -> list[str]:
+        """Where one of the two files has an option that the other lacks."""
+        if self.train_csv is None or self.test_csv is None or self.fewer_options:
+            return []
+        train, test = (
+            option_columns(data_file(file, self.image_root), self.columns)
+            for file in (self.train_csv, self.test_csv)
+        )
+        if not train or not test or train == test:
+            return []
+        return [
+            f"{self.test_csv}: has the options {', '.join(test)}, {self.train_csv} has {', '.join(train)}: "
+            "rename the column (data.columns={d: NAME}), or set data.fewer_options=true"
         ]
 
     def _questions(self, file: str, part: Part) -> list[Question]:
@@ -148,6 +169,8 @@ class ContestCsv:
             problems.append(f"data.on_bad_row must be error or skip, got {self.on_bad_row}")
         if self.on_bad_image not in ("error", "blank"):
             problems.append(f"data.on_bad_image must be error or blank, got {self.on_bad_image}")
+        if not isinstance(self.fewer_options, bool):
+            problems.append(f"data.fewer_options must be true or false, got {self.fewer_options}")
         if self.answers not in ("auto", *FORMS):
             problems.append(f"data.answers must be one of auto, {', '.join(FORMS)}, got {self.answers}")
         unknown = [name for name in self.columns or {} if name not in NAMES]
@@ -162,7 +185,9 @@ class ContestCsv:
 
     def _read(self, file: str, part: Part) -> "_Reading":
         place = data_file(file, self.image_root)
-        rows, problems, notes = read_rows(place, part, self.min_votes, self.columns, self.answers)
+        rows, problems, notes = read_rows(
+            place, part, self.min_votes, self.columns, self.answers, self.fewer_options
+        )
         notes = [f"{file}: {note}" for note in notes]
         root = self._root()
         if root is not None:  # else one problem with the setting instead of one for each row
@@ -265,7 +290,7 @@ def _checked(path: Path, size: int, changed: int, number: int) -> str:
 
 
 def _equal_options(rows: list[Row], file: str) -> list[str]:
-    lines = [row.line for row in rows if len({row.cells[letter] for letter in LETTERS}) < len(LETTERS)]
+    lines = [row.line for row in rows if len({row.cells[name] for name in row.letters}) < len(row.letters)]
     shown = ", ".join(str(line) for line in lines[:SHOWN])
     return [f"{file}: {len(lines)} rows have two equal options, first in row {shown}"] if lines else []
 

@@ -8,12 +8,13 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from vqa.data.table_file import Problem, Record, read_table
-from vqa.question import LETTERS, Question
+from vqa.question import FEWEST, LETTERS, Question, one_of
 
-COLUMNS = ("id", "path", "question", *LETTERS)
+COLUMNS = ("id", "path", "question", *LETTERS[:FEWEST])  # c, d, e and f as far as questions have options
+USUAL = 4  # options that most contests have
 VOTES = ("answer1", "answer2", "answer3", "answer4", "answer5")
 
-NAMES = (*COLUMNS, "answer", *VOTES)  # keys of data.columns
+NAMES = ("id", "path", "question", *LETTERS, "answer", *VOTES)  # keys of data.columns
 FORMS = ("letter", "number", "text")  # how answers may be written
 
 Part = Literal["train", "test"]
@@ -30,10 +31,18 @@ class Row:
     image_sha256: str = ""
     flag: str = ""
 
+    @property
+    def letters(self) -> list[str]:
+        """The letters of its options: those of the file, without empty cells at the end."""
+        found = [letter for letter in LETTERS if letter in self.cells]
+        while found and not self.cells[found[-1]].strip():
+            found.pop()
+        return found
+
     def question(self) -> Question:
         """The row as the stages see it, every value verbatim."""
         cells = self.cells
-        choices = (cells["a"], cells["b"], cells["c"], cells["d"])
+        choices = tuple(cells[letter] for letter in self.letters)
         return Question(
             id=cells["id"],
             image=self.image,
@@ -51,6 +60,7 @@ def read_rows(
     min_votes: int,
     columns: Mapping[str, str] | None = None,
     answers: str = "auto",
+    fewer_options: bool = False,
 ) -> tuple[list[Row], list[Problem], list[str]]:
     """Read and check a file, images aside.
 
@@ -60,6 +70,7 @@ def read_rows(
         min_votes: Votes that the winning letter of `answer1`..`answer5` needs.
         columns: Our names of columns to the file's, where they differ.
         answers: One of `FORMS`, or "auto": the one that fits the file.
+        fewer_options: Whether a question may leave its last options empty.
 
     Returns:
         The rows that have as many fields as the header, in file order, with their answers; all problems; and
@@ -71,7 +82,24 @@ def read_rows(
     notes = [*table.notes, *([f"{blank} rows without any text are left out"] if blank else [])]
     rows, of_rows = _make_rows(records, part, columns)
     labels, of_labels = _label(rows, part, min_votes, answers)
-    return rows, [*table.problems, *of_rows, *_check_cells(rows), *of_labels], notes + labels
+    notes += _options_note(rows)
+    return rows, [*table.problems, *of_rows, *_check_cells(rows, fewer_options), *of_labels], notes + labels
+
+
+def _options_note(rows: Sequence[Row]) -> list[str]:
+    """How many options the questions have, where it is not four each."""
+    numbers = sorted({len(row.letters) for row in rows})
+    if numbers in ([], [4]):
+        return []
+    said = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+    return [f"questions have {said} options ({', '.join(LETTERS[: numbers[-1]])})"]
+
+
+def option_columns(path: Path, columns: Mapping[str, str] | None) -> list[str]:
+    """The letters for which a file has a column; [] of a file that cannot be read."""
+    names = columns or {}
+    records = read_table(path, names.get("question", "question")).records
+    return [letter for letter in LETTERS if records and names.get(letter, letter) in records[0][1]]
 
 
 def _without_blank(records: Sequence[Record]) -> tuple[list[Record], int]:
@@ -105,7 +133,10 @@ def _swallowed(records: Sequence[Record], path_at: int) -> list[Problem]:
 
 def _advice(header: Sequence[str], names: Sequence[str], part: Part) -> str:
     """The setting that names the file's own columns; written out where none has our name, in our order."""
-    wanted = [*COLUMNS, "answer"] if part == "train" else list(COLUMNS)
+    first, last = ["id", "path", "question"], ["answer"] if part == "train" else []
+    options = len(header) - len(first) - len(last)
+    fits = FEWEST <= options <= len(LETTERS)
+    wanted = [*first, *LETTERS[: options if fits else USUAL], *last]
     plain = all(re.fullmatch(r"\w[\w .-]*", name) for name in header)
     if plain and len(header) == len(wanted) and not set(wanted) & set(names):
         pairs = ", ".join(f"{ours}: {theirs}" for ours, theirs in zip(wanted, header, strict=True))
@@ -124,19 +155,22 @@ def _make_rows(
     theirs = {columns.get(name, name): name for name in NAMES}
     names = [theirs.get(name, f"{name} (other)" if name in NAMES else name) for name in header]
     exist = f"the file has the columns {', '.join(c if c.isprintable() else repr(c) for c in header)}"
-    missing = [columns.get(name, name) for name in COLUMNS if name not in names]
+    last = max((place for place, letter in enumerate(LETTERS) if letter in names), default=3)
+    # an option in the middle is missing, or one that data.columns names; of a file without any, four are
+    needed = dict.fromkeys([*COLUMNS, *LETTERS[: last + 1], *(name for name in LETTERS if name in columns)])
+    missing = [columns.get(name, name) for name in needed if name not in names]
     labels = ("answer", *VOTES)
     if missing:
         text = f"is missing, {exist}; {_advice(header, names, part)}"
         problems = [Problem(text, line, ", ".join(missing), "file")]
     else:
-        problems = []
+        problems = _near_options(header, names, last + 1, line)
     if part == "train" and not set(labels) & set(names):
         problems.append(Problem(f"is missing (or {VOTES[0]}..{VOTES[-1]}), {exist}", line, "answer", "file"))
     problems += [
         Problem(f"stands {count} times in the header", line, name, "file")
         for name, count in Counter(names).items()
-        if count > 1 and name in COLUMNS + labels
+        if count > 1 and name in NAMES
     ]
     if len(records) == 1:
         problems.append(Problem("has a header and no rows", about="file"))
@@ -156,11 +190,31 @@ def _make_rows(
     return rows, problems
 
 
-def _check_cells(rows: list[Row]) -> list[Problem]:
+def _near_options(header: Sequence[str], names: Sequence[str], options: int, line: int) -> list[Problem]:
+    """Columns that mean the next option in all likelihood: without them a file of four would have three."""
+    if options >= 4:
+        return []
+    letter = LETTERS[options]
+    near = [
+        theirs for theirs, ours in zip(header, names, strict=True) if ours.strip(" ().").lower() == letter
+    ]
+    text = f"looks like the option {letter}: name it {letter}, or set data.columns={{{letter}: NAME}}"
+    return [Problem(text, line, theirs, "file") for theirs in near]
+
+
+def _check_cells(rows: list[Row], fewer_options: bool) -> list[Problem]:
     problems = []
     first_line: dict[str, int] = {}
     for row in rows:
-        problems += [Problem("is empty", row.line, name) for name in COLUMNS if not row.cells[name].strip()]
+        for name in [name for name in NAMES[: NAMES.index("answer")] if name in row.cells]:
+            if row.cells[name].strip():
+                continue
+            may_end = name in LETTERS[FEWEST:] and name not in row.letters
+            if not may_end:
+                problems.append(Problem("is empty", row.line, name))
+            elif not fewer_options:
+                text = "is empty (data.fewer_options=true: questions may lack the last options)"
+                problems.append(Problem(text, row.line, name))
         name = row.cells["id"]
         if name in first_line and name.strip():
             problems.append(Problem(f"{name!r} stands in row {first_line[name]} too", row.line, "id"))
@@ -185,7 +239,8 @@ def _label(rows: list[Row], part: Part, min_votes: int, answers: str) -> tuple[l
         votes = {name: _letter(text, row, form) for name, text in given.items()}
         unknown = [name for name, letter in votes.items() if letter is None]
         problems += [
-            Problem(f"must be {_RULES[form]}, got {row.cells[name]!r}", row.line, name) for name in unknown
+            Problem(f"must be {_rule(form, row)}, got {row.cells[name]!r}", row.line, name)
+            for name in unknown
         ]
         if not votes:
             blank.append(row)
@@ -202,17 +257,24 @@ def _label(rows: list[Row], part: Part, min_votes: int, answers: str) -> tuple[l
 
 
 _SAID = {"number": "numbers, 1 is a", "text": "the text of an option"}
-_RULES = {"letter": "a, b, c or d", "number": "1, 2, 3 or 4", "text": "the text of one option"}
+
+
+def _rule(form: str, row: Row) -> str:
+    """How an answer must be written, in words."""
+    if form == "text" or len(row.letters) < FEWEST:
+        return "the text of one option"
+    return one_of(row.letters if form == "letter" else [str(n + 1) for n in range(len(row.letters))])
 
 
 def _letter(text: str, row: Row, form: str) -> str | None:
     """The letter that an answer means; None when it means none, or several."""
     text = text.strip()
     if form == "letter":
-        return text.lower() if text.lower() in LETTERS else None
+        return text.lower() if text.lower() in row.letters else None
     if form == "number":
-        return LETTERS[int(text) - 1] if text in ("1", "2", "3", "4") else None
-    same = [letter for letter in LETTERS if row.cells[letter].strip() == text]
+        numbers = {str(n): letter for n, letter in enumerate(row.letters, start=1)}
+        return numbers.get(text)
+    same = [letter for letter in row.letters if row.cells[letter].strip() == text]
     return same[0] if len(same) == 1 else None
 
 

@@ -4,7 +4,7 @@ Four kinds of question, a quarter each: color, shape, yes_no, yes_no_negated ("i
 In easy-VQA 82 % of the answers to plain yes/no questions are no and of negated ones yes, so that the
 wording alone would give them away: here both answers are equally frequent in either kind. There are 8
 colours, 3 shapes and 2 answers to yes/no; where a category has fewer than four, words of the other
-categories fill up. Chance is `CHANCE` = 0.25; who only recognises the fillers guesses right in 1/4 of the
+categories fill up. Chance is 0.25; who only recognises the fillers guesses right in 1/4 of the
 colour, 1/3 of the shape and 1/2 of the yes/no questions, together 0.396 (`plausible_guess_level`).
 
 Source: https://github.com/vzhou842/easy-VQA (MIT).
@@ -21,11 +21,12 @@ import easy_vqa
 
 from vqa.data.image import file_sha256
 from vqa.errors import UserError, problems_of
-from vqa.question import LETTERS, Question
+from vqa.question import Question, letters_of
 
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 SHAPES = ("circle", "rectangle", "triangle")
 YES_NO = ("yes", "no")
+FOUR = letters_of(4)  # every question has four options
 KINDS = ("color", "shape", "yes_no", "yes_no_negated")
 
 _CATEGORIES = (COLORS, SHAPES, YES_NO)
@@ -87,7 +88,7 @@ def plausible_guess_level(questions: Sequence[Question]) -> float:
     for question in questions:
         if question.answer is None:
             raise ValueError(f"the question {question.id} has no answer")
-        category = _category(question.choices[LETTERS.index(question.answer)])
+        category = _category(question.choices[FOUR.index(question.answer)])
         levels.append(1 / sum(choice in category for choice in question.choices))
     return sum(levels) / len(levels)
 
@@ -147,7 +148,7 @@ def _letters(count: int, turn: int, salt: str) -> list[str]:
     rng = random.Random(f"{salt} letters")
     letters: list[str] = []
     while len(letters) < count:
-        block = rng.sample(LETTERS, len(LETTERS))
+        block = rng.sample(FOUR, len(FOUR))
         letters += block[turn:] + block[:turn]
     return letters[:count]
 
@@ -157,8 +158,8 @@ def _choices(answer: str, letter: str, salt: str) -> tuple[str, str, str, str]:
     rng = random.Random(salt)
     own = [word for word in _category(answer) if word != answer]
     rest = [word for category in _CATEGORIES if answer not in category for word in category]
-    others = (rng.sample(own, len(own)) + rng.sample(rest, len(rest)))[: len(LETTERS) - 1]
+    others = (rng.sample(own, len(own)) + rng.sample(rest, len(rest)))[: len(FOUR) - 1]
     rng.shuffle(others)
-    others.insert(LETTERS.index(letter), answer)
+    others.insert(FOUR.index(letter), answer)
     a, b, c, d = others
     return a, b, c, d

@@ -5,7 +5,7 @@ Three kinds of question: thing ("what is it?"), category ("which kind is it?") a
 test questions show OpenMoji, which neither the embedded base model nor an adapter ever saw: a domain shift.
 
 The options are drawn first and the answer among them afterwards, so that no text gives it away: chance is
-`CHANCE` = 0.25 for whoever does not look. Options come from one category and are never near twins (coat and
+0.25 for whoever does not look. Options come from one category and are never near twins (coat and
 lab coat, `near_twins.csv`); a category with fewer than four apart falls back to its whole group.
 
 Sources and licences: vqa/assets/emoji_quiz/LICENSES.md, vqa/assets/openmoji/LICENSES.md.
@@ -28,8 +28,9 @@ from PIL import Image
 from vqa.data.image import FORMATS, file_sha256
 from vqa.errors import UserError, problems_of
 from vqa.machine.files import replacing
-from vqa.question import LETTERS, Question
+from vqa.question import Question, letters_of
 
+FOUR = letters_of(4)  # every question has four options
 KINDS = ("thing", "category", "absent")
 TRAINING_STYLES = ("noto", "twemoji")
 TEST_STYLE = "openmoji"
@@ -165,7 +166,7 @@ def options_of(rng: random.Random, thing: Thing) -> tuple[list[Thing], str]:
     """
     for pool, word in ((_category(thing.category), thing.category), (_group(thing.group), ANY_THING)):
         for _ in range(20):
-            if len(pool) >= len(LETTERS) and _apart(found := rng.sample(pool, len(LETTERS))):
+            if len(pool) >= len(FOUR) and _apart(found := rng.sample(pool, len(FOUR))):
                 return found, word
     raise RuntimeError(f"no four things apart in the group {thing.group!r}")
 
@@ -173,7 +174,7 @@ def options_of(rng: random.Random, thing: Thing) -> tuple[list[Thing], str]:
 def categories_of(rng: random.Random) -> list[str]:
     """Four category words of four different areas: no thing belongs to two of them."""
     found: dict[str, str] = {}
-    while len(found) < len(LETTERS):
+    while len(found) < len(FOUR):
         thing = rng.choice(things())
         found.setdefault(thing.area, thing.category)
     words = list(found.values())
@@ -202,8 +203,8 @@ def _draw(part: str, size: int, seed: int, styles: Sequence[str], folder: Path) 
         # a question depends on the seed and its number alone: a larger size only adds to a smaller one
         rng = random.Random(f"{seed} {part} {number}")
         kind, style = KINDS[number % len(KINDS)], rng.choice(styles)
-        letter = LETTERS[(number // len(KINDS) + seed) % len(LETTERS)]
-        path, text, choices = _question(rng, kind, style, LETTERS.index(letter), folder)
+        letter = FOUR[(number // len(KINDS) + seed) % len(FOUR)]
+        path, text, choices = _question(rng, kind, style, FOUR.index(letter), folder)
         a, b, c, d = choices
         name = f"{part}_{number:05d}"
         questions.append(Question(name, path, _digest(path), text, (a, b, c, d), letter, kind))

@@ -8,11 +8,12 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from vqa.errors import UserError
 from vqa.machine.files import replace_text
-from vqa.question import Question
+from vqa.question import LETTERS, Question
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def subsample(questions: Sequence[Question], size: int | None, seed: int) -> lis
     """
     if size is None or size >= len(questions):
         return list(questions)
-    letters = _letters(questions)
+    letters = _strata(questions, 2)
     counts = Counter(letters)
     if size < len(counts):
         raise UserError(f"budget.subsample must be >= {len(counts)}, one question a letter, got {size}")
@@ -143,6 +144,20 @@ def _letters(questions: Sequence[Question]) -> list[str]:
     return letters
 
 
+def _strata(questions: Sequence[Question], least: int) -> list[str]:
+    """The letter of each question, for stratifying.
+
+    A letter that not every question has may be right for a few only: with fewer than `least` questions it
+    counts as the letter before it.
+    """
+    letters = _letters(questions)
+    of_all = min((len(question.choices) for question in questions), default=0)
+    for before, letter in reversed(list(pairwise(LETTERS))):
+        if LETTERS.index(letter) >= of_all and 0 < letters.count(letter) < least:
+            letters = [before if found == letter else found for found in letters]
+    return letters
+
+
 def _groups(questions: Sequence[Question]) -> list[str]:
     """Twins share a group; a question without its image is alone."""
     return [q.image_sha256 or f"alone {index}" for index, q in enumerate(questions)]
@@ -151,7 +166,7 @@ def _groups(questions: Sequence[Question]) -> list[str]:
 def _group_folds(
     questions: Sequence[Question], k: int, seed: int, what: str, remedy: str
 ) -> Iterator[tuple[list[Question], list[Question]]]:
-    letters, groups = _letters(questions), _groups(questions)
+    letters, groups = _strata(questions, k), _groups(questions)
     counts = Counter(letters)
     if len(set(groups)) < k:
         have = f"{len(questions)} questions on {len(set(groups))} different images"

@@ -32,7 +32,7 @@ from vqa.model.generic_prompt import PromptWriter
 from vqa.model.generic_text import GenericText
 from vqa.model.kernels.delta_rule import missing_kernel
 from vqa.model.kernels.pointwise import use_compiler
-from vqa.model.letters import LetterTokens, letter_tokens
+from vqa.model.letters import Letters
 from vqa.model.memory import does_not_fit
 from vqa.model.own_text import OwnText
 from vqa.model.plugs import Text
@@ -54,7 +54,7 @@ class Base:
     Args:
         model: Of transformers, for image-text-to-text.
         tokenizer: Its tokenizer.
-        letters: Token ids of the option letters.
+        letters: Token ids of the option letters, by the number of options.
         vision: Features of the pictures seen so far.
         device: Where it computes.
         dtype: In what type.
@@ -66,7 +66,7 @@ class Base:
 
     model: Any
     tokenizer: Any
-    letters: LetterTokens
+    letters: Letters
     vision: VisionCache
     device: torch.device
     dtype: torch.dtype
@@ -248,7 +248,7 @@ def _load(settings: Settings, device: torch.device, dtype: torch.dtype) -> Base:
         # and the layout needs widths divisible by 64
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    letters = letter_tokens(lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    letters = Letters(lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"]))
     structure = structure_of(model)
     if family.is_own(config):
         cache = VisionCache(model, processor, settings.image.cache_gib)

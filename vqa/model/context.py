@@ -6,7 +6,7 @@ from typing import Any
 from vqa.config.settings import PromptSettings
 from vqa.errors import UserError
 from vqa.model.encode import Encoder
-from vqa.model.prompt import AS_WRITTEN, control_words, token_ids, user_text
+from vqa.model.prompt import as_written, control_words, token_ids, user_text
 from vqa.question import Question
 
 SHOWN = 5
@@ -27,7 +27,7 @@ def too_long(
     """
     words, found = control_words(tokenizer), []
     for question in questions:
-        text = user_text(prompt, question, AS_WRITTEN, words)
+        text = user_text(prompt, question, as_written(question), words)
         if len(text.encode("utf-8", errors="replace")) > room:
             tokens = len(token_ids(tokenizer, text))
             found += [(question.id, tokens)] if tokens > room else []
@@ -48,8 +48,11 @@ def refuse_too_long(encoder: Encoder, questions: Sequence[Question]) -> None:
     """Refuse questions that would not fit: some models compute nonsense beyond their context, all slowly.
 
     Raises:
-        UserError: Names the questions, their length and the room.
+        UserError: Names the questions, their length and the room; or the tokenizer lacks the letters of their
+            options.
     """
+    if questions:
+        encoder.base.letters[max(len(question.choices) for question in questions)]
     context = context_length(encoder.base.model.config)
     if context is None or not questions:
         return

@@ -9,12 +9,12 @@ import torch
 from vqa.config.settings import ImageSettings, PromptSettings
 from vqa.model.base import Base
 from vqa.model.packing import Suffix
-from vqa.model.prompt import AS_WRITTEN, Order
+from vqa.model.prompt import Order, as_written
 from vqa.model.vision.features import VisionFeatures
 from vqa.question import LETTERS, Question
 
 MANY = 64  # questions of one scoring batch
-__all__ = ["AS_WRITTEN", "Encoder", "Order"]
+__all__ = ["Encoder", "Order"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Encoder:
         self, questions: Sequence[Question], orders: Sequence[Order] | None = None, answered: bool = False
     ) -> list[Suffix]:
         """Encode questions, each with its options in the given order (default: as written)."""
-        orders = orders or [AS_WRITTEN] * len(questions)
+        orders = orders or [as_written(q) for q in questions]
         features = self.base.vision.features(questions, self.image)
         return [self._suffix(q, o, f, answered) for q, o, f in zip(questions, orders, features, strict=True)]
 
@@ -58,7 +58,10 @@ class Encoder:
     def orders_batch(
         self, questions: Sequence[Question], orders: Sequence[Order], outside: bool = False
     ) -> Any:
-        """Every question in each of the orders, prefix and picture shared; `outside`: without the prefix."""
+        """Every question in each of the orders, prefix and picture shared; `outside`: without the prefix.
+
+        All questions have as many options as the orders.
+        """
         features = self.base.vision.features(questions, self.image)
         asked = [
             [self._suffix(question, order, feature, False) for order in orders]
@@ -95,4 +98,4 @@ class Encoder:
     ) -> Suffix:
         ids = self.base.text.suffix(self.prompt, question, order, features, answered)
         choice = LETTERS.index(question.answer) if question.answer else -1
-        return Suffix(ids, features, list(order).index(choice) if choice >= 0 else -1)
+        return Suffix(ids, features, list(order).index(choice) if choice >= 0 else -1, len(order))

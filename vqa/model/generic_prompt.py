@@ -11,11 +11,26 @@ import torch
 
 from vqa.config.settings import PromptSettings
 from vqa.errors import UserError
-from vqa.model.prompt import AS_WRITTEN, Order, answer_message, control_words, token_ids, user_text
-from vqa.question import Question
+from vqa.model.prompt import (
+    Order,
+    answer_message,
+    as_written,
+    control_words,
+    named_options,
+    token_ids,
+    user_text,
+)
+from vqa.question import FEWEST, MOST, Question
 
 # Questions that differ in their first characters, with and without a picture: what all begin with is theirs.
-PROBES = [Question(text, None, "", text, (text, text, text, text)) for text in ("A", "0", "가", "\n", "- ?")]
+PROBES = ("A", "0", "가", "\n", "- ?")
+
+
+def _probes(prompt: PromptSettings) -> list[Question]:
+    """The probes with as many options as the prompt names, or with few and with many."""
+    named = named_options(prompt.user)
+    counts = (FEWEST, MOST) if named is None else (named,)
+    return [Question(text, None, "", text, (text,) * n) for n in counts for text in PROBES]
 
 
 class PromptWriter:
@@ -41,8 +56,8 @@ class PromptWriter:
         key = prompt.system, prompt.user
         if key not in self.prefixes:
             rows = [
-                self.ids(prompt, probe, AS_WRITTEN, placeholder)
-                for probe in PROBES
+                self.ids(prompt, probe, as_written(probe), placeholder)
+                for probe in _probes(prompt)
                 for placeholder in (None, *self.placeholders)
             ]
             shortest = min(map(len, rows))
@@ -84,7 +99,7 @@ class PromptWriter:
         Args:
             prompt: The texts.
             question: What is asked.
-            order: Which choice stands at a, b, c, d.
+            order: Which choice stands at a, b, c, ...
             placeholder: What stands for the picture; None: without a picture.
             answered: Go on with the gold letter and what ends the assistant's turn.
         """
@@ -103,13 +118,14 @@ class PromptWriter:
         self,
         prompt: PromptSettings,
         question: Question,
-        order: Order = AS_WRITTEN,
+        order: Order | None = None,
         picture: bool = True,
         answered: bool = False,
     ) -> str:
         """The chat template filled in, the processor's image token where the picture goes."""
         from jinja2 import TemplateError
 
+        order = as_written(question) if order is None else order
         content = [{"type": "text", "text": user_text(prompt, question, order, self.words)}]
         messages = [{"role": "user", "content": [{"type": "image"}, *content] if picture else content}]
         if prompt.system:

@@ -25,7 +25,7 @@ from vqa.model.families.structure import image_token
 from vqa.model.generic_prompt import PromptWriter
 from vqa.model.packing import Conversation, Suffix, is_short, pad
 from vqa.model.prefix_cache import PrefixStates, can_share, empty_cache, reading_cache, written_states
-from vqa.model.prompt import AS_WRITTEN, Order
+from vqa.model.prompt import Order, as_written
 from vqa.model.vision.features import JoinedFeatures, VisionFeatures, join_features
 from vqa.question import Question
 
@@ -44,6 +44,7 @@ class PaddedBatch:
         listed: Whether the model takes features as a list, one tensor a picture, or as one tensor.
         rows: (N,) and `places` (N,): where in the rows a letter, or with a conversation a token, comes next.
         targets: (B,) index of each gold choice's letter, -1 when unknown.
+        options: Number of options of each question.
         conversation: What every token teaches; None: only the answers are asked for.
         prefix: (P,) to compute once for this batch; None: it stands in every row, or was computed before.
     """
@@ -56,6 +57,7 @@ class PaddedBatch:
     rows: torch.Tensor
     places: torch.Tensor
     targets: torch.Tensor
+    options: Sequence[int]
     conversation: Conversation | None
     prefix: torch.Tensor | None
 
@@ -104,7 +106,7 @@ class GenericText:
 
     def lengths(self, prompt: PromptSettings, questions: Sequence[Question]) -> list[int]:
         """Tokens of each prompt without its picture."""
-        return [len(self.writer.ids(prompt, q, AS_WRITTEN, None)) for q in questions]
+        return [len(self.writer.ids(prompt, q, as_written(q), None)) for q in questions]
 
     def shares(self, prefix: torch.Tensor, suffixes: Sequence[Suffix]) -> bool:
         """Whether computing the prefix once is exact and costs less than repeating it."""
@@ -143,6 +145,7 @@ class GenericText:
             rows=on(places[0]),
             places=on(places[1]),
             targets=on(torch.tensor([s.target for s in suffixes])),
+            options=[s.options for s in suffixes],
             conversation=taught,
             prefix=on(prefix) if once else None,
         )

@@ -10,7 +10,7 @@ from vqa.model.decoder import Recompute, answer_logits, prefix_key_values
 from vqa.model.kernels.tree import KeyValue
 from vqa.model.packing import PackedBatch, Suffix, is_short, pack, pack_orders, pack_prefix, pad
 from vqa.model.plugs import Prompts
-from vqa.model.prompt import AS_WRITTEN, CUT, Order, render, token_ids
+from vqa.model.prompt import CUT, Order, as_written, render, token_ids
 from vqa.model.vision.features import VisionFeatures
 from vqa.question import Question
 
@@ -39,7 +39,7 @@ class QwenPrompts:
 
     def prefix(self, prompt: PromptSettings, question: Question) -> torch.Tensor:
         """(P,) ids of what stands before the picture."""
-        return self._ids(render(self.tokenizer, prompt, question, AS_WRITTEN).prefix)
+        return self._ids(render(self.tokenizer, prompt, question, as_written(question)).prefix)
 
     def suffix(
         self,
@@ -60,7 +60,7 @@ class QwenPrompts:
 
     def lengths(self, prompt: PromptSettings, questions: Sequence[Question]) -> list[int]:
         """Tokens of each suffix without its picture."""
-        texts = [render(self.tokenizer, prompt, q, AS_WRITTEN).suffix for q in questions]
+        texts = [render(self.tokenizer, prompt, q, as_written(q)).suffix for q in questions]
         if not any(CUT in text for text in texts):  # all at once is faster
             return [len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
         return [len(token_ids(self.tokenizer, text)) for text in texts]

@@ -24,12 +24,14 @@ class Suffix:
     Args:
         ids: (S,) token ids; a picture holds one image token per visual token.
         features: What the vision tower made of the picture; None without a picture.
-        target: Index of the gold choice's letter (0..3), -1 when unknown.
+        target: Index of the gold choice's letter, -1 when unknown.
+        options: Number of options, 2 to 6.
     """
 
     ids: torch.Tensor
     features: VisionFeatures | None
     target: int
+    options: int
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,13 @@ class PackedBatch:
     Args:
         row: What goes into the language model.
         targets: (B,) index of each gold choice's letter, -1 when unknown.
+        options: Number of options of each question.
         conversation: What every token teaches; None: only the answers are asked for.
     """
 
     row: Row
     targets: torch.Tensor
+    options: Sequence[int]
     conversation: Conversation | None = None
 
 
@@ -170,7 +174,8 @@ def pack(
         features=join_features([s.features for s in suffixes if s.features], device),
         answers=to_device(places, device),
     )
-    return PackedBatch(row, to_device(torch.tensor([s.target for s in suffixes]), device), taught)
+    targets = to_device(torch.tensor([s.target for s in suffixes]), device)
+    return PackedBatch(row, targets, [s.options for s in suffixes], taught)
 
 
 def _conversation(
@@ -244,7 +249,7 @@ def pack_orders(
         answers=to_device(ends - 1, device),
     )
     targets = torch.tensor([s.target for suffixes in asked for s in suffixes])
-    return PackedBatch(row, to_device(targets, device))
+    return PackedBatch(row, to_device(targets, device), [s.options for suffixes in asked for s in suffixes])
 
 
 def _common(rows: Sequence[torch.Tensor]) -> int:

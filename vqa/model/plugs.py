@@ -21,6 +21,10 @@ class Batch(Protocol):
         """(B,) index of each gold choice's letter, -1 when unknown."""
 
     @property
+    def options(self) -> Sequence[int]:
+        """Number of options of each question."""
+
+    @property
     def conversation(self) -> Conversation | None:
         """What every token teaches; None: only the answers are asked for."""
 

@@ -2,18 +2,17 @@
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vqa.config.settings import PromptSettings
 from vqa.errors import UserError
-from vqa.question import LETTERS, Question
+from vqa.question import LETTERS, Question, letters_of
 
 VISION_START = "<|vision_start|>"
 CUT = "\ufdd0"  # a code point that no text may hold: where a control word is cut, so that it stays text
-AS_WRITTEN = (0, 1, 2, 3)
-Order = Sequence[int]  # which choice stands at a, b, c, d
+Order = Sequence[int]  # which choice stands at a, b, c, ...
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,46 @@ def rows_with_control_words(tokenizer: Any, questions: Sequence[Question]) -> li
     return [(id_, word[0]) for id_, word in found if word]
 
 
+def as_written(question: Question) -> Order:
+    """The order that leaves a question's options as they are."""
+    return tuple(range(len(question.choices)))
+
+
+def named_options(text: str) -> int | None:
+    """How many options a template names one by one, as {a}, {b}, ...; None where it has {options}."""
+    named = [letter for letter in LETTERS if f"{{{letter}}}" in text]
+    return len(named) if named else None
+
+
+def written_out(prompt: Mapping[str, Any], options: int) -> str:
+    """The template of the user's turn for so many options, which it names one by one: {a}, {b}, ..."""
+    letters, line = letters_of(options), prompt.get("option_line", "")
+    lines = [line.replace("{letter}", letter).replace("{option}", f"{{{letter}}}") for letter in letters]
+    user = str(prompt["user"]).replace("{options}", "\n".join(lines))
+    return user.replace("{letters}", ", ".join(letters))
+
+
+def refuse_other_options(prompt: PromptSettings, questions: Sequence[Question]) -> None:
+    """Refuse questions with more or fewer options than the prompt speaks of.
+
+    Raises:
+        UserError: Names the setting, the first such question, and what to do.
+    """
+    spoken = {
+        "prompt.user names": named_options(prompt.user),
+        "prompt.reasoning names": named_options(prompt.reasoning),
+        "prompt.n_options says": prompt.n_options,
+    }
+    for what, n in spoken.items():
+        other = next((q for q in questions if n not in (None, len(q.choices))), None)
+        if other is not None and n is not None:
+            raise UserError(
+                f"{what} {n} options ({', '.join(letters_of(n))}), but question {other.id!r} has "
+                f"{len(other.choices)}: use a prompt that says {{options}} and {{letters}}, such as "
+                "prompt=direct_en or direct_ko"
+            )
+
+
 def user_text(
     prompt: PromptSettings,
     question: Question,
@@ -79,7 +118,7 @@ def user_text(
     Args:
         prompt: The template.
         question: What is asked.
-        order: Which choice stands at a, b, c, d; (0, 1, 2, 3) leaves them as they are.
+        order: Which choice stands at a, b, c, ...; (0, 1, 2, ...) leaves them as they are.
         words: Control words of the tokenizer, which are cut where a question or an option holds one.
 
     Raises:
@@ -87,14 +126,16 @@ def user_text(
     """
     options = {
         letter: plain_text(question.choices[index], words)
-        for letter, index in zip(LETTERS, order, strict=True)
+        for letter, index in zip(question.letters, order, strict=True)
     }
+    lines = [prompt.option_line.format(letter=letter, option=text) for letter, text in options.items()]
+    fields = {"options": "\n".join(lines), "letters": ", ".join(options)} | options
     try:
-        return prompt.user.format(question=plain_text(question.text, words), **options)
+        return prompt.user.format(question=plain_text(question.text, words), **fields)
     except (KeyError, IndexError, ValueError) as error:
         raise UserError(
-            f"prompt.user has a field that is none of question, a, b, c, d ({error}); "
-            "write {{ and }} for braces"
+            f"prompt.user has a field that is none of question, options, letters, {', '.join(options)} "
+            f"({error}); write {{{{ and }}}} for braces"
         ) from error
 
 
@@ -121,7 +162,7 @@ def render(
         tokenizer: Knows the template.
         prompt: The texts.
         question: What is asked.
-        order: Which choice stands at a, b, c, d.
+        order: Which choice stands at a, b, c, ...
         answered: Go on with the gold letter and what ends the assistant's turn.
 
     Raises:

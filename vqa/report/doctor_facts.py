@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vqa.config.settings import Settings
 from vqa.data.image import ImageError, fit_image, load_image, seen_size, tower_size
 from vqa.model.families.family import Family
 from vqa.model.generic_prompt import PromptWriter
-from vqa.model.prompt import AS_WRITTEN, render, token_ids
+from vqa.model.prompt import as_written, render, token_ids
 from vqa.model.vision.generic_pictures import budget_arguments, processed
 from vqa.progress import progress
-from vqa.question import LETTERS, Question
+from vqa.question import LETTERS, Question, by_options, letters_of
 from vqa.report.facts import picture_size
 from vqa.results.uncertainty import picture_codes, share_interval
 
@@ -46,7 +45,14 @@ class Twins:
 def letter_balance(questions: Sequence[Question]) -> dict[str, int]:
     """How often each letter is the right one."""
     counts = Counter(q.answer for q in questions)
-    return {letter: counts[letter] for letter in LETTERS}
+    return {
+        letter: counts[letter] for letter in letters_of(max((len(q.choices) for q in questions), default=0))
+    }
+
+
+def option_numbers(questions: Sequence[Question]) -> dict[int, int]:
+    """How many questions have each number of options, the smallest number first."""
+    return {n: len(places) for n, places in by_options(len(q.choices) for q in questions).items()}
 
 
 def exact_twins(parts: Mapping[str, Sequence[Question]]) -> Twins:
@@ -109,7 +115,7 @@ def difference_hash(path: Path | None) -> int | None:
 
 def equal_options(questions: Sequence[Question]) -> list[str]:
     """Ids of questions with two equal options."""
-    return [q.id for q in questions if len({choice.strip() for choice in q.choices}) < len(LETTERS)]
+    return [q.id for q in questions if len({choice.strip() for choice in q.choices}) < len(q.choices)]
 
 
 def contradictions(questions: Sequence[Question]) -> list[tuple[str, str]]:
@@ -137,12 +143,14 @@ def hinted(questions: Sequence[Question]) -> list[str]:
 
 
 def longest_is_right(questions: Sequence[Question]) -> float | None:
-    """Share of labelled questions whose right option is the longest one alone; 0.25 is what chance gives."""
+    """Share of labelled questions whose right option is the first of the longest ones; chance gives 1/n."""
     labelled = [q for q in questions if q.answer]
     if not labelled:
         return None
     longest = [
-        max(range(4), key=lambda i: len(q.choices[i])) == LETTERS.index(str(q.answer)) for q in labelled
+        max(range(len(q.choices)), key=[len(choice) for choice in q.choices].__getitem__)
+        == LETTERS.index(str(q.answer))
+        for q in labelled
     ]
     return sum(longest) / len(longest)
 
@@ -166,15 +174,18 @@ def text_floor(questions: Sequence[Question], seed: int) -> dict[str, Any] | Non
     if len(labelled) < 50 or len(set(groups)) < FOLDS:
         return None
     features = FeatureHasher(2**16, input_type="string").transform(
-        [_words(q, i) for q in labelled for i in range(len(LETTERS))]
+        [_words(q, i) for q in labelled for i in range(len(q.choices))]
     )
-    right = np.array([LETTERS[i] == q.answer for q in labelled for i in range(len(LETTERS))])
+    right = np.array([letter == q.answer for q in labelled for letter in q.letters])
+    ends = np.cumsum([len(q.choices) for q in labelled])
+    own = [np.arange(end - len(q.choices), end) for end, q in zip(ends, labelled, strict=True)]
     correct = np.zeros(len(labelled), dtype=bool)
     folds = GroupKFold(FOLDS, shuffle=True, random_state=seed)
     for train, test in folds.split(labelled, groups=groups):
-        learner = LogisticRegression(C=1.0, max_iter=200).fit(features[_rows(train)], right[_rows(train)])
-        scores = learner.decision_function(features[_rows(test)]).reshape(-1, len(LETTERS))
-        correct[test] = right[_rows(test)].reshape(-1, len(LETTERS))[np.arange(len(test)), scores.argmax(1)]
+        rows = np.concatenate([own[place] for place in train])
+        learner = LogisticRegression(C=1.0, max_iter=200).fit(features[rows], right[rows])
+        scores = learner.decision_function(features)
+        correct[test] = [right[own[place]][scores[own[place]].argmax()] for place in test]
     low, high = share_interval(correct, picture_codes([q.image_sha256 for q in labelled]))
     return {"accuracy": float(correct.mean()), "low": low, "high": high, "n": len(labelled)}
 
@@ -194,16 +205,10 @@ def _measured(questions: Sequence[Question]) -> list[Question]:
     return [*evenly(questions, MOST_MEASURED), *longest]
 
 
-def _rows(questions: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The four rows of each question."""
-    rows: NDArray[np.int64] = (questions[:, None] * len(LETTERS) + np.arange(len(LETTERS))).ravel()
-    return rows
-
-
 def _words(q: Question, index: int) -> list[str]:
     option = q.choices[index].strip().lower()
     words = q.text.lower().split()
-    rank = sorted(range(4), key=lambda i: len(q.choices[i])).index(index)
+    rank = sorted(range(len(q.choices)), key=lambda i: len(q.choices[i])).index(index)
     pairs = [f"{word} > {option}" for word in words]
     return [
         f"option {option}",
@@ -231,7 +236,7 @@ def sizes(settings: Settings, questions: Sequence[Question], config: Any, tokeni
     budget = settings.image.min_visual_tokens, settings.image.max_visual_tokens
     found: dict[str, list[float]] = {"width": [], "height": [], "visual tokens": [], "text tokens": []}
     for q in _measured(questions):
-        rendered = render(tokenizer, settings.prompt, q, (0, 1, 2, 3))
+        rendered = render(tokenizer, settings.prompt, q, as_written(q))
         found["text tokens"].append(len(token_ids(tokenizer, rendered.prefix + rendered.suffix)))
         size = picture_size(q)
         if size is None:
@@ -261,7 +266,7 @@ def sizes_by_processor(
     writer = PromptWriter(processor, processor.tokenizer, family.template, [])
     arguments = budget_arguments(processor, family, settings.image)
     for q in questions[:: max(1, len(questions) // MOST_PROCESSED)]:
-        ids = writer.ids(settings.prompt, q, AS_WRITTEN, None)
+        ids = writer.ids(settings.prompt, q, as_written(q), None)
         found["text tokens"].append(len(ids))
         if q.image is None:
             continue

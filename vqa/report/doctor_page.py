@@ -12,7 +12,7 @@ from vqa.errors import UserError
 from vqa.machine.files import replace_text
 from vqa.model.base import model_source, read_model_config, read_processor
 from vqa.model.families.table import family_of
-from vqa.question import Question
+from vqa.question import Question, guessing, letters_of
 from vqa.report import doctor_facts as facts
 from vqa.report.page import render, thumbnails
 
@@ -39,6 +39,7 @@ def write_doctor_page(settings: Settings, problems: Sequence[str]) -> Path | Non
     parts = _readable(source)
     everything = [q for questions in parts.values() for q in questions]
     labelled = [q for q in parts.get("train", []) if q.answer]
+    numbers = facts.option_numbers(everything)
     pictures = list(dict.fromkeys(q.image for q in everything if q.image))
     sheet = pictures[:: max(1, len(pictures) // ON_SHEET)][:ON_SHEET]
     page = render(
@@ -48,6 +49,9 @@ def write_doctor_page(settings: Settings, problems: Sequence[str]) -> Path | Non
         study=settings.study,
         problems=problems,
         parts=[(name, _part(source, name, questions)) for name, questions in parts.items()],
+        options=numbers,
+        letters=letters_of(max(numbers, default=0)),
+        chance=guessing(len(q.choices) for q in labelled or everything).accuracy if everything else None,
         exact=facts.exact_twins(parts),
         near=facts.near_twins(parts),
         equal_options=facts.equal_options(everything),

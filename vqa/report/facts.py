@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from vqa.data import image
-from vqa.question import LETTERS, Question
+from vqa.question import Guessing, Question, letters_of
 from vqa.results.folder import StudyFolder
-from vqa.results.metrics import accuracy_ci95
-from vqa.results.predictions import Prediction
-from vqa.results.trials import TrialRow, Value, complete_trials
+from vqa.results.metrics import accuracy_ci95, guessing_of, most_options
+from vqa.results.predictions import Prediction, read_predictions
+from vqa.results.trials import TrialRow, Value, best_trial, complete_trials
 from vqa.results.uncertainty import Z95
 
 SIZE_GROUPS = 4
@@ -61,6 +61,15 @@ def leaderboard(study: StudyFolder) -> tuple[list[str], list[dict[str, Any]]]:
         row = {"trial": str(trial.number), "state": trial.state, "folds": trial.folds, "seconds": seconds}
         shown.append(row | interval | {"parameters": parameters, "tied": trial.tied})
     return names, shown
+
+
+def study_guessing(study: StudyFolder) -> Guessing | None:
+    """What guessing scores on the trials' questions, the same for all; None without their answers."""
+    complete = complete_trials(study.trials())
+    if not complete:
+        return None
+    answers = study.trial(best_trial(complete).number).out_of_fold
+    return guessing_of(read_predictions(answers)) if answers.exists() else None
 
 
 def doubts(ranking: Sequence[TrialRow]) -> tuple[str, str] | None:
@@ -167,9 +176,10 @@ def picture_size(question: Question | None) -> tuple[int, int] | None:
 
 def confusion_table(predictions: Sequence[Prediction]) -> dict[str, Any]:
     """Answers by right letter, and how often each letter was right and answered."""
-    columns = [*LETTERS, *(["none"] if any(p.answer is None for p in predictions) else [])]
+    letters = letters_of(most_options(predictions))
+    columns = [*letters, *(["none"] if any(p.answer is None for p in predictions) else [])]
     rows = []
-    for gold in LETTERS:
+    for gold in letters:
         answers = [p.answer or "none" for p in predictions if p.gold == gold]
         counts = [answers.count(column) for column in columns]
         rows.append((gold, [(count, count / len(answers) if answers else 0.0) for count in counts]))

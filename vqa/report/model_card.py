@@ -1,13 +1,17 @@
 """What goes with an adapter to those who use it: model card, prompt, pixel budget, a line to serve it."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vqa.config.words import shell_line
 from vqa.machine.files import replace_text
+from vqa.model.prompt import written_out
+from vqa.question import letters_of
 from vqa.results.folder import CALIBRATION, RunFolder, member_folder, member_folders, read_json
+from vqa.results.metrics import chance_of
 
 PROMPT = "prompt.json"
 PIXELS = "preprocessor_config.json"
@@ -28,7 +32,10 @@ def write_hand_over(run: Path) -> Path:
     """
     folder = RunFolder(run)
     adapter, config, metrics, manifest = folder.adapter, folder.config(), folder.metrics(), folder.manifest()
-    prompt = {name: config["prompt"][name] for name in ("system", "user")}
+    numbers = _numbers(metrics)
+    users = {str(n): written_out(config["prompt"], n) for n in numbers}
+    prompt: dict[str, Any] = {"system": config["prompt"]["system"], "user": users[str(max(numbers))]}
+    prompt |= {"user_of": users} if len(numbers) > 1 else {}
     replace_text(adapter / PROMPT, json.dumps(prompt, indent=2, ensure_ascii=False) + "\n")
     members = member_folders(adapter)
     for member in members:
@@ -82,10 +89,10 @@ def _card(
         *_head(base, licence),
         "---",
         "",
-        f"# LoRA adapter for 4-choice visual questions: {config['study']}",
+        f"# LoRA adapter for {_options(metrics)[0]} visual questions: {config['study']}",
         "",
         f"{_what(metrics)} for `{base}`. A question about a picture is answered with one of the letters "
-        "a, b, c, d.",
+        f"{_options(metrics)[1]}.",
         "",
         "| score | accuracy | 95 % interval | NLL (nats) | n |",
         "|---|---|---|---|---|",
@@ -96,7 +103,7 @@ def _card(
             "base model, held-out questions",
             {k: metrics.get(f"base_{k}") for k in SCORES} | {"n": metrics["n"]},
         ),
-        "| chance | 0.250 | | 1.386 | |",
+        f"| chance | {chance_of(metrics):.3f} | | {_chance_nll(metrics):.3f} | |",
         "",
         "The best epoch was chosen on the held-out questions; that makes their score a little optimistic."
         if metrics.get("note")
@@ -107,6 +114,23 @@ def _card(
         *_usage(config, metrics, lora),
     ]
     return "\n".join(lines)
+
+
+def _numbers(metrics: Mapping[str, Any]) -> list[int]:
+    """The numbers of options that the questions have, the smallest first."""
+    return [int(n) for n in metrics.get("options", [round(1 / chance_of(metrics))])]
+
+
+def _options(metrics: Mapping[str, Any]) -> tuple[str, str]:
+    """How many options the questions have, as in "4-choice", and their letters."""
+    numbers = _numbers(metrics)
+    said = str(numbers[0]) if len(numbers) == 1 else f"{min(numbers)}- to {max(numbers)}"
+    return f"{said}-choice", ", ".join(letters_of(max(numbers)))
+
+
+def _chance_nll(metrics: Mapping[str, Any]) -> float:
+    """NLL of guessing, nats."""
+    return float(metrics.get("chance_nll", -math.log(chance_of(metrics))))
 
 
 def _what(metrics: Mapping[str, Any]) -> str:
@@ -180,7 +204,7 @@ def _usage(config: Mapping[str, Any], metrics: Mapping[str, Any], lora: Mapping[
         f"(`{PIXELS}`). Prompt (`{PROMPT}`), the answer is the next token:",
         "",
         *_quoted("system", config["prompt"]["system"]),
-        *_quoted("user, after the picture", config["prompt"]["user"]),
+        *_quoted("user, after the picture", written_out(config["prompt"], max(_numbers(metrics)))),
         "`PeftModel.from_pretrained(base, this_folder)` loads it; "
         "the lines for it stand in the project's docs/take_it_away.md."
         if members == 1

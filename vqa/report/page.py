@@ -143,7 +143,7 @@ def gallery(
         base: The base model's predictions of the held-out questions.
 
     Returns:
-        `rows`, one list per prediction: part, id, kind, gold, answer, four probabilities, flag, text,
+        `rows`, one list per prediction: part, id, kind, gold, answer, probabilities, flag, text,
         options, number of its picture or -1, the base model's answer; and `pictures` as data addresses.
     """
     entries = [
@@ -171,7 +171,7 @@ def _rank(prediction: Prediction) -> tuple[int, float]:
 
 
 def _row(part: str, p: Prediction, question: Question | None, number: Mapping[Path, int]) -> list[Any]:
-    text, choices, picture = "", ["", "", "", ""], -1
+    text, choices, picture = "", [""] * len(p.p), -1
     if question:
         text, choices = question.text, list(question.choices)
         picture = number.get(question.image, -1) if question.image else -1

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vqa.machine.files import replacing
-from vqa.question import CHANCE, LETTERS
+from vqa.question import Guessing, letters_of
 from vqa.results.metrics import (
     CONFIDENCE_BINS,
     accuracy,
@@ -21,6 +21,7 @@ from vqa.results.metrics import (
     calibration_error,
     confidence_bins,
     confusion,
+    guessing_of,
 )
 from vqa.results.predictions import Prediction
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 # Source: M. Okabe & K. Ito (2008), Color Universal Design: told apart with every colour vision.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8C8C8C"
-CHANCE_NLL = float(np.log(len(LETTERS)))
 
 
 def new_figure(width_in: float = 6.4, height_in: float = 4.4, panels: int = 1) -> "tuple[Figure, list[Axes]]":
@@ -106,7 +106,8 @@ def confusion_matrix(predictions: Sequence[Prediction], path: Path) -> Path:
         ValueError: there are no predictions or one has no gold letter.
     """
     counts = confusion(predictions)
-    columns = [*LETTERS, "none"] if counts[:, -1].any() else [*LETTERS]
+    letters = letters_of(len(counts))
+    columns = [*letters, "none"] if counts[:, -1].any() else [*letters]
     counts = counts[:, : len(columns)]
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure, (axes,) = new_figure(5.6, 4.6)
@@ -115,13 +116,14 @@ def confusion_matrix(predictions: Sequence[Prediction], path: Path) -> Path:
         colour = "white" if share[row, column] > 0.5 else "black"
         axes.text(column, row, f"{count}\n{share[row, column]:.0%}", ha="center", va="center", color=colour)
     axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(LETTERS)), LETTERS)
+    axes.set_yticks(range(len(letters)), letters)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     axes.set_xlabel("letter answered")
     axes.set_ylabel("right letter")
+    chance = guessing_of(predictions).accuracy
     axes.set_title(
-        f"Accuracy {accuracy(predictions):.1%} of {len(predictions)} questions (chance {CHANCE:.0%})"
+        f"Accuracy {accuracy(predictions):.1%} of {len(predictions)} questions (chance {chance:.0%})"
     )
     figure.colorbar(image, ax=axes, label="share of the right letter's questions", shrink=0.85)
     return save_figure(figure, path)
@@ -135,18 +137,19 @@ def reliability(predictions: Sequence[Prediction], path: Path) -> Path:
     Raises:
         ValueError: there are no predictions or one has no gold letter.
     """
-    overall = accuracy(predictions)
+    overall, by_guessing = accuracy(predictions), guessing_of(predictions)
+    chance = by_guessing.accuracy
     bins, confidence = confidence_bins(predictions)
     right = np.array([p.answer == p.gold for p in predictions])
     figure, (curve, histogram) = new_figure(9.0, 4.2, panels=2)
     curve.plot(
-        [CHANCE, 1],
-        [CHANCE, 1],
+        [chance, 1],
+        [chance, 1],
         color=GREY,
         linestyle="--",
         label=label("perfectly calibrated", "완벽한 보정"),
     )
-    curve.axhline(CHANCE, color=GREY, linestyle=":", label=chance_label())
+    curve.axhline(chance, color=GREY, linestyle=":", label=chance_label(by_guessing))
     confidence_label = label("confidence (top option probability)", "확신도 (가장 높은 보기 확률)")
     error = calibration_error(predictions)
     for index in np.unique(bins):
@@ -155,7 +158,7 @@ def reliability(predictions: Sequence[Prediction], path: Path) -> Path:
         x = float(confidence[inside].mean())
         low, high = accuracy_ci95([predictions[i] for i in np.flatnonzero(inside).tolist()])
         curve.errorbar(x, share, [[share - low], [high - share]], fmt="o", color=BLUE, capsize=3)
-    curve.set(xlim=(CHANCE - 0.03, 1.03), ylim=(-0.03, 1.03))
+    curve.set(xlim=(chance - 0.03, 1.03), ylim=(-0.03, 1.03))
     curve.set(xlabel=confidence_label, ylabel=label("accuracy", "정확도"))
     curve.set_title(
         label(
@@ -166,19 +169,22 @@ def reliability(predictions: Sequence[Prediction], path: Path) -> Path:
     curve.legend(loc="upper left", frameon=False)
     edges = np.linspace(0, 1, CONFIDENCE_BINS + 1)
     histogram.hist(confidence, bins=list(edges), color=BLUE, edgecolor="white")
-    histogram.set(xlim=(CHANCE - 0.03, 1.03), xlabel=confidence_label, ylabel=label("questions", "문항 수"))
+    histogram.set(xlim=(chance - 0.03, 1.03), xlabel=confidence_label, ylabel=label("questions", "문항 수"))
     n = len(predictions)
     histogram.set_title(label(f"Confidence of {n} questions", f"문항 {n}개의 확신도"))
     return save_figure(figure, path)
 
 
-def learning_curve(rows: Sequence[Mapping[str, float]], path: Path) -> Path:
+def learning_curve(
+    rows: Sequence[Mapping[str, float]], path: Path, by_guessing: Guessing | None = None
+) -> Path:
     """Draw training loss, held-out NLL and accuracy over optimizer steps.
 
     Args:
         rows: One mapping per record with `step` (optimizer steps so far) and any of `train_loss`, `nll`
             (nats) and `accuracy` (0..1); a row without a name simply has no point there.
         path: The PNG to write.
+        by_guessing: What guessing scores on the held-out questions; None: not known, no line.
 
     Raises:
         ValueError: no row has a step and one of the three.
@@ -200,7 +206,8 @@ def learning_curve(rows: Sequence[Mapping[str, float]], path: Path) -> Path:
         step, value = min(series["nll"], key=lambda point: point[1])
         best = label(f"best {value:.3f} at step {step:g}", f"최고 {value:.3f} (단계 {step:g})")
         losses.plot(step, value, "*", color=RED, markersize=14, label=best)
-    losses.axhline(CHANCE_NLL, color=GREY, linestyle=":", label=chance_nll_label())
+    if by_guessing:
+        losses.axhline(by_guessing.nll, color=GREY, linestyle=":", label=chance_nll_label(by_guessing))
     steps = label("optimizer steps", "학습 단계")
     loss = label("loss (nats per question)", "손실 (문항당 nat)")
     losses.set(xlabel=steps, ylabel=loss, title=label("Loss", "손실"), ylim=(0, None))
@@ -212,21 +219,23 @@ def learning_curve(rows: Sequence[Mapping[str, float]], path: Path) -> Path:
             color=GREEN,
             label=label("held-out accuracy", "검증 정확도"),
         )
-    scores.axhline(CHANCE, color=GREY, linestyle=":", label=chance_label())
+    if by_guessing:
+        scores.axhline(by_guessing.accuracy, color=GREY, linestyle=":", label=chance_label(by_guessing))
     scores.set(xlabel=steps, ylabel=label("accuracy", "정확도"), ylim=(0, 1.03))
     scores.set_title(label("Held-out accuracy", "검증 정확도"))
     scores.legend(loc="lower right", frameon=False)
     return save_figure(figure, path)
 
 
-def chance_label() -> str:
+def chance_label(by_guessing: Guessing) -> str:
     """The label of the accuracy that guessing has."""
-    return label(f"chance {CHANCE:.0%}", f"무작위 {CHANCE:.0%}")
+    return label(f"chance {by_guessing.accuracy:.0%}", f"무작위 {by_guessing.accuracy:.0%}")
 
 
-def chance_nll_label() -> str:
+def chance_nll_label(by_guessing: Guessing) -> str:
     """The label of the NLL that guessing has."""
-    return label(f"chance ln 4 = {CHANCE_NLL:.2f}", f"무작위 ln 4 = {CHANCE_NLL:.2f}")
+    formula = "" if by_guessing.options is None else f"ln {by_guessing.options} = "
+    return label(f"chance {formula}{by_guessing.nll:.2f}", f"무작위 {formula}{by_guessing.nll:.2f}")
 
 
 def _points(rows: Sequence[Mapping[str, float]], name: str) -> list[tuple[float, float]]:

@@ -4,6 +4,7 @@ Its charts are the pictures that MLflow gets, drawn for the page, each with its 
 """
 
 import json
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,13 @@ from vqa.config.settings import Data
 from vqa.config.words import shell_line
 from vqa.errors import UserError
 from vqa.machine.files import replace_text
-from vqa.question import CHANCE, Question
+from vqa.question import Guessing, Question
 from vqa.report import facts, plots, study_plots
 from vqa.report.page import gallery, inline_svg, render
 from vqa.report.verdict import verdict
 from vqa.results.calibration import UNCHANGED, tempered
 from vqa.results.folder import RunFolder, StudyFolder, read_yaml
+from vqa.results.metrics import guessing_of
 from vqa.results.predictions import Prediction, read_predictions
 from vqa.results.trials import TrialRow, best_trial, complete_trials, varied_parameters
 
@@ -47,16 +49,16 @@ def write_report(run: Path, language: str) -> Path:
             "run stage=final or a sweep first, or name another study (study=...)"
         )
     trials = study.trials()
+    answers = _answers(folder, trials)
     page = render(
         "report.html",
         language=language,
         title=study.path.name if folder.report == study.report else run.name,
-        chance=CHANCE,
-        verdict=verdict(folder.metrics(), trials, _following(folder), study.ranges()),
+        verdict=verdict(folder.metrics(), trials, _following(folder), study.ranges(), answers["chance"]),
         command=folder.command() if not has_study else _study_command(study),
         final_command=folder.command(),
         **_search(study, trials),
-        **_answers(folder, trials),
+        **answers,
     )
     replace_text(folder.report, page)
     return folder.report
@@ -97,12 +99,15 @@ def _answers(folder: RunFolder, trials: Sequence[TrialRow]) -> dict[str, Any]:
     metrics, manifest = folder.metrics(), folder.manifest()
     kept = folder.base_valid_predictions
     base = read_predictions(kept) if kept.exists() else []
+    by_guessing = guessing_of(labelled) if labelled else None
     return {
         "config": config,
         "metrics": metrics,
         "manifest": manifest,
         "manifest_text": json.dumps(manifest, indent=2, ensure_ascii=False),
-        "charts": study_charts(trials) | run_charts(metrics.get("epochs", []), labelled),
+        "chance": by_guessing.accuracy if by_guessing else math.nan,
+        "charts": study_charts(trials, facts.study_guessing(folder.study))
+        | run_charts(metrics.get("epochs", []), labelled),
         "confusion": facts.confusion_table(labelled) if labelled else None,
         "kinds": facts.by_kind(labelled),
         "sizes": facts.by_size(labelled, texts),
@@ -170,7 +175,7 @@ class Chart:
     text: tuple[str, str]
 
 
-def study_charts(trials: Sequence[TrialRow]) -> dict[str, Chart]:
+def study_charts(trials: Sequence[TrialRow], by_guessing: Guessing | None = None) -> dict[str, Chart]:
     """Search history, importance, parallel coordinates, learning rate by rank: those there are data for."""
     complete = complete_trials(trials)
     if not complete:
@@ -202,18 +207,19 @@ def study_charts(trials: Sequence[TrialRow]) -> dict[str, Chart]:
         ),
     }
     with tempfile.TemporaryDirectory() as folder, plots.drawn_for_page() as korean:
-        paths = study_plots.study_plots(trials, Path(folder))
+        paths = study_plots.study_plots(trials, Path(folder), by_guessing)
         return {path.stem: Chart(inline_svg(path, korean), texts[path.stem]) for path in paths}
 
 
 def run_charts(history: Sequence[Mapping[str, Any]], labelled: Sequence[Prediction]) -> dict[str, Chart]:
     """Learning curve and reliability of a run: those there are data for."""
     charts = {}
+    by_guessing = guessing_of(labelled) if labelled else None
     if history:
         best = min(history, key=lambda row: row["nll"])
         charts["learning_curve"] = _chart(
             "learning_curve",
-            lambda path: plots.learning_curve(history, path),
+            lambda path: plots.learning_curve(history, path, by_guessing),
             f"Held-out NLL after each of {len(history)} evaluations; the best, {best['nll']:.3f}, at step "
             f"{best['step']}, with accuracy {best['accuracy']:.1%}.",
             f"평가 {len(history)}회의 검증 NLL. 최고는 단계 {best['step']}의 {best['nll']:.3f}, "

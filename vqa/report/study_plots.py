@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vqa.question import Guessing
 from vqa.report.plots import (
     BLUE,
-    CHANCE_NLL,
     GREY,
     ORANGE,
     RED,
@@ -35,11 +35,20 @@ RATE_NAMES = ("lr", "learning_rate")
 LOG_RATIO = 8  # a parameter whose largest value is that many times its smallest is drawn on a log axis
 
 
-def study_plots(trials: Sequence[TrialRow], folder: Path) -> list[Path]:
-    """Draw every picture that the trials have data for; returns the PNGs, none without a complete trial."""
+def study_plots(trials: Sequence[TrialRow], folder: Path, by_guessing: Guessing | None = None) -> list[Path]:
+    """Draw every picture that the trials have data for.
+
+    Args:
+        trials: Of the study.
+        folder: Where the pictures go.
+        by_guessing: What guessing scores on the trials' questions; None: not known, no line.
+
+    Returns:
+        The PNGs; none without a complete trial.
+    """
     if not complete_trials(trials):
         return []
-    pictures = [optimisation_history(trials, folder / "optimisation_history.png")]
+    pictures = [optimisation_history(trials, folder / "optimisation_history.png", by_guessing)]
     names = varied_parameters(trials)
     if names and len(complete_trials(trials)) >= 2:
         pictures.append(parallel_coordinates(trials, folder / "parallel_coordinates.png"))
@@ -51,7 +60,7 @@ def study_plots(trials: Sequence[TrialRow], folder: Path) -> list[Path]:
     return pictures
 
 
-def optimisation_history(trials: Sequence[TrialRow], path: Path) -> Path:
+def optimisation_history(trials: Sequence[TrialRow], path: Path, by_guessing: Guessing | None = None) -> Path:
     """Draw each trial's NLL in the order tried, the best so far, and which were pruned."""
     from matplotlib.ticker import MaxNLocator
 
@@ -67,7 +76,7 @@ def optimisation_history(trials: Sequence[TrialRow], path: Path) -> Path:
         axes.plot(numbers_cut, [t.nll for t in pruned], "x", color=ORANGE, label=_cut_label(pruned))
     so_far = label("best so far", "지금까지 최고")
     axes.step(numbers, np.minimum.accumulate(values), where="post", color=RED, label=so_far)
-    _draw_chance(axes, values + [t.nll for t in pruned])
+    _draw_chance(axes, values + [t.nll for t in pruned], by_guessing)
     axes.set(xlabel=label("trial", "시도"), ylabel=_nll_label())
     axes.set_title(
         label(
@@ -229,10 +238,10 @@ def _rate_and_rank(names: Sequence[str]) -> tuple[str, str] | None:
     return (rates[0], ranks[0]) if rates and ranks else None
 
 
-def _draw_chance(axes: "Axes", values: Sequence[float]) -> None:
+def _draw_chance(axes: "Axes", values: Sequence[float], by_guessing: Guessing | None) -> None:
     """Mark the NLL of a model that knows nothing, unless that would squeeze the trials into a strip."""
-    if max(values) > 0.4 * CHANCE_NLL:
-        axes.axhline(CHANCE_NLL, color=GREY, linestyle=":", label=chance_nll_label())
+    if by_guessing and max(values) > 0.4 * by_guessing.nll:
+        axes.axhline(by_guessing.nll, color=GREY, linestyle=":", label=chance_nll_label(by_guessing))
 
 
 def _as_study(trials: Sequence[TrialRow]) -> "Study":

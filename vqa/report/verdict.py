@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vqa.question import CHANCE
+from vqa.results.metrics import chance_of
 from vqa.results.ranges import Range
 from vqa.results.trials import TrialRow, best_trial, complete_trials, other_leader
 
@@ -19,6 +19,7 @@ def verdict(
     trials: Sequence[TrialRow],
     following: str = "",
     ranges: Mapping[str, Range] | None = None,
+    chance: float = math.nan,
 ) -> Both:
     """The verdict on a study.
 
@@ -27,11 +28,12 @@ def verdict(
         trials: The trials; [] without a sweep.
         following: What the user does next, a command or a file; "" says nothing of it.
         ranges: The intervals that were searched, by key; None says nothing of them.
+        chance: Accuracy of guessing on the trials' questions, where there is no final run; NaN: not known.
 
     Returns:
         The sentence in English and in Korean; empty texts where there is no score at all.
     """
-    score = score_part(metrics, trials)
+    score = score_part(metrics, trials, chance)
     if score is None:
         return "", ""
     remarks = (tie_part(trials), disagreement_part(trials), edge_part(trials, ranges or {}))
@@ -40,27 +42,28 @@ def verdict(
     return f"{english}.", "; ".join(part[1] for part in parts) + "."
 
 
-def score_part(metrics: Mapping[str, Any], trials: Sequence[TrialRow]) -> Both | None:
+def score_part(
+    metrics: Mapping[str, Any], trials: Sequence[TrialRow], chance: float = math.nan
+) -> Both | None:
     """The tuned model's accuracy beside that of the base model and of guessing."""
-    chance = _percent(CHANCE)
     if "accuracy" in metrics:
-        tuned = _percent(metrics["accuracy"])
+        tuned, guessed = _percent(metrics["accuracy"]), _percent(chance_of(metrics))
         if "base_accuracy" not in metrics:
-            return f"tuned {tuned}, chance {chance}", f"학습 후 {tuned}, 무작위 {chance}"
+            return f"tuned {tuned}, chance {guessed}", f"학습 후 {tuned}, 무작위 {guessed}"
         base = _percent(metrics["base_accuracy"])
         return (
-            f"tuned {tuned}, base {base}, chance {chance}",
-            f"학습 후 {tuned}, 기본 모델 {base}, 무작위 {chance}",
+            f"tuned {tuned}, base {base}, chance {guessed}",
+            f"학습 후 {tuned}, 기본 모델 {base}, 무작위 {guessed}",
         )
     complete = complete_trials(trials)
     if not complete:
         return None
     best = best_trial(complete)
     score = f"NLL {best.nll:.3f}" if math.isnan(best.accuracy) else _percent(best.accuracy)
-    return (
-        f"best short trial {score}, chance {chance}",
-        f"가장 좋은 짧은 시도 {score}, 무작위 {chance}",
-    )
+    english, korean = f"best short trial {score}", f"가장 좋은 짧은 시도 {score}"
+    if math.isnan(chance):
+        return english, korean
+    return f"{english}, chance {_percent(chance)}", f"{korean}, 무작위 {_percent(chance)}"
 
 
 def tie_part(trials: Sequence[TrialRow]) -> Both | None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqa.question import LETTERS
+from vqa.question import by_options, letters_of
 from vqa.results.metrics import P_FLOOR, accuracy, calibration_error, nll, per_question_nll
 from vqa.results.predictions import Prediction
 from vqa.results.uncertainty import Z95, mean_error, picture_codes
@@ -20,14 +20,25 @@ def average(members: Sequence[Sequence[Prediction]], weights: Sequence[int]) -> 
         members: Each member's predictions of the same questions in the same order.
         weights: How often each member counts.
     """
+    found: dict[int, Prediction] = {}
+    for n, places in by_options(len(p.p) for p in members[0]).items():
+        alike = [[rows[place] for place in places] for rows in members]
+        found |= zip(places, _average_alike(alike, weights, letters_of(n)), strict=True)
+    return [found[place] for place in range(len(members[0]))]
+
+
+def _average_alike(
+    members: Sequence[Sequence[Prediction]], weights: Sequence[int], letters: Sequence[str]
+) -> list[Prediction]:
+    """`average` of questions that all have these letters."""
     share = np.array(weights) / sum(weights)
-    log_p = np.log(np.clip([[p.p for p in rows] for rows in members], P_FLOOR, 1))  # (members, rows, 4)
+    log_p = np.log(np.clip([[p.p for p in rows] for rows in members], P_FLOOR, 1))  # (members, rows, letters)
     mean = np.exp(np.tensordot(share, log_p, axes=1))
     mean /= mean.sum(axis=1, keepdims=True)
     masses = share @ np.array([[p.option_mass for p in rows] for rows in members])
     found = []
     for first, p, mass in zip(members[0], mean.tolist(), masses.tolist(), strict=True):
-        letter = LETTERS[int(np.argmax(p))]
+        letter = letters[int(np.argmax(p))]
         found.append(replace(first, answer=letter, p=tuple(p), option_mass=min(mass, 1.0)))
     return found
 

@@ -1,6 +1,6 @@
 """One temperature for probabilities that are too sure, or not sure enough: fitted on rows with known answers.
 
-Tempering raises probabilities to the power 1 / T and normalises them again. The order of the four letters
+Tempering raises probabilities to the power 1 / T and normalises them again. The order of the letters
 stays, so no answer changes. Prediction files keep the model's own probabilities, and metrics.json has the
 temperature.
 
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqa.machine.files import replace_text
-from vqa.question import LETTERS
+from vqa.question import LETTERS, by_options
 from vqa.results.folder import CALIBRATION
 from vqa.results.metrics import P_FLOOR, calibration_error, nll
 from vqa.results.predictions import Prediction
@@ -40,13 +40,14 @@ def tempered(predictions: Sequence[Prediction], temperature: float) -> list[Pred
     """
     if temperature == UNCHANGED or not predictions:
         return list(predictions)
-    scaled = _log_p(predictions) / temperature
-    p = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    p /= p.sum(axis=1, keepdims=True)
-    return [
-        replace(prediction, p=(a, b, c, d))
-        for prediction, (a, b, c, d) in zip(predictions, p.tolist(), strict=True)
-    ]
+    found = list(predictions)
+    for places, log_p in _log_p(predictions):
+        scaled = log_p / temperature
+        p = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        for place, row in zip(places, p.tolist(), strict=True):
+            found[place] = replace(predictions[place], p=tuple(row))
+    return found
 
 
 def fitted_temperature(predictions: Sequence[Prediction]) -> float:
@@ -68,18 +69,23 @@ def fitted_temperature(predictions: Sequence[Prediction]) -> float:
     Source of the row more: Platt 1999, Probabilistic Outputs for Support Vector Machines, section 2.2, whose
     targets are those of one more answer of each kind.
     """
-    log_p = _log_p(predictions)
+    alike = _log_p(predictions)
     nll(predictions)  # refuses unlabelled rows in the words of the other scores
     golds = np.array([LETTERS.index(str(prediction.gold)) for prediction in predictions])
     # the row more is as sure as these are on average
-    of_gold = log_p[np.arange(len(golds)), golds]
+    of_gold = np.empty(len(golds))
+    for places, log_p in alike:
+        of_gold[places] = log_p[np.arange(len(places)), golds[places]]
     more = 1 / (len(golds) + 1)
-    wanted = (1 - more) * float(of_gold.mean()) + more * float(log_p.mean())
+    of_any = sum(len(places) / len(golds) * float(log_p.mean()) for places, log_p in alike)
+    wanted = (1 - more) * float(of_gold.mean()) + more * of_any
     low, high = 1 / HIGHEST, 1 / LOWEST
+    expected = np.empty(len(golds))
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        weights = np.exp(middle * (log_p - log_p.max(axis=1, keepdims=True)))
-        expected = (weights * log_p).sum(axis=1) / weights.sum(axis=1)
+        for places, log_p in alike:
+            weights = np.exp(middle * (log_p - log_p.max(axis=1, keepdims=True)))
+            expected[places] = (weights * log_p).sum(axis=1) / weights.sum(axis=1)
         low, high = (low, middle) if float(expected.mean()) > wanted else (middle, high)
     return 2 / (low + high)
 
@@ -181,6 +187,9 @@ def _part(prediction: Prediction) -> int:
     return hashlib.sha256(group.encode()).digest()[0] * PARTS // 256
 
 
-def _log_p(predictions: Sequence[Prediction]) -> NDArray[np.float64]:
-    """(Q, 4) log probabilities, those of 0 at the floor of the NLL."""
-    return np.log(np.clip(np.array([p.p for p in predictions], dtype=np.float64), P_FLOOR, 1.0))
+def _log_p(predictions: Sequence[Prediction]) -> list[tuple[list[int], NDArray[np.float64]]]:
+    """By number of options n: places, and (places, n) log probabilities, of 0 at the floor of the NLL."""
+    return [
+        (places, np.log(np.clip(np.array([predictions[i].p for i in places], np.float64), P_FLOOR, 1.0)))
+        for places in by_options(len(p.p) for p in predictions).values()
+    ]

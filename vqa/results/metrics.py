@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqa.question import CHANCE, LETTERS
+from vqa.question import LETTERS, Guessing, by_options, guessing
 from vqa.results.predictions import NO_ANSWER, Prediction
 from vqa.results.uncertainty import mean_error, mean_p_value, picture_codes, share_interval, sign_flip_p_value
 
 P_FLOOR = 1e-12  # p_gold is clipped here: one hopeless row costs at most 27.6 nats, not infinity
 CONFIDENCE_BINS = 10  # of the calibration error
-COLLAPSE_SHARE = 0.4  # one contest team's submission was 85 % "b", scored 0.24 and went unnoticed
+# One contest team's submission was 85 % "b", scored 0.24 and went unnoticed. A letter's share is suspicious
+# from chance + this part of the rest: 0.4 with four options.
+COLLAPSE_PART = 0.2
 
 
 def accuracy_interval(correct: int, n: int) -> tuple[float, float]:
@@ -67,9 +69,10 @@ def per_question_nll(predictions: Sequence[Prediction]) -> dict[str, float]:
 
 
 def nll(predictions: Sequence[Prediction]) -> tuple[float, float]:
-    """Return the mean 4-way option NLL in nats and its standard error over pictures.
+    """Return the mean option NLL in nats and its standard error over pictures.
 
-    A model that knows nothing scores ln 4 = 1.386. Of a single picture the standard error is infinite.
+    A model that knows nothing scores ln n with n options, 1.386 with four. Of a single picture the
+    standard error is infinite.
 
     Raises:
         ValueError: as `per_question_nll`.
@@ -171,20 +174,23 @@ def mcnemar_p_value(a: Sequence[Prediction], b: Sequence[Prediction]) -> float:
 
 
 def confusion(predictions: Sequence[Prediction]) -> NDArray[np.int64]:
-    """Count answers by gold letter, shape (4, 5): rows gold a..d, columns answer a..d and no answer.
+    """Count answers by gold letter, shape (n, n + 1): rows gold a, b, ..., columns the answer and no answer.
+
+    n is the largest number of options that a question has.
 
     Raises:
         ValueError: there are no predictions or one has no gold letter.
     """
-    counts = np.zeros((len(LETTERS), len(LETTERS) + 1), dtype=np.int64)
-    for p, gold in _labelled(predictions):
-        column = len(LETTERS) if p.answer is None else LETTERS.index(p.answer)
+    pairs, most = _labelled(predictions), most_options(predictions)
+    counts = np.zeros((most, most + 1), dtype=np.int64)
+    for p, gold in pairs:
+        column = most if p.answer is None else LETTERS.index(p.answer)
         counts[LETTERS.index(gold), column] += 1
     return counts
 
 
 def letter_shares(letters: Sequence[str | None]) -> dict[str, float]:
-    """Return each letter's share among the letters given; None (no answer, no label) is left out.
+    """Return each letter's share among the letters given, up to the last of them; None is left out.
 
     Raises:
         ValueError: not a single letter is given.
@@ -192,32 +198,35 @@ def letter_shares(letters: Sequence[str | None]) -> dict[str, float]:
     given = [letter for letter in letters if letter is not None]
     if not given:
         raise ValueError(f"letter shares need at least one letter, got {len(letters)} rows without any")
-    return {letter: given.count(letter) / len(given) for letter in LETTERS}
+    return {letter: given.count(letter) / len(given) for letter in LETTERS if letter <= max(given)}
 
 
 def collapse_alarm(
-    answers: Sequence[str | None],
-    golds: Sequence[str | None] | None = None,
-    label_shares: Mapping[str, float] | None = None,
+    predictions: Sequence[Prediction], label_shares: Mapping[str, float] | None = None
 ) -> str | None:
-    """Return a warning when one letter takes over 40 % of the answers while the labels do not, else None.
+    """Return a warning when one letter takes too many of the answers while the labels do not, else None.
+
+    Too many are over 40 % with four options (`COLLAPSE_PART`).
 
     Args:
-        answers: The letters answered; None where there is none.
-        golds: The labels of the same rows, used where at least one is known.
+        predictions: At least one with an answer. Their labels are compared with, where one is known.
         label_shares: Shares of the letters among the training labels, for unlabelled rows; without any
-            labels every share above 40 % is suspicious.
+            labels every share that large is suspicious.
 
     Raises:
         ValueError: there are no answers.
     """
+    answers = [p.answer for p in predictions]
     if all(answer is None for answer in answers):
         raise ValueError(f"a collapse check needs at least one answer, got {len(answers)} rows without any")
     letter, share = max(letter_shares(answers).items(), key=lambda item: item[1])
+    golds = [p.gold for p in predictions]
     source, expected = "the training labels", label_shares
-    if golds is not None and any(gold is not None for gold in golds):
+    if any(gold is not None for gold in golds):
         source, expected = "the labels", letter_shares(golds)
-    if share <= COLLAPSE_SHARE or (expected is not None and expected.get(letter, 0.0) > COLLAPSE_SHARE):
+    by_chance = guessing_of(predictions).accuracy
+    most = by_chance + COLLAPSE_PART * (1 - by_chance)
+    if share <= most or (expected is not None and expected.get(letter, 0.0) > most):
         return None
     compared = "" if expected is None else f", but {expected.get(letter, 0.0):.0%} of {source}"
     return (
@@ -231,8 +240,9 @@ def summary(predictions: Sequence[Prediction]) -> dict[str, Any]:
 
     Returns:
         `accuracy`, `accuracy_ci95` [low, high], `nll` and `nll_se` in nats, `ece`, `n`, `n_pictures`,
-        `option_mass` (mean), `no_answer_rate`, `accuracy_by_kind` (empty where kinds are unknown) and
-        `chance`.
+        `option_mass` (mean), `no_answer_rate`, `accuracy_by_kind` (empty where kinds are unknown), `chance`,
+        and, where not all questions have as many options, `chance_nll` in nats and `options` (how many
+        questions have each number).
 
     Raises:
         ValueError: as `per_question_nll`.
@@ -240,6 +250,8 @@ def summary(predictions: Sequence[Prediction]) -> dict[str, Any]:
     mean_nll, nll_se = nll(predictions)
     n = len(predictions)
     kinds = sorted({p.kind for p in predictions if p.kind})
+    numbers = {str(n): len(rows) for n, rows in by_options(len(p.p) for p in predictions).items()}
+    known_nothing = guessing_of(predictions)
     return {
         "accuracy": accuracy(predictions),
         "accuracy_ci95": list(accuracy_ci95(predictions)),
@@ -251,8 +263,23 @@ def summary(predictions: Sequence[Prediction]) -> dict[str, Any]:
         "option_mass": sum(p.option_mass for p in predictions) / n,
         "no_answer_rate": no_answer_rate(predictions),
         "accuracy_by_kind": {kind: accuracy([p for p in predictions if p.kind == kind]) for kind in kinds},
-        "chance": CHANCE,
-    }
+        "chance": known_nothing.accuracy,
+    } | ({"chance_nll": known_nothing.nll, "options": numbers} if len(numbers) > 1 else {})
+
+
+def guessing_of(predictions: Sequence[Prediction]) -> Guessing:
+    """Return what guessing scores on these questions."""
+    return guessing(len(p.p) for p in predictions)
+
+
+def chance_of(metrics: Mapping[str, Any]) -> float:
+    """Return the accuracy of guessing that a metrics.json names; early versions knew four options only."""
+    return float(metrics.get("chance", 0.25))
+
+
+def most_options(predictions: Sequence[Prediction]) -> int:
+    """Return the largest number of options that a question has; 0 without questions."""
+    return max((len(p.p) for p in predictions), default=0)
 
 
 def no_answer_rate(predictions: Sequence[Prediction]) -> float:

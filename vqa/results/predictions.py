@@ -9,11 +9,11 @@ from pathlib import Path
 
 from vqa.errors import UserError
 from vqa.machine.files import replace_text
-from vqa.question import LETTERS
+from vqa.question import FEWEST, LETTERS, MOST, letters_of
 
 SUM_TOLERANCE = 1e-4  # float32 softmax is off by 1e-7; a forgotten normalisation by far more
 NO_ANSWER = "no_answer"  # flag of a row whose generated text held no letter
-COLUMNS = ("id", "answer", "p_a", "p_b", "p_c", "p_d", "margin")
+NEEDED = ("id", "answer", "p_a", "p_b", "option_mass")  # columns; p_c, ... as far as there are options
 PICTURE = "image_sha256"
 
 
@@ -24,8 +24,8 @@ class Prediction:
     Args:
         id: The question's id, verbatim.
         answer: The letter given, or None when the model's text holds none. Never a silent default.
-        p: Probabilities of a, b, c, d among the four, adding up to 1.
-        option_mass: Probability of the four letters together among the whole vocabulary, 0..1.
+        p: Probabilities of the question's letters among them, adding up to 1.
+        option_mass: Probability of these letters together among the whole vocabulary, 0..1.
         gold: The right letter, or None for an unlabelled question.
         kind: The type of question where the source knows it, else "".
         flag: Why this row is special (for instance "image_missing"), else "".
@@ -33,13 +33,13 @@ class Prediction:
             taken over pictures.
 
     Raises:
-        ValueError: a probability is not in 0..1 (NaN included), the four do not add up to 1, or a letter
-            is none of a, b, c, d.
+        ValueError: there are fewer than two probabilities or more than six, one is not in 0..1 (NaN
+            included), they do not add up to 1, or a letter is none of theirs.
     """
 
     id: str
     answer: str | None
-    p: tuple[float, float, float, float]
+    p: tuple[float, ...]
     option_mass: float
     gold: str | None = None
     kind: str = ""
@@ -47,15 +47,24 @@ class Prediction:
     image_sha256: str = ""
 
     def __post_init__(self) -> None:
-        if len(self.p) != len(LETTERS) or not all(0 <= value <= 1 for value in self.p):
-            raise ValueError(f"p of question {self.id!r} must be four numbers in 0..1, got {self.p}")
+        if not FEWEST <= len(self.p) <= MOST or not all(0 <= value <= 1 for value in self.p):
+            raise ValueError(
+                f"p of question {self.id!r} must be {FEWEST} to {MOST} numbers in 0..1, got {self.p}"
+            )
         if abs(sum(self.p) - 1) > SUM_TOLERANCE:
             raise ValueError(f"p of question {self.id!r} must add up to 1, got {sum(self.p):.6f}")
         if not 0 <= self.option_mass <= 1 + SUM_TOLERANCE:
             raise ValueError(f"option_mass of question {self.id!r} must be in 0..1, got {self.option_mass}")
         for name, letter in (("answer", self.answer), ("gold", self.gold)):
-            if letter is not None and letter not in LETTERS:
-                raise ValueError(f"{name} of question {self.id!r} must be one of a, b, c, d, got {letter!r}")
+            if letter is not None and letter not in self.letters:
+                raise ValueError(
+                    f"{name} of question {self.id!r} must be one of {', '.join(self.letters)}, got {letter!r}"
+                )
+
+    @property
+    def letters(self) -> tuple[str, ...]:
+        """The letters of the question's options."""
+        return letters_of(len(self.p))
 
     @property
     def margin(self) -> float:
@@ -68,7 +77,8 @@ def write_predictions(path: Path, predictions: Sequence[Prediction], fold: int |
     """Write one row per question, in the order given; the file appears complete or not at all.
 
     Numbers are written with all their digits, so that a score computed from the file is the score.
-    The `gold` column is there only when at least one answer is known.
+    The `gold` column is there only when at least one answer is known. There are as many columns p_a, p_b, ...
+    as the question with most options needs; a question with fewer leaves the last ones empty.
 
     Args:
         path: The CSV to write; its folder is made.
@@ -154,11 +164,14 @@ def _write(path: Path, rows: Sequence[tuple[Prediction, int | None]]) -> None:
         raise ValueError(f"{path}: predictions must not be empty")
     with_gold = any(prediction.gold is not None for prediction, _ in rows)
     with_fold = any(fold is not None for _, fold in rows)
-    header = [*COLUMNS, "option_mass", *["gold"] * with_gold, "kind", "flag", PICTURE, *["fold"] * with_fold]
+    most = max(len(prediction.p) for prediction, _ in rows)
+    header = ["id", "answer", *(f"p_{letter}" for letter in letters_of(most)), "margin"]
+    header += ["option_mass", *["gold"] * with_gold, "kind", "flag", PICTURE, *["fold"] * with_fold]
     table = []
     for prediction, fold in rows:
         # repr() of a float reads back as the very same float
-        numbers = [repr(float(v)) for v in (*prediction.p, prediction.margin, prediction.option_mass)]
+        numbers = [repr(float(value)) for value in prediction.p] + [""] * (most - len(prediction.p))
+        numbers += [repr(float(prediction.margin)), repr(float(prediction.option_mass))]
         cells = [prediction.id, prediction.answer or "", *numbers]
         cells += [prediction.gold or ""] * with_gold
         cells += [prediction.kind, prediction.flag, prediction.image_sha256]
@@ -186,7 +199,7 @@ def _read(path: Path) -> list[tuple[Prediction, int | None]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as a predictions file: {error}") from error
     header = table[0] if table else []
-    missing = [name for name in (*COLUMNS[:-1], "option_mass") if name not in header]
+    missing = [name for name in NEEDED if name not in header]
     if missing:
         raise UserError(
             f"{path}: lacks the column(s) {', '.join(missing)}; it has {', '.join(header) or 'none'}"
@@ -207,10 +220,13 @@ def _parse_row(
         )
     row = dict(zip(header, cells, strict=True))
     try:
-        p_a, p_b, p_c, p_d, mass = (_number(row, name) for name in (*COLUMNS[2:6], "option_mass"))
+        given = [name for letter in LETTERS if (name := f"p_{letter}") in row]
+        while len(given) > FEWEST and not row[given[-1]]:
+            given.pop()
+        p, mass = tuple(_number(row, name) for name in given), _number(row, "option_mass")
         letters = row["answer"] or None, row.get("gold") or None
         words = row.get("kind", ""), row.get("flag", ""), row.get(PICTURE, "")
-        prediction = Prediction(row["id"], letters[0], (p_a, p_b, p_c, p_d), mass, letters[1], *words)
+        prediction = Prediction(row["id"], letters[0], p, mass, letters[1], *words)
         return prediction, int(row["fold"]) if row.get("fold") else None
     except ValueError as error:
         raise UserError(f"{path}, row {number}: {error}; write the file anew") from error

@@ -48,7 +48,7 @@ def run_ensemble(settings: Settings, folder: Path) -> dict[str, Any]:
         temperature = UNCHANGED
     scores["temperature"] = temperature
     found = average(members, weights)
-    alarm = collapse_alarm([p.answer for p in found], [p.gold for p in found])
+    alarm = collapse_alarm(found)
     metrics: dict[str, Any] = {
         "n": len(found),
         "members": dict(zip(map(str, paths), weights, strict=True)),
@@ -101,6 +101,11 @@ def same_questions(paths: Sequence[Path], members: Sequence[Sequence[Prediction]
                 raise UserError(
                     f"{path}, row {number}: question {row.id!r} (gold {row.gold}), but {paths[0]} has "
                     f"{first.id!r} (gold {first.gold}); average files of the same questions in the same order"
+                )
+            if len(row.p) != len(first.p):
+                raise UserError(
+                    f"{path}, row {number}: question {row.id!r} has {len(row.p)} options, but {paths[0]} has "
+                    f"{len(first.p)}; average files of the same questions"
                 )
 
 

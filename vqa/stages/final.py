@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from vqa.answer.members import read_out, refuse_texts
+from vqa.answer.options import refuse_options
 from vqa.answer.readout import answer
 from vqa.answer.score import score
 from vqa.config.settings import Settings
@@ -43,7 +44,14 @@ from vqa.results.calibration import (
 from vqa.results.finish import Results, finish_run
 from vqa.results.folder import RunFolder, member_folder
 from vqa.results.manifest import Provenance
-from vqa.results.metrics import collapse_alarm, letter_shares, mcnemar_p_value, per_question_nll, summary
+from vqa.results.metrics import (
+    collapse_alarm,
+    guessing_of,
+    letter_shares,
+    mcnemar_p_value,
+    per_question_nll,
+    summary,
+)
 from vqa.results.predictions import Prediction, read_predictions
 from vqa.results.uncertainty import picture_codes, swapped_halves
 from vqa.terminal import TOLD_AGAIN
@@ -178,7 +186,9 @@ def _read_job(settings: Settings) -> _Job:
     split, digest = split_questions(settings)
     train = subsample(split.train, settings.budget.subsample, settings.seed)
     plan = plan_fit(settings, len(train), pool=len(split.train))
-    return _Job(split, digest, train, test_questions(settings) or [], plan)
+    test = test_questions(settings) or []
+    refuse_options(settings, [split.valid, test], train)
+    return _Job(split, digest, train, test, plan)
 
 
 def _train_one(
@@ -373,9 +383,9 @@ def compare_with_base(base: Sequence[Prediction], tuned: Sequence[Prediction]) -
 def alarms(valid: Sequence[Prediction], test: Sequence[Prediction], train: Sequence[Question]) -> list[str]:
     """What should be looked at before submitting; logged too."""
     shares = letter_shares([q.answer for q in train])
-    found = [collapse_alarm([p.answer for p in valid], [p.gold for p in valid])]
+    found = [collapse_alarm(valid)]
     if test:
-        found.append(collapse_alarm([p.answer for p in test], [p.gold for p in test], shares))
+        found.append(collapse_alarm(test, shares))
     messages = [message for message in found if message]
     for message in messages:
         log.warning(message, extra={TOLD_AGAIN: True})  # the end of the run says it beside the scores
@@ -436,6 +446,6 @@ def _show(tracked: Run, run: RunFolder, metrics: dict[str, Any], valid: Sequence
         tracked.metrics({"test_accuracy": metrics["test"]["accuracy"], "test_nll": metrics["test"]["nll"]})
     plots.confusion_matrix(valid, run.plots / "confusion_matrix.png")
     plots.reliability(valid, run.plots / "reliability.png")
-    plots.learning_curve(metrics["epochs"], run.plots / "learning_curve.png")
+    plots.learning_curve(metrics["epochs"], run.plots / "learning_curve.png", guessing_of(valid))
     for path in run.results():
         tracked.artifact(path)

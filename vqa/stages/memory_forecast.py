@@ -10,7 +10,7 @@ from vqa.data.source import data_source
 from vqa.model.base import ASSET, model_source, read_model_config
 from vqa.model.families.table import family_of
 from vqa.model.footprint import GIB, HALF, Footprint, estimate
-from vqa.model.prompt import AS_WRITTEN, render
+from vqa.model.prompt import as_written, render
 from vqa.question import Question
 from vqa.report.doctor_facts import sizes
 
@@ -79,7 +79,7 @@ def _tokens(settings: Settings, config: Any, questions: list[Question]) -> tuple
 
     folder, where = model_source(settings)
     tokenizer = AutoTokenizer.from_pretrained(folder, **where)
-    prefix = render(tokenizer, settings.prompt, questions[0], AS_WRITTEN).prefix
+    prefix = render(tokenizer, settings.prompt, questions[0], as_written(questions[0])).prefix
     before = len(tokenizer(prefix, add_special_tokens=False)["input_ids"])
     found = sizes(settings, questions, config, tokenizer)
     text, visual = (int(np.asarray(found.get(name, [0] * 4))[2]) for name in ("text tokens", "visual tokens"))

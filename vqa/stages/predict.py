@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vqa.answer.members import answer_with_members, base_temperature, loaded_members, stored_temperature
+from vqa.answer.options import refuse_options
 from vqa.answer.score import score
 from vqa.config.settings import Settings
 from vqa.data.source import data_sha256, source_questions, test_questions
@@ -68,6 +69,7 @@ def run_evaluate(settings: Settings, folder: Path) -> dict[str, Any]:
 def _run(settings: Settings, folder: Path, with_base: bool) -> dict[str, Any]:
     started = time.time()
     questions = _questions(settings, labelled=with_base)
+    refuse_options(settings, [questions])
     source = source_questions(settings)
     adapter = adapter_folder(settings)
     encoder = Encoder(load_base(settings), settings.prompt, settings.image)
@@ -134,7 +136,7 @@ def _calibrated(
 
 
 def _metrics(predictions: list[Prediction], base: list[Prediction]) -> dict[str, Any]:
-    alarm = collapse_alarm([p.answer for p in predictions], [p.gold for p in predictions])
+    alarm = collapse_alarm(predictions)
     if alarm:
         log.warning(alarm, extra={TOLD_AGAIN: True})
     metrics: dict[str, Any] = {"n": len(predictions), "alarms": [alarm] if alarm else []}

@@ -1,10 +1,13 @@
 """What `stage=doctor` says of the questions' texts as the model's tokenizer takes them."""
 
+from vqa.answer.options import refuse_options
 from vqa.config.messages import message
 from vqa.config.settings import Settings
 from vqa.data.source import data_source
+from vqa.errors import UserError
 from vqa.model.base import model_source, read_model_config
 from vqa.model.context import context_length, describe_too_long, too_long
+from vqa.model.letters import letter_tokens
 from vqa.model.prompt import rows_with_control_words, token_ids
 from vqa.question import Question
 
@@ -12,10 +15,11 @@ SHOWN = 5
 
 
 def text_findings(settings: Settings) -> tuple[list[str], list[str]]:
-    """Questions that do not fit the model's context, and rows with control words of its tokenizer.
+    """Questions that the model cannot be asked, how many options there are, and rows with control words.
 
     Returns:
-        Problems, and lines about rows whose control words are asked as plain text.
+        Problems (a question longer than the context, options that prompt, read-out or tokenizer do not suit),
+        and lines about the options and about rows whose control words are asked as plain text.
 
     Raises:
         UserError: Data or model configuration cannot be read.
@@ -33,6 +37,16 @@ def text_findings(settings: Settings) -> tuple[list[str], list[str]]:
     parts: dict[str, list[Question]] = {"test": source.test() or []}
     if settings.data.get("train_csv", "") is not None:
         parts["train"] = source.train()
+    numbers = [len(question.choices) for questions in parts.values() for question in questions]
+    if numbers:
+        fewest, most = min(numbers), max(numbers)
+        said = f"{fewest}" if fewest == most else f"{fewest} - {most}"
+        notes.append(message(settings.lang, "options", said=said))
+        try:
+            refuse_options(settings, [parts["test"]], parts.get("train", ()))
+            letter_tokens(lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"]), most)
+        except UserError as error:
+            problems.append(str(error))
     for part, questions in parts.items():
         if found := rows_with_control_words(tokenizer, questions):
             shown = ", ".join(f"{id_} ({word})" for id_, word in found[:SHOWN])

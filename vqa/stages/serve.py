@@ -14,7 +14,7 @@ from rich.console import Console
 from vqa.config.messages import message
 from vqa.config.settings import Settings
 from vqa.errors import UserError
-from vqa.question import LETTERS, Question
+from vqa.question import FEWEST, MOST, Question, letters_of
 from vqa.report.page import render
 from vqa.results.folder import adapter_folder
 from vqa.results.predictions import Prediction
@@ -43,7 +43,7 @@ Answer = Callable[[Question], Prediction]
 
 @dataclass(frozen=True)
 class Reply:
-    """What the page gets: the letter, its four probabilities, and those of the letters among all words."""
+    """What the page gets: the letter, the letters' probabilities, and their share among all words."""
 
     answer: str
     p: Sequence[float]
@@ -112,7 +112,7 @@ def make_app(answer: Answer, lang: str, title: str) -> Any:
     # a page elsewhere could point its own name at this machine and read what we answer
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost", "testserver"])
     app.add_middleware(_WithHeaders)  # around all others: their refusals have them too
-    page = render("serve.html", language=lang, title=title)
+    page = render("serve.html", language=lang, title=title, letters=letters_of(MOST), needed=FEWEST)
 
     @app.get("/", response_class=HTMLResponse)
     def show() -> str:
@@ -197,7 +197,7 @@ def answer_request(content: Any, answer: Answer) -> Reply:
     """Answer one request.
 
     Args:
-        content: {"image": base64, "question": text, "options": [four texts]}.
+        content: {"image": base64, "question": text, "options": [two to six texts]}.
         answer: Answers one question.
 
     Raises:
@@ -211,10 +211,10 @@ def answer_request(content: Any, answer: Answer) -> Reply:
         raise ValueError(f"question must be a text, got {shortened(text)}")
     if (
         not isinstance(options, list)
-        or len(options) != len(LETTERS)
+        or not FEWEST <= len(options) <= MOST
         or not all(isinstance(option, str) and option.strip() for option in options)
     ):
-        raise ValueError(f"options must be four texts, got {shortened(options)}")
+        raise ValueError(f"options must be {FEWEST} to {MOST} texts, got {shortened(options)}")
     if any(len(part) > LONGEST_TEXT for part in (text, *options)):
         raise ValueError(f"question and options must be <= {LONGEST_TEXT} characters each")
     if any("\ud800" <= letter <= "\udfff" for part in (text, *options) for letter in part):
@@ -225,11 +225,10 @@ def answer_request(content: Any, answer: Answer) -> Reply:
         raise ValueError(f"image must be base64: {error}") from error
     if not data:
         raise ValueError("image must be a picture, got nothing")
-    a, b, c, d = options
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "picture"
         path.write_bytes(data)
-        question = Question("1", path, hashlib.sha256(data).hexdigest(), text, (a, b, c, d))
+        question = Question("1", path, hashlib.sha256(data).hexdigest(), text, tuple(options))
         found = answer(question)
     return Reply(str(found.answer), found.p, found.option_mass)
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from vqa import progress
+from vqa.answer.options import refuse_options
 from vqa.answer.readout import answer
 from vqa.answer.score import score
 from vqa.config.settings import Settings
@@ -59,13 +60,14 @@ def run_trial(settings: Settings, folder: Path) -> float:
         folder: The trial's output folder; gets folds.csv and oof_predictions.csv.
 
     Returns:
-        Out-of-fold 4-way NLL, nats, over all questions of the subsample.
+        Out-of-fold option NLL, nats, over all questions of the subsample.
 
     Raises:
         Pruned: The sweep has seen enough, or Paused: the trial waits.
         UserError: The data do not suffice for the folds.
     """
     sample, folds = sample_questions(settings)
+    refuse_options(settings, [fold.valid for fold in folds])
     pictures = picture_codes([question.image_sha256 for question in sample]).tolist()
     picture = {question.id: code for question, code in zip(sample, pictures, strict=True)}
     encoder = Encoder(load_base(settings), settings.prompt, settings.image)

@@ -6,6 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from vqa.config.settings import TrackingSettings
+from vqa.report.facts import study_guessing
 from vqa.report.study_plots import study_plots
 from vqa.results.folder import StudyFolder
 from vqa.results.trials import study_scores
@@ -31,7 +32,7 @@ def record_study(run: Run, study_folder: Path) -> None:
     trials = study.trials()
     run.metrics(study_scores(trials))
     with tempfile.TemporaryDirectory() as drawn:
-        for picture in study_plots(trials, Path(drawn)):
+        for picture in study_plots(trials, Path(drawn), study_guessing(study)):
             run.artifact(picture, "plots")
 
 

@@ -127,8 +127,12 @@ def fit(
 
 def _look(encoder: Encoder, train: Sequence[Question], plan: Plan) -> None:
     """Have the features of all pictures that this process trains on computed, in the order of training."""
-    own = (chosen[place] for chosen, _ in batches(len(train), plan) for place in processes.share(chosen))
+    own = (chosen[place] for chosen, _ in batches(_options(train), plan) for place in processes.share(chosen))
     encoder.look([train[i] for i in dict.fromkeys(own)])
+
+
+def _options(questions: Sequence[Question]) -> list[int]:
+    return [len(question.choices) for question in questions]
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,7 @@ class _Trainer:
 
     def batches(self, done: int) -> Iterable[_Batch]:
         """The batches of all steps after the first `done`."""
-        steps = list(batches(len(self.train), self.plan))[done:]
+        steps = list(batches(_options(self.train), self.plan))[done:]
         return prefetched(lambda step: self.cut_own(*step), steps, self.encoder.base.device)
 
     def cut_own(self, chosen: list[int], orders: list[Order]) -> _Batch:

@@ -1,7 +1,7 @@
 """What one fit does, decided before its first step: how long, how fast, in which order."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,6 @@ import numpy as np
 
 from vqa.config.settings import Settings
 from vqa.model.encode import Order
-from vqa.question import LETTERS
 
 
 @dataclass(frozen=True)
@@ -86,16 +85,25 @@ def plan_fit(settings: Settings, questions: int, pool: int = 0) -> Plan:
     )
 
 
-def batches(questions: int, plan: Plan) -> Iterator[tuple[list[int], list[Order]]]:
-    """Question indices and option orders of every step, a function of the seed alone.
+def batches(options: Sequence[int], plan: Plan) -> Iterator[tuple[list[int], list[Order]]]:
+    """Question indices and option orders of every step, a function of the seed and the options' numbers.
 
-    Each epoch has its own order of questions and, per question, of its four choices: a model must not learn
-    that a question's answer is "b".
+    Each epoch has its own order of questions and, per question, of its choices: a model must not learn that a
+    question's answer is "b". A question with fewer options than others takes the order of as many, without
+    those that it lacks: each of its orders is as likely as any other.
+
+    Args:
+        options: Number of options of each question that is trained on.
+        plan: How long, and with which seed.
     """
+    questions, most = len(options), max(options)
     for epoch in range(plan.epochs):
         rng = np.random.default_rng([plan.seed, epoch])
         order = rng.permutation(questions)
-        choices = rng.permuted(np.tile(np.arange(len(LETTERS)), (questions, 1)), axis=1)
+        choices = rng.permuted(np.tile(np.arange(most), (questions, 1)), axis=1)
         for start in range(0, questions, plan.batch_size):
             chosen = order[start : start + plan.batch_size]
-            yield chosen.tolist(), [tuple(choices[i].tolist()) for i in chosen]
+            yield (
+                chosen.tolist(),
+                [tuple(place for place in choices[i].tolist() if place < options[i]) for i in chosen],
+            )

@@ -1,20 +1,24 @@
 """SAR learns from sure questions at the worst point nearby, and gives up when all is sure."""
 
+import math
+
 import pytest
 import torch
 
 from tests.conftest import Adapt
-from vqa.answer.adapt.formulas import LARGEST, entropies
+from vqa.answer.adapt.formulas import entropies
 from vqa.answer.adapt.gradient import letter_gradient, read_batch
 from vqa.answer.adapt.weight_methods import Sar, WeightMethod
 from vqa.answer.adapt.weights import AdaptedWeights, worst_direction
 from vqa.question import Question
 
+LN4 = math.log(4)
+
 
 def limit_between(spread: torch.Tensor, below: int) -> float:
     """adapt.entropy_limit that lets the `below` surest questions through."""
     low, high = spread.sort().values[below - 1 : below + 1].tolist()
-    return float(low + high) / 2 / LARGEST
+    return float(low + high) / 2 / LN4
 
 
 def test_the_step_is_the_gradient_of_the_sure_ones_at_the_moved_weights(
@@ -31,18 +35,18 @@ def test_the_step_is_the_gradient_of_the_sure_ones_at_the_moved_weights(
     weights.reset()
 
     spread = entropies(read_batch(made.encoder, part).log_p)
-    sure = [q for q, keep in zip(part, (spread < limit * LARGEST).tolist(), strict=True) if keep]
+    sure = [q for q, keep in zip(part, (spread < limit * LN4).tolist(), strict=True) if keep]
     assert (len(sure), made.counts["filtered"], made.counts["steps"]) == (5, 3, 1)
     _, first = letter_gradient(made.encoder, weights, sure, lambda o: entropies(o.log_p).mean())
     assert first is not None
     with weights.moved(worst_direction(first, 0.05)):
         moved = entropies(read_batch(made.encoder, sure).log_p)
-        still = [q for q, keep in zip(sure, (moved < limit * LARGEST).tolist(), strict=True) if keep]
+        still = [q for q, keep in zip(sure, (moved < limit * LN4).tolist(), strict=True) if keep]
         _, expected = letter_gradient(made.encoder, weights, still, lambda o: entropies(o.log_p).mean())
     assert expected is not None
     one, other = (torch.cat([g.flatten() for g in grads]) for grads in (found, expected))
     assert torch.linalg.norm(one - other) <= 1e-3 * torch.linalg.norm(other)
-    assert rule.average == pytest.approx(moved[moved < limit * LARGEST].mean().item(), rel=1e-4)
+    assert rule.average == pytest.approx(moved[moved < limit * LN4].mean().item(), rel=1e-4)
 
 
 def test_no_sure_question_is_no_step(adapting: Adapt, questions: list[Question]) -> None:
@@ -123,5 +127,5 @@ def test_the_trained_models_entropy_is_known_from_the_first_batch(
     method.scores(questions[:8])
     assert isinstance(method.rule, Sar)
     spread = entropies(read_batch(made.encoder, questions[:8]).log_p)
-    assert method.rule.of_trained == pytest.approx(spread[spread < 0.9 * LARGEST].mean().item(), rel=1e-5)
+    assert method.rule.of_trained == pytest.approx(spread[spread < 0.9 * LN4].mean().item(), rel=1e-5)
     method.reset()

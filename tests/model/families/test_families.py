@@ -74,7 +74,7 @@ def make_case(name: str, dtype: torch.dtype = torch.float32) -> Case:
     tower = GenericPictures(model, None, family, structure.pictures)
     features = tower.features([Prepared(p, "") for p in pixels])
     suffixes = [
-        Suffix(torch.cat([torch.tensor([START]), visual(f), torch.tensor([END]), words(k)]), f, 0)
+        Suffix(torch.cat([torch.tensor([START]), visual(f), torch.tensor([END]), words(k)]), f, 0, 4)
         for f, k in zip(features, (5, 9, 7), strict=True)
     ]
     writer: Any = SimpleNamespace(tokenizer=SimpleNamespace(pad_token_id=0))

@@ -22,7 +22,7 @@ def asked(model: torch.nn.Module, blank: bool) -> list[list[Suffix]]:
         text = torch.randint(20, VOCAB, (n,), generator=generator)
         options = torch.randint(20, VOCAB, (4, 3), generator=generator)
         orders = [torch.cat([picture, text, options.roll(k, 0).flatten()[: 12 - k % 2]]) for k in range(4)]
-        made.append([Suffix(ids, seen, k) for k, ids in enumerate(orders)])
+        made.append([Suffix(ids, seen, k, 4) for k, ids in enumerate(orders)])
     return made
 
 

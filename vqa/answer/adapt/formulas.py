@@ -1,16 +1,12 @@
 """Formulas of test-time adaptation: what it minimises, and how views are combined.
 
-Notation: B questions, V views, K kept views, C letters. Log probabilities are natural and normalised over the
-letters. Entropies and divergences are in nats.
+Notation: B questions with C options each, V views, K kept views. Log probabilities are natural and normalised
+over the letters. Entropies and divergences are in nats.
 """
 
 import math
 
 import torch
-
-from vqa.question import LETTERS
-
-LARGEST = math.log(len(LETTERS))  # entropy of the uniform distribution
 
 
 def entropies(log_p: torch.Tensor) -> torch.Tensor:
@@ -33,7 +29,7 @@ def reliable(log_p: torch.Tensor, entropy_limit: float) -> torch.Tensor:
 
     Source: SAR, Niu et al., ICLR 2023 (arXiv 2302.12400), equation 2: S(x) = 1 where E(x) < E0.
     """
-    return entropies(log_p.detach()) < entropy_limit * LARGEST
+    return entropies(log_p.detach()) < entropy_limit * math.log(log_p.shape[-1])
 
 
 def mean_entropy(log_p: torch.Tensor) -> torch.Tensor:

@@ -166,12 +166,12 @@ def _forward(
     encoder: Encoder, questions: Sequence[Question], recompute: Recompute, embeddings: bool
 ) -> Outputs:
     base = encoder.base
-    batch = encoder.batch(questions)
+    batch, letters = encoder.batch(questions), base.letters[len(questions[0].choices)]
     if not embeddings:
-        log_p, mass = option_log_probabilities(letter_logits(base, batch, None, recompute), base.letters)
+        log_p, mass = option_log_probabilities(letter_logits(base, batch, None, recompute), letters)
         return Outputs(log_p, mass, log_p.new_empty(0), log_p.new_empty(0))
     logits, states = answer_states(base.model, batch.row, recompute)
-    log_p, mass = option_log_probabilities(logits, base.letters)
+    log_p, mass = option_log_probabilities(logits, letters)
     return Outputs(log_p, mass, picture_embeddings(batch.row, states), answer_embeddings(batch.row, states))
 
 

@@ -49,12 +49,13 @@ def adapted_scores(
     facts: dict[str, Any] | None = None,
     source: Sequence[Question] = (),
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log probabilities of the four letters, from a model that adapts to the questions batch by batch.
+    """Log probabilities of the letters, from a model that adapts to the questions batch by batch.
 
     Args:
         encoder: Makes batches; its base carries the adapter.
         model: The PEFT model around the base's model, or that model itself.
-        questions: In the order in which the method sees them; labels are not looked at.
+        questions: In the order in which the method sees them, all with as many options; labels are not looked
+            at.
         adapt: The method and its values.
         facts: A dictionary of the caller's, to be filled: what adaptation did and cost.
         source: Training questions, for methods that compare with them.

@@ -30,11 +30,12 @@ class SoftPrompt:
 
     Args:
         encoder: Makes suffixes; the weights of its base must not change meanwhile.
-        question: Any one: the prefix is the same for all.
+        question: Any one: the prefix is the same for all, and all have as many options.
     """
 
     def __init__(self, encoder: Encoder, question: Question) -> None:
         self.base = encoder.base
+        self.letters = self.base.letters[len(question.choices)]
         prefix = encoder.prefix(question)
         self.fixed, self.soft = prefix[:-TOKENS], prefix[-TOKENS:]
         shared = len(self.fixed) > 0 and encoder.shares_prefix(question)
@@ -66,9 +67,9 @@ class SoftPrompt:
         return replace(row, soft=SoftTokens(places.flatten(), each))
 
     def read(self, row: Row, recompute: Recompute = "nothing") -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, 4) log probabilities of the letters, (B,) log of their mass; with gradient to the shift."""
+        """(B, C) log probabilities of the letters, (B,) log of their mass; with gradient to the shift."""
         logits = answer_logits(self.base.model, row, self.known, recompute)
-        return option_log_probabilities(logits, self.base.letters)
+        return option_log_probabilities(logits, self.letters)
 
     def ask(
         self, suffixes: Sequence[Suffix], shift: torch.Tensor, batch_size: int

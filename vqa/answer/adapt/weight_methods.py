@@ -112,7 +112,7 @@ class Tent:
     """TENT: one gradient step on the mean entropy of a batch's predictions.
 
     The paper trains scales and shifts of the norm layers (`adapt.parameters=norm`). Both teams asked for the
-    adapter's weights, which is the default here. The paper's entropy is over all classes, ours over the four
+    adapter's weights, which is the default here. The paper's entropy is over all classes, ours over the
     letters.
 
     Source: Wang et al., Tent: Fully Test-Time Adaptation by Entropy Minimization, ICLR 2021 (arXiv

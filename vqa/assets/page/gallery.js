@@ -81,7 +81,7 @@
     const body = element("div", "body"), list = element("ul");
     body.append(element("p", "", row[TEXT] || row[ID]));
     row[P].forEach((p, index) => {
-      const letter = "abcd"[index];
+      const letter = "abcdef"[index];
       const option = element("li", "option" + (letter === row[GOLD] ? " gold" : letter === row[ANSWER] && row[GOLD] ? " wrong" : ""));
       option.style.setProperty("--p", `${100 * p}%`);
       const mark = letter === row[GOLD] ? " ✓" : letter === row[ANSWER] ? (row[GOLD] ? " ✗" : " ←") : "";
@@ -104,8 +104,9 @@
   }
   const quoted = (value) => `"${String(/^[=+\-@\t\r]/.test(value) ? `'${value}` : value).replaceAll('"', '""')}"`;  // no formula
   document.getElementById("export").addEventListener("click", () => {
-    const head = ["part", "id", "type", "right", "answered", "base_answered", "p_a", "p_b", "p_c", "p_d", "question"];
-    const lines = found.map((row) => [row[PART], row[ID], row[KIND], row[GOLD], row[ANSWER], row[BASE], ...row[P], row[TEXT]].map(quoted).join(","));
+    const letters = [..."abcdef"].slice(0, Math.max(2, ...found.map((row) => row[P].length)));
+    const head = ["part", "id", "type", "right", "answered", "base_answered", ...letters.map((letter) => `p_${letter}`), "question"];
+    const lines = found.map((row) => [row[PART], row[ID], row[KIND], row[GOLD], row[ANSWER], row[BASE], ...letters.map((_, index) => row[P][index] ?? ""), row[TEXT]].map(quoted).join(","));
     const address = URL.createObjectURL(new Blob(["\ufeff" + [head.join(","), ...lines].join("\r\n") + "\r\n"], { type: "text/csv" }));
     const link = Object.assign(document.createElement("a"), { href: address, download: "answers.csv" });
     link.click();
