@@ -21,8 +21,8 @@ import numpy as np
 from omegaconf import OmegaConf
 from PIL import Image
 
-from benchmarks.endurance.writes import run_vqa
 from benchmarks.harness.record import add_output_arguments, write_rows
+from tests.helpers.forked import run_vqa
 from tests.helpers.written_study import write_study
 from vqa.data.contest_csv import ContestCsv
 from vqa.data.split import hold_out, make_folds
@@ -80,6 +80,16 @@ def measured(name: str, rows: int, work: Callable[[], Any]) -> Row:
     return row
 
 
+def command(*arguments: str) -> None:
+    """Run `vqa`.
+
+    Raises:
+        RuntimeError: It failed.
+    """
+    if code := run_vqa(*arguments):
+        raise RuntimeError(f"{arguments[0]} ended with {code}")
+
+
 def answers(questions: list[Question], seed: int) -> list[Prediction]:
     """Made-up predictions of the questions."""
     p = np.random.default_rng(seed).dirichlet(np.ones(4), len(questions))
@@ -94,7 +104,7 @@ def measure(folder: Path, rows: int, pictures: int) -> list[Row]:
     node = make(folder, rows, pictures)
     typed = ["data=csv", *(f"data.{key}={value}" for key, value in node.items() if value)]
     typed += [f"env.output_root={folder}/out", "tracking=none", "env.threads=1"]
-    found = [measured("doctor", rows, lambda: run_vqa("stage=doctor", *typed))]
+    found = [measured("doctor", rows, lambda: command("stage=doctor", *typed))]
     source = ContestCsv(**node)
     found.append(measured("read", rows, source.train))
     questions = source.train()
@@ -106,7 +116,7 @@ def measure(folder: Path, rows: int, pictures: int) -> list[Row]:
         write_predictions(file, answers(half, number))
     found.append(measured("evaluate", rows // 2, lambda: summary(read_predictions(files[0]))))
     members = f"ensemble.members=[{files[0]},{files[1]}]"
-    found.append(measured("ensemble", rows // 2, lambda: run_vqa("stage=ensemble", members, *typed)))
+    found.append(measured("ensemble", rows // 2, lambda: command("stage=ensemble", members, *typed)))
     final = write_study(folder / "out/made")
     config = final / ".hydra/config.yaml"
     stored = OmegaConf.to_container(OmegaConf.load(config))
@@ -116,7 +126,7 @@ def measure(folder: Path, rows: int, pictures: int) -> list[Row]:
     write_predictions(final / "base_valid_predictions.csv", answers(half, 1))
     write_predictions(final / "test_predictions.csv", answers(questions[-len(half) :], 2))
     report = ["stage=report", "study=made", f"env.output_root={folder}/out", "tracking=none"]
-    found.append(measured("report", rows // 2, lambda: run_vqa(*report)))
+    found.append(measured("report", rows // 2, lambda: command(*report)))
     return found
 
 

@@ -16,7 +16,6 @@ import argparse
 import csv
 import functools
 import json
-import logging
 import os
 import shutil
 import signal
@@ -45,7 +44,6 @@ CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncat
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 # these name the process, the folder or the hour; what the database holds is in the leaderboard
 NOT_COMPARED = (
-    "run.log",
     ".run.lock",
     "hydra.yaml",
     "report.html",
@@ -53,6 +51,7 @@ NOT_COMPARED = (
     ".sweep.json",
     "study.db",
 )
+LOG = "run.log"  # tells of each attempt
 FOLDERS_NOT_COMPARED = (".locks", "workers")
 OF_THE_CLOCK = (
     *("seconds", "wall_time_s", "finished_utc", "train_samples_per_s", "rows_per_s", "peak_memory_gib"),
@@ -105,23 +104,32 @@ class Writes:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def in_child(work: Callable[[], int]) -> tuple[int, int]:
-    """Run `work` in a forked process; returns how it ended (negative: by a signal) and what it returned."""
+def in_child(work: Callable[[], int], said: Path | None = None) -> tuple[int, int]:
+    """Run `work` in a forked process.
+
+    Args:
+        work: What to do.
+        said: The file for what it prints; None: nowhere.
+
+    Returns:
+        How the process ended (negative: by a signal) and what `work` returned.
+    """
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (the process ends with it)
+        sys.stdout = sys.stderr = open(said or os.devnull, "w")  # noqa: SIM115  (the process ends with it)
         code = 1
         try:
             os.write(write, str(work()).encode())
             code = 0
         finally:
+            sys.stdout.flush()
             os._exit(code)
     os.close(write)
     _, status = os.waitpid(child, 0)
     with os.fdopen(read, "rb") as answer:
-        said = answer.read()
-    return os.waitstatus_to_exitcode(status), int(said or 0)
+        returned = answer.read()
+    return os.waitstatus_to_exitcode(status), int(returned or 0)
 
 
 @dataclass(frozen=True)
@@ -186,31 +194,16 @@ def warm_up(trained: Path) -> None:
 
 
 def run_stage(folder: Path, arguments: tuple[str, ...]) -> None:
-    """Run a small `vqa` in this process, with `folder` as working directory; raises as `run_vqa`."""
-    os.chdir(folder)
-    run_vqa(*arguments, *SMALL)
-
-
-def run_vqa(*arguments: str) -> None:
-    """Run `vqa` with these arguments in this process.
+    """Run a small `vqa` in this process, with `folder` as working directory.
 
     Raises:
         RuntimeError: It ended with another code than 0.
     """
-    from hydra.core.global_hydra import GlobalHydra
+    from tests.helpers.forked import run_vqa
 
-    from vqa import run
-
-    logging.getLogger().handlers.clear()
-    GlobalHydra.instance().clear()
-    typed, sys.argv = sys.argv, ["vqa", *arguments]
-    try:
-        run.main()
-    except SystemExit as left:
-        if left.code:
-            raise RuntimeError(f"{arguments} ended with {left.code}") from left
-    finally:
-        sys.argv = typed
+    os.chdir(folder)
+    if code := run_vqa(*arguments, *SMALL):
+        raise RuntimeError(f"{arguments} ended with {code}")
 
 
 def files_of(folder: Path) -> dict[str, Any]:
@@ -218,7 +211,7 @@ def files_of(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         within = path.relative_to(folder)
-        if path.is_dir() or any(part in FOLDERS_NOT_COMPARED for part in within.parts):
+        if path.is_dir() or path.name == LOG or any(part in FOLDERS_NOT_COMPARED for part in within.parts):
             continue
         name = str(within)
         if path.name in NOT_COMPARED:

@@ -51,12 +51,12 @@ def _work(said: Path, arguments: tuple[str, ...], environment: dict[str, str]) -
 
 
 def run_vqa(*arguments: str) -> int:
-    """Run `vqa` in this process, which ends soon; returns its exit code."""
+    """Run `vqa` in this process; returns its exit code, 1 with a traceback on the console."""
     from vqa import run
 
     logging.getLogger().handlers.clear()
     GlobalHydra.instance().clear()
-    sys.argv = ["vqa", *arguments]
+    typed, sys.argv = sys.argv, ["vqa", *arguments]
     try:
         run.main()
     except SystemExit as left:
@@ -64,4 +64,6 @@ def run_vqa(*arguments: str) -> int:
     except BaseException:  # noqa: BLE001  (printed, and ended with 1, as Python itself would)
         traceback.print_exc()
         return 1
+    finally:
+        sys.argv = typed
     return 0
