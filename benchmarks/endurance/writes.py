@@ -183,6 +183,8 @@ def warm_up(trained: Path) -> None:
     """
     import torch
 
+    from vqa.model.base import _resident
+
     torch.set_num_threads(1)
     final = functools.partial(run_stage, arguments=COMMANDS["final"])
     code, _ = run_killed(Case(lambda folder: None, final, files_of), trained, 0)
@@ -191,6 +193,7 @@ def warm_up(trained: Path) -> None:
     shutil.copytree(trained, trained.with_name("warm"))
     for stage in ("predict", "report"):
         run_stage(trained.with_name("warm"), (f"stage={stage}",))
+    _resident.clear()  # its threads, which look at pictures, do not live on in a fork
 
 
 def run_stage(folder: Path, arguments: tuple[str, ...]) -> None:
