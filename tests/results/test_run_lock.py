@@ -50,6 +50,7 @@ def test_a_dead_holders_lock_is_taken_over(tmp_path: Path) -> None:
         assert str(os.getpid()) in (tmp_path / RUN_LOCK).read_text()
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"\xff\x00", b"x" * 10_000])
 def test_what_stands_in_the_file_decides_nothing(tmp_path: Path, content: bytes) -> None:
     (tmp_path / RUN_LOCK).write_bytes(content)
