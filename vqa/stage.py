@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from vqa.errors import UserError, refuse_no_adapter
 from vqa.machine import processes
 from vqa.results.adapter_record import TAKEN, read_record, weights_sha256, with_record
 from vqa.results.folder import RunFolder, StudyFolder, adapter_folder, begin, folder_of_file, member_folders
+from vqa.results.run_lock import at_work
 from vqa.stages.preflight import prepare
 
 if TYPE_CHECKING:
@@ -62,8 +63,8 @@ def run_stage(cfg: DictConfig, folder: Path, alone: bool) -> float | None:
     if not stage.claims:
         stage.load()(settings, folder)
         return None
-    with processes.joined(lambda: _device(settings)):
-        return _run(settings, cfg, folder, winner)
+    with processes.joined(lambda: _device(settings)), ExitStack() as held:
+        return _run(settings, cfg, folder, winner, held)
 
 
 def _with_adapters_record(cfg: DictConfig) -> DictConfig:
@@ -122,8 +123,16 @@ def _device(settings: Settings) -> "torch.device":
     return choose_device(settings.env.device)
 
 
-def _run(settings: Settings, cfg: DictConfig, folder: Path, winner: Sequence[str]) -> float | None:
-    if not processes.agreed(lambda: begin(folder, cfg, winner)):
+def _run(
+    settings: Settings, cfg: DictConfig, folder: Path, winner: Sequence[str], held: ExitStack
+) -> float | None:
+    """Do the work of a stage that claims its folder; `held` keeps the lock on it."""
+
+    def begun() -> bool:
+        held.enter_context(at_work(folder))
+        return begin(folder, cfg, winner)
+
+    if not processes.agreed(begun):
         if processes.is_main():
             _refuse_stale(settings, RunFolder(folder))
             _print(settings, "complete", folder=folder)

@@ -147,6 +147,7 @@ BAD_ROWS = [
 ]
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize(("text", "place"), BAD_FILES)
 def test_bad_file_is_refused_even_when_bad_rows_are_skipped(
     root: Path, text: str | bytes, place: str
@@ -159,6 +160,7 @@ def test_bad_file_is_refused_even_when_bad_rows_are_skipped(
         assert "data.train_csv" in str(caught.value)
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize(("row", "place"), BAD_ROWS)
 def test_bad_row_is_named_by_file_row_and_column(root: Path, row: str, place: str) -> None:
     with pytest.raises(UserError, match=re.escape(place)) as caught:
@@ -348,6 +350,7 @@ def test_rows_of_bare_commas_are_left_out_and_counted(root: Path, caplog: pytest
     assert "2 rows without any text are left out" in caplog.text
 
 
+@pytest.mark.hostile
 # what a stray quote did: 3 rows became 1, "all good"
 @pytest.mark.parametrize("between", ["", "1b,red.png,q,1,2,3,4,a\n"])
 def test_stray_quote_that_swallows_rows_is_refused_with_its_lines(root: Path, between: str) -> None:
@@ -403,6 +406,7 @@ def test_ids_are_those_of_the_sample_submission(root: Path) -> None:
     assert len(data.check()) == 2
 
 
+@pytest.mark.hostile
 def test_pipe_in_place_of_a_file_is_refused_without_waiting(root: Path) -> None:
     os.mkfifo(root / "pipe.csv")
     with pytest.raises(UserError, match="a pipe, socket or device, not a file"):

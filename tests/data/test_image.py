@@ -93,6 +93,7 @@ def test_16_bit_grey_keeps_its_brightness(tmp_path: Path) -> None:
     assert load_image(tmp_path / "x.png").getpixel((0, 0)) == (128, 128, 128)  # 32768 / 256
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("read", [load_image, check_image])
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
 @pytest.mark.parametrize("kept", [0.02, 0.5, 0.98])
@@ -106,6 +107,7 @@ def test_truncated_picture_is_broken(
     assert caught.value.reason == "broken"
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -133,11 +135,13 @@ def test_picture_below_a_file_is_missing(tmp_path: Path) -> None:
         load_image(tmp_path / "x.jpg" / "y.jpg")
 
 
+@pytest.mark.hostile
 def test_name_longer_than_a_file_system_allows_is_broken(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"is broken: .*too long"):
         load_image(tmp_path / ("x" * 5000))
 
 
+@pytest.mark.hostile
 # 11000 x 11000: just above our limit; 20000 x 20000: where Pillow itself refuses.
 @pytest.mark.parametrize("side", [11000, 20000])
 @pytest.mark.parametrize("read", [load_image, check_image])
@@ -169,6 +173,7 @@ def test_checking_gives_the_hash_of_the_bytes(tmp_path: Path, size: tuple[int, i
     assert file_sha256(tmp_path / "x.jpg") == hashlib.sha256(data).hexdigest()
 
 
+@pytest.mark.hostile
 def test_link_that_runs_in_circles_is_broken_not_endless(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")
@@ -198,6 +203,7 @@ def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return started
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("kind", NO_PICTURES)
 @pytest.mark.parametrize("read", [load_image, check_image, picture_size])
 def test_file_of_another_kind_starts_no_program_and_is_named(
@@ -222,6 +228,7 @@ def test_no_picture_is_opened_without_the_list_of_formats() -> None:
     assert all("formats=FORMATS" in line for line in calls), calls
 
 
+@pytest.mark.hostile
 def test_pipe_socket_and_device_are_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "null").symlink_to("/dev/zero")
@@ -231,12 +238,14 @@ def test_pipe_socket_and_device_are_refused_without_waiting(tmp_path: Path) -> N
                 read(tmp_path / name)
 
 
+@pytest.mark.hostile
 def test_name_cannot_forge_a_line_of_a_log(tmp_path: Path) -> None:
     with pytest.raises(ImageError) as caught:
         load_image(tmp_path / "a\nvqa: all good\x1b[2J.png")
     assert str(caught.value).isprintable()
 
 
+@pytest.mark.hostile
 def test_huge_file_is_refused_unread(tmp_path: Path) -> None:
     with (tmp_path / "x.png").open("wb") as file:
         file.truncate(2**31)  # a hole: takes no disk

@@ -10,6 +10,7 @@ def test_path_inside_the_root_is_joined(tmp_path: Path) -> None:
     assert resolve_inside(tmp_path, "train/../train/x.jpg") == tmp_path.resolve() / "train" / "x.jpg"
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize(
     ("relative", "rule"),
     [
@@ -74,6 +75,7 @@ def test_several_files_that_differ_in_case_are_all_found(tmp_path: Path) -> None
     assert len(NearNames(tmp_path).find("x.JPG")) == 2
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("written", ["../x.jpg", "", ".", "folder", "x.jpg/y.jpg", "none.jpg"])
 def test_no_other_file_is_found(tmp_path: Path, written: str) -> None:
     root = tmp_path / "images"

@@ -19,6 +19,7 @@ from vqa.sweep.board import show_status
 from vqa.sweep.leaderboard import read_winner
 from vqa.sweep.time_budget import PLAN, read_plan
 
+pytestmark = pytest.mark.hostile
 SWEEP = ("hydra.sweeper.n_trials=2", "hydra/sweeper/pruner=none")
 FILES = [
     *(".sweep.json", "study.yaml", "study.db", "leaderboard.csv", "best.yaml", "experiment/best.yaml"),

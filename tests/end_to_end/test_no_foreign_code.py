@@ -15,6 +15,7 @@ from vqa.config.library import TRUSTED, check_target
 from vqa.errors import UserError
 from vqa.sweep.search.sampling import build_pruner
 
+pytestmark = pytest.mark.hostile
 Command = Callable[..., Outcome]
 RUNNERS = [
     *("os.system", "subprocess.Popen", "builtins.eval", "builtins.exec", "importlib.import_module"),
@@ -48,12 +49,18 @@ THROUGH = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(TRUSTED))
-def test_no_node_names_what_runs_or_loads(name: str) -> None:
-    for target in [*RUNNERS, *THROUGH[name], f"{TRUSTED[name][0][:-1]}os.system", "", 7, ["os.system"], None]:
-        for node in ({"_target_": target}, {"_target_": target, "_partial_": True}):
-            with pytest.raises(UserError, match=rf"{name}._target_"):
-                check_target(name, node)
+def targets(name: str) -> list[object]:
+    """What a node must not name."""
+    return [*RUNNERS, *THROUGH[name], f"{TRUSTED[name][0][:-1]}os.system", "", 7, ["os.system"], None]
+
+
+@pytest.mark.parametrize(
+    ("name", "target"), [(name, target) for name in sorted(TRUSTED) for target in targets(name)]
+)
+def test_no_node_names_what_runs_or_loads(name: str, target: object) -> None:
+    for node in ({"_target_": target}, {"_target_": target, "_partial_": True}):
+        with pytest.raises(UserError, match=rf"{name}._target_"):
+            check_target(name, node)
 
 
 @pytest.mark.parametrize("runner", RUNNERS)

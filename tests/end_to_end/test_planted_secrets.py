@@ -6,6 +6,7 @@ import pytest
 
 from tests.helpers.command_line import vqa
 
+pytestmark = pytest.mark.hostile
 PLANTED = {
     "HF_TOKEN": "hf_PLANTEDtokenPLANTED",
     "AWS_SECRET_ACCESS_KEY": "aws/PLANTED/secret+key",

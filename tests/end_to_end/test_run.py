@@ -152,6 +152,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize(("damage", "words"), DAMAGES.values(), ids=DAMAGES.keys())
 def test_damaged_data_end_with_2_and_name_file_and_place(
     command: Vqa, contest: Path, damage: Callable[[Path], None], words: list[str]

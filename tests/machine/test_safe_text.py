@@ -8,6 +8,7 @@ from vqa.config.messages import message
 from vqa.machine.safe_text import SafeRecord, mask_secrets, shown
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -40,6 +41,7 @@ def test_what_a_secret_variable_holds_is_masked_wherever_it_stands(monkeypatch: 
     assert mask_secrets(text) == {"a": ["see ***", "1"], "uri": "http://***/x"}
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("name", ["[/]", "[bold red]x[/bold red]", "[link=http://evil]x[/link]", "[/x]"])
 def test_brackets_in_a_name_are_no_markup(name: str) -> None:
     from rich.console import Console

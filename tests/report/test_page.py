@@ -40,6 +40,7 @@ def test_charts_are_png_again_after_a_page_was_drawn(tmp_path: Path) -> None:
     assert learning_curve([{"step": 1, "nll": 1.0}], tmp_path / "x.png").suffix == ".png"
 
 
+@pytest.mark.hostile
 def test_texts_are_escaped() -> None:
     assert in_both_languages("<b>", "굵게") == '<span lang="en">&lt;b&gt;</span><span lang="ko">굵게</span>'
 

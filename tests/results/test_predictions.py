@@ -84,6 +84,7 @@ def test_writing_nothing_is_refused(tmp_path: Path) -> None:
         write_predictions(tmp_path / "p.csv", [])
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize(
     ("p", "answer", "mass", "message"),
     [
@@ -104,6 +105,7 @@ def test_impossible_predictions_are_refused(
 HEAD = "id,answer,p_a,p_b,p_c,p_d,margin,option_mass"
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -32,6 +32,7 @@ def asked(image: bytes = b"picture", **more: Any) -> dict[str, Any]:
     return {"image": base64.b64encode(image).decode(), "question": "what?", "options": OPTIONS} | more
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
@@ -67,10 +68,12 @@ def test_the_page_answers_over_http(address: str) -> None:
     assert post(address, asked(question="")) == (422, {"error": "question must be a text, got ''"})
 
 
+@pytest.mark.hostile
 def test_a_page_under_another_name_is_not_served(address: str) -> None:
     assert post(address, asked(), host="evil.example")[0] == 400
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
@@ -114,6 +117,7 @@ MALFORMED = [
 ]
 
 
+@pytest.mark.hostile
 def test_200_requests_at_once_malformed_and_broken_off_ones_among_them(
     address: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -143,6 +147,7 @@ def test_200_requests_at_once_malformed_and_broken_off_ones_among_them(
     assert not [record for record in caplog.records if record.exc_info]
 
 
+@pytest.mark.hostile
 def test_a_body_that_is_longer_than_it_was_said_to_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     async def endless() -> AsyncIterator[bytes]:
         while True:
@@ -153,6 +158,7 @@ def test_a_body_that_is_longer_than_it_was_said_to_be_is_refused(monkeypatch: py
         asyncio.run(read_body(endless()))
 
 
+@pytest.mark.hostile
 def test_a_slow_request_is_dropped(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setattr("vqa.stages.serve.SLOWEST_S", 0.2)
     host, _, port = address.removeprefix("http://").partition(":")
@@ -162,6 +168,7 @@ def test_a_slow_request_is_dropped(monkeypatch: pytest.MonkeyPatch, address: str
         assert b" 408 " in client.recv(1000)
 
 
+@pytest.mark.hostile
 def test_nothing_foreign_runs_in_the_page_and_nobody_frames_it(address: str) -> None:
     for path in ("/", "/nowhere"):
         sent = requests.get(address + path, timeout=9)

@@ -31,7 +31,12 @@ log = logging.getLogger(__name__)
 POLL_S = 0.02
 PARTIAL = ".partial"
 LONGEST_NAME = 255  # bytes; of Linux
+NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # such as Lustre mounted without it
 NO_FSYNC = (errno.EINVAL, errno.ENOTSUP)  # a file system that has no such thing, such as some mounted drives
+
+
+class NoLocksError(UserError):
+    """The file system knows no locks, so nobody can tell who is at work."""
 
 
 @contextmanager
@@ -169,6 +174,7 @@ def try_lock(path: Path) -> IO[str] | None:
 
     Raises:
         UserError: The folder of the locks is gone. A new one would let two processes hold the same lock.
+        NoLocksError: The file system has no locks.
     """
     try:
         file = path.open("a")
@@ -182,6 +188,14 @@ def try_lock(path: Path) -> IO[str] | None:
     except BlockingIOError:
         file.close()
         return None
+    except OSError as error:
+        file.close()
+        if error.errno not in NO_FLOCK:
+            raise
+        raise NoLocksError(
+            f"{path.parent} lies on a file system without locks ({error.strerror}); a sweep needs them: take "
+            "another one for the results (env.output_root=...), or have it mounted with flock"
+        ) from error
     return file
 
 
@@ -201,14 +215,14 @@ def wait_for_lock(path: Path, say_every_s: float = 60.0) -> IO[str]:
         if now - said_at >= say_every_s:
             said_at = now
             log.warning(
-                f"waiting for {path} for {(now - began) / 60:.0f} min: it is held by {_holder(path)}. "
+                f"waiting for {path} for {(now - began) / 60:.0f} min: it is held by {holder(path)}. "
                 "If that process hangs, end it: this one then goes on."
             )
         time.sleep(POLL_S)
     return lock
 
 
-def _holder(path: Path) -> str:
+def holder(path: Path) -> str:
     """Describe the process that holds a lock, as far as this machine knows.
 
     Source: proc_locks(5): `1: FLOCK ADVISORY WRITE <pid> <major>:<minor>:<inode> 0 EOF`.

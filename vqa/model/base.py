@@ -41,6 +41,10 @@ from vqa.model.vision.generic_pictures import GenericPictures
 from vqa.terminal import left_to_others
 
 log = logging.getLogger(__name__)
+# nothing of a model's folder is executed: no module of its own, no pickled weights
+NO_CODE: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
+# what transformers raises for files that are missing, cut off, or made up
+UNFIT = (OSError, ImportError, ValueError, LookupError, TypeError, AttributeError)
 ASSET = "asset:"
 BLANK = ((64, 64), (512, 128))  # pixels of pictures whose places in a prompt are compared
 BLANK_TOKENS = (4, 64)  # the same of a tower whose placeholders are only counted
@@ -138,8 +142,9 @@ def read_model_config(settings: Settings) -> Any:
     folder, where = model_source(settings)
     try:
         config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False, **where)
-    except (OSError, ValueError) as error:
+    except UNFIT as error:
         raise UserError(_cannot_load(path, error)) from error
+    _refuse_kernels_of_the_hub(config, path)
     for part in (config, config.get_text_config()):
         stored_quantization(part, path)
     model_class(config, path)
@@ -163,8 +168,26 @@ def read_processor(settings: Settings, config: Any) -> Any | None:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **where)
         pixels = load_image_processor(folder, config, family, where)
         return load_processor(folder, config, tokenizer, pixels, where)
-    except (OSError, ValueError) as error:
+    except UNFIT as error:
         raise UserError(_cannot_load(settings.model.path, error)) from error
+
+
+def _refuse_kernels_of_the_hub(config: Any, path: str) -> None:
+    """Refuse a configuration that names a kernel on the hub: transformers would load its code.
+
+    Raises:
+        UserError: Names the part and the kernel.
+    """
+    parts = {"config.json": config} | {
+        f"its {name}": getattr(config, name, None) for name in config.sub_configs
+    }
+    for name, part in parts.items():
+        wanted = getattr(part, "_attn_implementation", None)
+        if isinstance(wanted, str) and not wanted.replace("_", "").isalnum():
+            raise UserError(
+                f"model.path={path}: {name} wants attention by {wanted!r}, which is code of others and not "
+                "loaded; remove _attn_implementation from config.json"
+            )
 
 
 HINTS = {  # what the hub's refusals say -> what helps
@@ -178,7 +201,10 @@ HINTS = {  # what the hub's refusals say -> what helps
 def _cannot_load(path: str, error: Exception) -> str:
     offline = "offline? put the model into HF_HOME first, or give model.path=/a/folder"
     hint = next((hint.format(path=path) for words, hint in HINTS.items() if words in str(error)), offline)
-    return f"model.path={path} cannot be loaded: {str(error).splitlines()[0]} ({hint})"
+    said = (str(error).splitlines() or [""])[0]
+    if not isinstance(error, OSError | ValueError | ImportError):
+        said = f"{type(error).__name__}: {said}"
+    return f"model.path={path} cannot be loaded: {said} ({hint})"
 
 
 def release_resident() -> None:
@@ -232,11 +258,17 @@ def _load(settings: Settings, device: torch.device, dtype: torch.dtype) -> Base:
         quantized = {} if weights is None else {"quantization_config": weights}
         with left_to_others():  # bars of downloads and of weights
             model: Any = AutoModelForImageTextToText.from_pretrained(
-                folder, dtype=dtype, device_map={"": device}, attn_implementation="sdpa", **quantized, **where
+                folder,
+                dtype=dtype,
+                device_map={"": device},
+                attn_implementation="sdpa",
+                **quantized,
+                **NO_CODE,
+                **where,
             )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **where)
         processor = load_image_processor(folder, config, family, where)
-    except (OSError, SafetensorError) as error:
+    except (*UNFIT, SafetensorError) as error:
         raise UserError(_cannot_load(settings.model.path, error)) from error
     except torch.OutOfMemoryError as error:
         doing = f"{settings.model.path} ({settings.quantization.name})"

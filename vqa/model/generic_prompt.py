@@ -142,7 +142,7 @@ class PromptWriter:
                     **self.template,
                 )
             )
-        except TemplateError as error:
+        except (TemplateError, AttributeError) as error:
             raise UserError(
                 f"model: its chat template refuses the prompt ({error}); "
                 "if it knows no system message: prompt.system='' and its text at the head of prompt.user"

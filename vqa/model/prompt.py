@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
+
 from vqa.config.settings import PromptSettings
 from vqa.errors import UserError
 from vqa.question import LETTERS, Question, letters_of
@@ -175,7 +177,15 @@ def render(
         messages.insert(0, {"role": "system", "content": [{"type": "text", "text": prompt.system}]})
     if answered:
         messages.append(answer_message(question, order))
-    whole = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not answered)
+    try:
+        whole = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not answered)
+    except (
+        TemplateError,
+        AttributeError,
+    ) as error:  # the latter is how Jinja's sandbox names what it forbids
+        raise UserError(
+            f"model: its chat template cannot be filled in ({error}); use another model"
+        ) from error
     prefix, mark, suffix = whole.partition(VISION_START)
     if not mark:
         raise UserError(

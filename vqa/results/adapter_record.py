@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from vqa.config.settings import is_under
+from vqa.errors import UserError
 from vqa.machine.files import replace_text
 from vqa.results.folder import CALIBRATION, MEMBER, RunFolder, flatten, member_folders, read_yaml
 
@@ -86,7 +87,12 @@ def read_record(adapter: Path) -> AdapterRecord | None:
         return None
     stored = read_yaml(path)
     plain: Any = OmegaConf.to_container(stored, resolve=False)
-    return AdapterRecord(path, OmegaConf.create(plain["config"]), plain["choices"])
+    config, choices = (plain.get("config"), plain.get("choices")) if isinstance(plain, dict) else (None, None)
+    if not isinstance(config, dict) or not isinstance(choices, dict):
+        raise UserError(
+            f"{path}: must hold `config` and `choices`; copy the adapter again, or remove the file"
+        )
+    return AdapterRecord(path, OmegaConf.create(config), choices)
 
 
 def weights_sha256(adapter: Path) -> str:
@@ -129,9 +135,9 @@ def with_record(
     made = cfg.copy()
     OmegaConf.set_struct(made, False)
     for key in TAKEN[str(cfg.stage)]:
-        if OmegaConf.select(record.config, key, throw_on_missing=False) is None and "." not in key:
-            continue  # an earlier version did not know it
         group = key.partition(".")[0]
+        if _raw(record.config, group) is None:
+            continue  # an earlier version did not know it
         chosen = any(name == group and option != record.choices.get(group) for name, _, option in words)
         by_file = standard is not None and _raw(standard, key) != _raw(cfg, key)
         if not chosen and not by_file:
@@ -163,8 +169,8 @@ def _raw(cfg: DictConfig, key: str) -> Any:
     """A value with its interpolations as they were written."""
     node, _, name = key.rpartition(".")
     parent = OmegaConf.select(cfg, node) if node else cfg
-    plain: Any = OmegaConf.to_container(parent, resolve=False)
-    return plain.get(name)
+    plain: Any = OmegaConf.to_container(parent, resolve=False) if OmegaConf.is_config(parent) else {}
+    return plain.get(name) if isinstance(plain, dict) else None
 
 
 def _differences(made: DictConfig, record: AdapterRecord, keys: Sequence[str]) -> list[str]:

@@ -19,7 +19,7 @@ from yaml import YAMLError
 from vqa.config.settings import Settings, is_under
 from vqa.config.words import shell_line
 from vqa.errors import UserError
-from vqa.machine.files import replace_text
+from vqa.machine.files import is_locked, replace_text
 from vqa.machine.safe_text import mask_secrets
 from vqa.results.folds import FoldResult, read_folds
 from vqa.results.ranges import Range, ranges_of
@@ -34,8 +34,9 @@ AGAIN, DONE = "again", "done"  # further trainings of a trial; written last into
 FOLDS, OUT_OF_FOLD = "folds.csv", "oof_predictions.csv"
 CALIBRATION = "calibration.json"  # beside an adapter's weights: its temperature
 MEMBER = "member_"  # and its number, from 0: one of several adapters in the folder of all
+RUN_LOCK = ".run.lock"  # held by the process that works in a run's folder, see `vqa.results.run_lock`
 # a folder with only these may be claimed by another run
-BOOKKEEPING = (".hydra", "run.log", ".mlflow_run_id", "split.csv")
+BOOKKEEPING = (".hydra", "run.log", ".mlflow_run_id", "split.csv", RUN_LOCK)
 # Where and how a run computes, not what: it may be resumed with other values of these keys.
 MAY_DIFFER = (
     "tracking",
@@ -352,8 +353,15 @@ def folder_of_file(folder: Path, cfg: DictConfig) -> Path:
     return next(
         path
         for path in (folder.with_name(name) for name in chain((folder.name, named), numbered))
-        if not RunFolder(path).claimed or _test_file(RunFolder(path).config()) == _absolute(file)
+        if not (RunFolder(path).claimed or _in_use(path))
+        or _test_file(RunFolder(path).config()) == _absolute(file)
     )
+
+
+def _in_use(folder: Path) -> bool:
+    """Whether a run that has begun in a folder, with a configuration of its own, is at work now."""
+    lock = folder / RUN_LOCK
+    return RunFolder(folder).config_file.exists() and lock.exists() and is_locked(lock)
 
 
 def _test_file(config: Mapping[str, Any]) -> str | None:

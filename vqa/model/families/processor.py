@@ -26,7 +26,7 @@ def load_image_processor(folder: str, config: Any, family: Family, where: dict[s
     if family.image_processor is not None:
         return family.image_processor(folder, **where)
     try:
-        return auto.from_pretrained(folder, backend="pil", **where)
+        return auto.from_pretrained(folder, backend="pil", trust_remote_code=False, **where)
     except (ImportError, ValueError) as error:
         raise UserError(
             f"model.path: the image processor of {config.model_type} cannot be loaded "
