@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.forked_command import run as run_forked
+from tests.helpers.forked_command import Forked
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "notebooks/quick_start.ipynb"
@@ -46,8 +46,9 @@ def test_the_notebooks_commands_run_as_they_stand(tmp_path: Path) -> None:
     for command in commands(run["RUN"]):
         assert command[:3] == ["python", "-m", "vqa.run"]
         small = [] if "stage=report" in command else SMALL.split()
-        code, said = run_forked(tmp_path, *command[3:], *small)
-        assert code == 0, (command, said)
+        process = Forked(tmp_path, *command[3:], *small)
+        said, _ = process.communicate()
+        assert process.returncode == 0, (command, said)
     study = tmp_path / "multirun/notebook"
     assert (study / "final/submission.csv").exists()
     assert (study / "report.html").exists()

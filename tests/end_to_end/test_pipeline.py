@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pytest
 
 from tests.conftest import environment
 from tests.helpers.command_line import Outcome, vqa
-from tests.helpers.forked_command import start
+from tests.helpers.forked_command import Forked
 from vqa.results.trials import DOUBTS
 
 Vqa = Callable[..., Outcome]
@@ -141,16 +140,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
 def test_an_interrupted_study_ends_as_an_uninterrupted_one(
     how: signal.Signals, command: Vqa, tmp_path: Path, whole: list[dict[str, str]]
 ) -> None:
-    process = start(tmp_path, f"env.output_root={tmp_path}", "tracking=none", *LONGER)
-    assert process.pid is not None
+    process = Forked(tmp_path, f"env.output_root={tmp_path}", "tracking=none", *LONGER)
     deadline = time.monotonic() + 120
     while not (tmp_path / "lora/trials/003/folds.csv").exists():  # one fold of the last trial but one is done
-        assert process.is_alive()
+        assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    os.kill(process.pid, how)
-    process.join(60)
-    assert process.exitcode not in (None, 0)
+    process.send_signal(how)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
     assert command(*LONGER).code == 0
     assert ranking(tmp_path / "lora") == whole
     assert len(whole) == 5
