@@ -251,7 +251,7 @@ def test_the_settings_page_names_every_key_and_the_configuration_page_those_of_a
             keys = [f"{group!s}.{key!s}" for key in node] if isinstance(node, DictConfig) else [str(group)]
             for key in keys:
                 below = OmegaConf.select(cfg, key)
-                parts = {f"{key}.{part}" for part in below} if isinstance(below, DictConfig) else {key}
+                parts = {f"{key}.{part!s}" for part in below} if isinstance(below, DictConfig) else {key}
                 if not key.rpartition(".")[2].startswith("_"):
                     assert key in named or (parts and parts <= named), key
     sweep = composed("-m +sweep=lora")
