@@ -1,5 +1,6 @@
 """What several test files need: composed settings and the embedded model."""
 
+import gc
 import os
 import threading
 import time
@@ -31,6 +32,12 @@ SMALL = ["tracking=none", "env.threads=1", "data.train_size=60", "data.test_size
 Compose = Callable[..., DictConfig]
 Make = Callable[..., Settings]
 Adapt = Callable[..., Adapting]
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over what imports and collected tests hold: they stay to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -3,14 +3,12 @@
 import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import environment
+from tests.helpers.forked_command import Forked
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "notebooks/quick_start.ipynb"
@@ -46,17 +44,11 @@ def test_the_notebooks_commands_run_as_they_stand(tmp_path: Path) -> None:
     run: dict[str, str] = {}
     exec(next(cell for cell in code_cells() if "RUN =" in cell), run)
     for command in commands(run["RUN"]):
+        assert command[:3] == ["python", "-m", "vqa.run"]
         small = [] if "stage=report" in command else SMALL.split()
-        done = subprocess.run(
-            [sys.executable, *command[1:], *small],
-            cwd=tmp_path,
-            env=environment(PYTHONPATH=str(ROOT)),
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, (command, done.stderr)
+        process = Forked(tmp_path, *command[3:], *small)
+        said, _ = process.communicate()
+        assert process.returncode == 0, (command, said)
     study = tmp_path / "multirun/notebook"
     assert (study / "final/submission.csv").exists()
     assert (study / "report.html").exists()

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 
 from tests.conftest import environment
 from tests.helpers.command_line import Outcome, vqa
+from tests.helpers.forked_command import Forked
 from vqa.results.trials import DOUBTS
 
 Vqa = Callable[..., Outcome]
@@ -23,7 +23,9 @@ SWEEP = [
     *("data.train_size=120", "data.test_size=16", "budget.subsample=48", "env.threads=1"),
     *("budget.batch_size=8", "budget.micro_batch_size=8"),
 ]
-SEARCH = [*SWEEP, "hydra.sweeper.final=false"]
+# a search alone, of half the questions: where only the ranking counts. Trials 1 and 2 are pruned early.
+SEARCH = [*SWEEP, "hydra.sweeper.final=false", "data.train_size=60", "budget.subsample=24"]
+LONGER = [*SEARCH, "hydra.sweeper.n_trials=5"]
 
 
 @pytest.fixture
@@ -109,7 +111,7 @@ def test_a_sweep_ends_in_a_submission_and_a_rerun_changes_nothing(command: Vqa, 
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_another_split(
     command: Vqa, tmp_path: Path
 ) -> None:
-    short = [*SWEEP, "hydra.sweeper.n_trials=2", "hydra.sweeper.final=false"]
+    short = [*SEARCH, "hydra.sweeper.n_trials=2"]
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         assert command(*short, f"env.output_root={tmp_path / name}", f"seed={seed}").code == 0
     assert ranking(tmp_path / "a/lora") == ranking(tmp_path / "b/lora")
@@ -122,7 +124,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     """The ranking of a study that nothing interrupts."""
     root = tmp_path_factory.mktemp("whole")
     done = subprocess.run(
-        [sys.executable, "-m", "vqa.run", f"env.output_root={root}", "tracking=none", *SEARCH],
+        [sys.executable, "-m", "vqa.run", f"env.output_root={root}", "tracking=none", *LONGER],
         cwd=ROOT,
         env=environment(),
         capture_output=True,
@@ -138,32 +140,24 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
 def test_an_interrupted_study_ends_as_an_uninterrupted_one(
     how: signal.Signals, command: Vqa, tmp_path: Path, whole: list[dict[str, str]]
 ) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vqa.run", f"env.output_root={tmp_path}", "tracking=none", *SEARCH],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    process = Forked(tmp_path, f"env.output_root={tmp_path}", "tracking=none", *LONGER)
     deadline = time.monotonic() + 120
-    while not (tmp_path / "lora/trials/001/folds.csv").exists():  # one fold of the second trial is done
+    while not (tmp_path / "lora/trials/003/folds.csv").exists():  # one fold of the last trial but one is done
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    os.kill(process.pid, how)
+    process.send_signal(how)
     process.communicate(timeout=60)
     assert process.returncode != 0
-    assert command(*SEARCH).code == 0
+    assert command(*LONGER).code == 0
     assert ranking(tmp_path / "lora") == whole
-    assert len(whole) == 4
+    assert len(whole) == 5
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_quantised_trials_run_on_the_cpu(command: Vqa, tmp_path: Path, quantization: str) -> None:
-    outcome = command(
-        *SWEEP, "hydra.sweeper.n_trials=1", "hydra.sweeper.final=false", f"quantization={quantization}"
-    )
+    outcome = command(*SEARCH, "hydra.sweeper.n_trials=1", f"quantization={quantization}")
     assert outcome.code == 0, outcome.err
     assert rows(tmp_path / "lora/leaderboard.csv")[0]["state"] == "COMPLETE"
 
@@ -176,6 +170,7 @@ def test_pruning_by_question_reports_every_question(command: Vqa, tmp_path: Path
         *SWEEP,
         "hydra/sweeper/pruner=wilcoxon",
         "hydra.sweeper.n_trials=2",
+        "hydra.sweeper.final=false",
     )
     assert outcome.code == 0, outcome.err
     study = optuna.load_study(study_name="lora", storage=f"sqlite:///{tmp_path / 'lora/study.db'}")

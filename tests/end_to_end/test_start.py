@@ -31,15 +31,15 @@ HEAVY = ("torch", "transformers", "mlflow", "matplotlib", "sklearn", "peft", "op
 )
 def test_help_and_mistakes_show_at_once(arguments: list[str], code: int, seconds: float) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "vqa.run", *arguments]
-    taken = []
     for _ in range(3):  # the machine may be busy with something else
         begun = time.perf_counter()
         done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
-        taken.append(time.perf_counter() - begun)
+        if (taken := time.perf_counter() - begun) < seconds:
+            break
     assert done.returncode == code, done.stderr[-2000:]
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert imported & {*HEAVY} == set()
-    assert min(taken) < seconds
+    assert taken < seconds
 
 
 def test_a_sweep_tells_of_a_missing_file_before_it_opens_a_study(tmp_path: Path) -> None:

@@ -119,10 +119,11 @@ def test_final_can_be_asked_for_later(tmp_path: Path) -> None:
 
 def test_a_search_alone_ends_in_its_report(tmp_path: Path) -> None:
     search = (*SHORT, "hydra.sweeper.n_trials=2", "hydra.sweeper.final=false")
-    run_toy(tmp_path, *search)
+    run_toy(tmp_path, *search, charts=True)
     text = (tmp_path / "multirun/toy/report.html").read_text(encoding="utf-8")
     assert '<html lang="en"' in text
     assert "lora.r" in text
+    assert "<svg" in text
     assert not (tmp_path / "multirun/toy/final").exists()
     before = stamps(tmp_path)
     run_toy(tmp_path, *search)

@@ -93,7 +93,9 @@ def test_a_study_that_is_cut_off_at_random_instants_ends_like_an_uninterrupted_o
     (tmp_path / "broken").mkdir()
     run_toy(tmp_path / "whole", *settings)
     instants = random.Random(5)
-    for cut in range(60):
+    # On an idle machine the study is over after some fifteen cuts. On a busy one it advances little between
+    # them: later cuts would strike the same start of a worker again and again.
+    for cut in range(20):
         how = signal.SIGKILL if cut % 3 else signal.SIGINT
         longest = 0.5 if cut < 3 else 2.0  # the first cuts come early: the whole takes only a few seconds
         if run_toy_cut_off(tmp_path / "broken", instants.uniform(0.1, longest), how, *settings):

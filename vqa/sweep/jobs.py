@@ -71,15 +71,16 @@ def refuse_unknown_keys(configs: JobConfigs, space: SearchSpace, settings: Sweep
     Raises:
         UserError: A searched key or choice does not exist in the configuration.
     """
-    attempts = [overrides_of(params) for params in space.samples()]
+    attempts = [([*space.fixed], overrides_of(params)) for params in space.samples()]
     if settings.final:
-        attempts.append([*attempts[0], *overrides_of(settings.record), *settings.final_overrides])
-    for overrides in attempts:
+        final = [*overrides_of(settings.record), *settings.final_overrides]
+        attempts.append(([*space.fixed, *attempts[0][1], *final], []))
+    for fixed, searched in attempts:
         try:
-            configs.loader.load_sweep_config(configs.sweep, [*space.fixed, *overrides])
+            configs.compose(fixed, searched)
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(
-                f"a job of this sweep cannot be composed ({' '.join(overrides)}): {error}"
+                f"a job of this sweep cannot be composed ({' '.join([*fixed, *searched])}): {error}"
             ) from error
 
 

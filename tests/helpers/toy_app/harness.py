@@ -15,9 +15,17 @@ from tests.helpers.toy_app.app import main
 from vqa.results.trials import RESULT_COLUMNS
 
 
-def run_toy(folder: Path, *overrides: str) -> None:
-    """Run `app.py -m +sweep=toy <overrides>` in this process, with `folder` as working directory."""
+def run_toy(folder: Path, *overrides: str, charts: bool = False) -> None:
+    """Run `app.py -m +sweep=toy <overrides>` in this process, with `folder` as working directory.
+
+    Args:
+        folder: An existing folder.
+        overrides: Hydra's.
+        charts: Whether the page of a search gets its charts; drawing takes longer than eight toy trials.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        for name in () if charts else ("study_charts", "run_charts"):
+            patch.setattr(f"vqa.report.report.{name}", lambda *arguments: {})
         patch.chdir(folder)
         patch.setenv("HYDRA_FULL_ERROR", "1")
         patch.setattr(sys, "argv", ["app.py", "-m", "+sweep=toy", *overrides])

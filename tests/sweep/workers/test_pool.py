@@ -3,13 +3,13 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.forked_command import Forked
 from tests.helpers.toy_app.harness import board_rows, starts, trials_of
 from vqa.errors import UserError
 from vqa.sweep.workers.pool import DEADLINE, SLOT, own_deadline, own_slot, visible_gpus, worker_environment
@@ -17,14 +17,11 @@ from vqa.sweep.workers.pool import DEADLINE, SLOT, own_deadline, own_slot, visib
 APP = Path(__file__).parents[2] / "helpers" / "toy_app" / "app.py"
 
 
-def start(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, str(APP), "-m", "+sweep=toy", "hydra.sweeper.n_workers=2", *overrides]
-    return subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
-    )
+def start(folder: Path, *overrides: str) -> Forked:
+    return Forked(folder, "-m", "+sweep=toy", "hydra.sweeper.n_workers=2", *overrides, program=str(APP))
 
 
-def wait_for_starts(folder: Path, count: int, process: "subprocess.Popen[str]") -> None:
+def wait_for_starts(folder: Path, count: int, process: Forked) -> None:
     log = folder / "multirun/toy/trials/starts.txt"
     deadline = time.monotonic() + 60
     while not (log.exists() and len(log.read_text().split()) >= count):
@@ -33,7 +30,7 @@ def wait_for_starts(folder: Path, count: int, process: "subprocess.Popen[str]") 
         time.sleep(0.05)
 
 
-def finish(process: "subprocess.Popen[str]") -> tuple[int, str]:
+def finish(process: Forked) -> tuple[int | None, str]:
     out, _ = process.communicate(timeout=120)
     return process.returncode, out
 

@@ -19,7 +19,6 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import FrozenTrial, TrialState
-from scipy.linalg import cho_factor, cho_solve
 
 CONTINUOUS_SCALE = 0.35  # length scale of a float, in widths of its range
 STEPPED_SCALE = 0.8  # of whole numbers and of choices that are numbers, from the lowest to the highest
@@ -107,6 +106,8 @@ def thompson_draw(
     Returns:
         Scores in standard deviations from the mean, [candidates]; low is good.
     """
+    from scipy.linalg import cho_factor, cho_solve  # a quarter of a second, in every worker
+
     modelled = np.log(scores) if scores.min() > 0 else scores
     centred = (modelled - modelled.mean()) / max(float(modelled.std()), 1e-6)
     factor = cho_factor(matern(tried, tried) + NOISE**2 * np.eye(len(tried)))
