@@ -87,3 +87,9 @@ def test_hyperband_needs_to_know_how_many_reports_a_trial_makes(resource: dict[s
     pruner = {"_target_": "optuna.pruners.HyperbandPruner", **resource}
     with pytest.raises(UserError, match="max_resource must be a whole number"):
         read_settings({**GOOD, "pruner": pruner})
+
+
+def test_code_that_is_fetched_while_it_runs_is_refused_with_what_to_take() -> None:
+    node = {"_target_": "optunahub.load_module", "package": "samplers/auto_sampler"}
+    with pytest.raises(UserError, match=r"would fetch and run code of OptunaHub.*BoTorchSampler"):
+        read_settings({**GOOD, "sampler": node})
