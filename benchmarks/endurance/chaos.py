@@ -1,10 +1,12 @@
 """A study whose workers are killed and whose database is restarted again and again: is anything lost?
 
-The study runs with several workers; at random instants one of them gets a kill -9; the database is stopped
-and started in between. Then every trial is looked at, and the winner's final run is compared with a direct
-run of the same configuration. On the embedded model, or with `--app toy` on trials without training.
+The study runs with several workers; at random instants one of them gets a kill -9, or is stopped (SIGSTOP),
+loses the lock of its trial, which another worker then takes up, and is woken (SIGCONT); the database is
+stopped and started in between. Then every trial is looked at, and the winner's final run is compared with a
+direct run of the same configuration. On the embedded model, or with `--app toy` on trials without training.
 
     python -m benchmarks.endurance.chaos --storages postgresql sqlite --out FILE
+    python -m benchmarks.endurance.chaos --app toy --search promote --zombies 4 --out FILE
 """
 
 import argparse
@@ -31,10 +33,15 @@ from vqa.sweep.storage import open_storage
 
 TOY = Path(__file__).parents[2] / "tests" / "helpers" / "toy_app" / "app.py"
 APPS = {
-    "toy": [str(TOY), "pause_s=0.25", "hydra/sweeper/pruner=none"],
+    "toy": [str(TOY), "pause_s=0.25"],
     "vqa": ["-m", "vqa.run", "tracking=none", "budget=smoke", "budget.folds=3", "budget.subsample=150",
             "data.train_size=300", "data.test_size=20", "env.threads=1"],
 }  # fmt: skip
+
+SEARCHES = {
+    "default": [],
+    "promote": ["hydra/sweeper/sampler=thompson", "hydra/sweeper/pruner=promote"],
+}
 
 
 @dataclass(frozen=True)
@@ -46,12 +53,16 @@ class Attack:
         spacing_s: Mean seconds between two kills.
         restarts: Restarts of the database, evenly among the kills; PostgreSQL only.
         seed: Of the random instants and workers.
+        zombies: Workers to stop and to wake again, evenly among the kills.
+        stopped_s: Seconds for which each is stopped.
     """
 
     kills: int
     spacing_s: float
     restarts: int
     seed: int
+    zombies: int = 0
+    stopped_s: float = 60.0
 
 
 @dataclass
@@ -64,6 +75,7 @@ class Study:
         trials: Trials of the study.
         workers: Workers that share it.
         folder: An empty working directory.
+        search: "default" or "promote".
     """
 
     app: str
@@ -71,9 +83,14 @@ class Study:
     trials: int
     workers: int
     folder: Path
+    search: str = "default"
     kills: list[float] = field(default_factory=list)  # seconds lost by each
-    struck: dict[int, tuple[int, float]] = field(default_factory=dict)  # slot -> killed pid, when it stopped
+    struck: dict[int, tuple[float, float]] = field(
+        default_factory=dict
+    )  # slot -> when killed, when it stopped
     killed: int = 0
+    asleep: dict[int, float] = field(default_factory=dict)  # pid of a stopped worker -> when it is woken
+    woken: int = 0
 
     @property
     def name(self) -> str:
@@ -90,7 +107,8 @@ class Study:
         storage = [] if self.storage is None else [f"hydra.sweeper.storage={self.storage}"]
         sweep = ["-m", f"+sweep={self.name}", f"hydra.sweeper.n_trials={self.trials}", *storage]
         more = [f"hydra.sweeper.n_workers={self.workers}", "hydra.sweeper.max_retries=50"]
-        return [sys.executable, *APPS[self.app], *sweep, *more]
+        search = SEARCHES[self.search] or (["hydra/sweeper/pruner=none"] if self.app == "toy" else [])
+        return [sys.executable, *APPS[self.app], *search, *sweep, *more]
 
     def start(self) -> "subprocess.Popen[bytes]":
         """Start the sweep; its output goes to `sweep.log`."""
@@ -106,9 +124,7 @@ class Study:
 
     def strike(self, sweep: int, chance: random.Random) -> bool:
         """Kill one of the workers of process `sweep`; False when none is up."""
-        children = Path(f"/proc/{sweep}/task/{sweep}/children").read_text().split()
-        slots = {int(pid): slot for pid in children if (slot := _slot_of(int(pid))) is not None}
-        if not slots:
+        if not (slots := self.awake(sweep)):
             return False
         pid = chance.choice(sorted(slots))
         state = self.states().get(slots[pid])
@@ -120,14 +136,46 @@ class Study:
             folds = self.place / "trials" / f"{state['trial']:03d}" / "folds.csv"
             stopped = max(state["since"], folds.stat().st_mtime if folds.exists() else 0.0)
         before = self.struck.get(slots[pid])
-        self.struck[slots[pid]] = (pid, stopped if before is None else before[1])
+        self.struck[slots[pid]] = (time.time(), stopped if before is None else before[1])
         return True
+
+    def awake(self, sweep: int) -> dict[int, int]:
+        """The workers of process `sweep` that nobody stopped: process id -> slot."""
+        children = Path(f"/proc/{sweep}/task/{sweep}/children").read_text().split()
+        slots = {int(pid): slot for pid in children if (slot := _slot_of(int(pid))) is not None}
+        return {pid: slot for pid, slot in slots.items() if pid not in self.asleep}
+
+    def stop(self, sweep: int, chance: random.Random, seconds: float) -> bool:
+        """Stop a worker that is at a trial, and take that trial's lock away; False when none is."""
+        states = self.states()
+        at_work = [
+            pid
+            for pid, slot in sorted(self.awake(sweep).items())
+            if slot in states and states[slot]["pid"] == pid and states[slot]["trial"] is not None
+        ]
+        if not at_work:
+            return False
+        pid = chance.choice(at_work)
+        os.kill(pid, signal.SIGSTOP)
+        trial = self.states()[_slot_of(pid) or 0]["trial"]
+        if trial is not None:  # None: it went on to the next one in that instant
+            (self.place / ".locks" / str(trial)).unlink(missing_ok=True)
+        self.asleep[pid] = time.time() + seconds
+        return True
+
+    def wake(self, everybody: bool = False) -> None:
+        """Wake the workers whose time it is, or all of them."""
+        for pid, when in list(self.asleep.items()):
+            if everybody or time.time() >= when:
+                os.kill(pid, signal.SIGCONT)
+                del self.asleep[pid]
+                self.woken += 1
 
     def notice(self) -> None:
         """Note which of the killed workers are at work again."""
         for slot, state in self.states().items():
-            pid, stopped = self.struck.get(slot, (state["pid"], 0.0))
-            if state["pid"] != pid and state["trial"] is not None:
+            killed, stopped = self.struck.get(slot, (float("inf"), 0.0))
+            if state["since"] >= killed and state["trial"] is not None:
                 self.kills.append(state["since"] - stopped)
                 del self.struck[slot]
 
@@ -156,10 +204,12 @@ def attack(study: Study, plan: Attack, server: OwnPostgresql | None) -> float:
     sweep = study.start()
     shares = range(1, (plan.restarts if server else 0) + 1)
     after = [round(plan.kills * share / (plan.restarts + 1)) for share in shares]
+    stops = [round(plan.kills * share / (plan.zombies + 1)) for share in range(1, plan.zombies + 1)]
     next_kill = 0.0
     while sweep.poll() is None:
         time.sleep(0.05)
         study.notice()
+        study.wake()
         if not study.states():
             continue  # nobody is at work yet
         if server is not None and after and study.killed >= after[0]:
@@ -167,8 +217,11 @@ def attack(study: Study, plan: Attack, server: OwnPostgresql | None) -> float:
             server.stop("fast" if len(after) % 2 else "immediate")
             time.sleep(3)
             server.start()
+        if stops and study.killed >= stops[0] and study.stop(sweep.pid, chance, plan.stopped_s):
+            stops.pop(0)
         if study.killed < plan.kills and time.time() >= next_kill and study.strike(sweep.pid, chance):
             next_kill = time.time() + chance.uniform(0, 2 * plan.spacing_s)
+    study.wake(everybody=True)
     if sweep.returncode != 0:
         raise RuntimeError(f"the sweep ended with {sweep.returncode}; see {study.folder / 'sweep.log'}")
     return time.time() - began
@@ -199,7 +252,9 @@ def retries(study: Study) -> int:
     return sum(trial.user_attrs.get("deaths", 0) for trial in trials_of(study))
 
 
-def measure(kind: str, app: str, trials: int, workers: int, plan: Attack, folder: Path) -> dict[str, Any]:
+def measure(
+    kind: str, app: str, trials: int, workers: int, plan: Attack, folder: Path, search: str = "default"
+) -> dict[str, Any]:
     """One study on one kind of storage; the figures of a row.
 
     Args:
@@ -209,15 +264,16 @@ def measure(kind: str, app: str, trials: int, workers: int, plan: Attack, folder
         workers: Workers that share it.
         plan: What is done to it.
         folder: Where its working directory is made.
+        search: "default" or "promote".
     """
     folder.mkdir(parents=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if kind == "postgresql":
         with OwnPostgresql() as server:
-            study = Study(app, server.url, trials, workers, folder)
+            study = Study(app, server.url, trials, workers, folder, search)
             return _figures(study, kind, attack(study, plan, server), plan.restarts)
     journal = f"journal:{folder.absolute() / 'study.log'}"
-    study = Study(app, journal if kind == "journal" else None, trials, workers, folder)
+    study = Study(app, journal if kind == "journal" else None, trials, workers, folder, search)
     return _figures(study, kind, attack(study, plan, None), 0)
 
 
@@ -227,7 +283,9 @@ def _figures(study: Study, kind: str, seconds: float, restarts: int) -> dict[str
         "app": study.app,
         "trials": study.trials,
         "workers": study.workers,
+        "search": study.search,
         "kills": study.killed,
+        "zombies": study.woken,
         "database_restarts": restarts,
         "retries": retries(study),
         "seconds_lost_per_kill_median": round(median(study.kills), 2),
@@ -250,15 +308,18 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--spacing", type=float, default=10.0, help="mean seconds between two kills")
     parser.add_argument("--restarts", type=int, default=2)
+    parser.add_argument("--zombies", type=int, default=0, help="workers to stop and wake")
+    parser.add_argument("--stopped", type=float, default=60.0, help="seconds for which each is stopped")
+    parser.add_argument("--search", choices=sorted(SEARCHES), default="default")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="folder for the studies; default: a temporary one")
     add_output_arguments(parser)
     given = parser.parse_args()
-    plan = Attack(given.kills, given.spacing, given.restarts, given.seed)
+    plan = Attack(given.kills, given.spacing, given.restarts, given.seed, given.zombies, given.stopped)
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.keep or Path(temporary)
         rows = [
-            measure(kind, given.app, given.trials, given.workers, plan, folder / kind)
+            measure(kind, given.app, given.trials, given.workers, plan, folder / kind, given.search)
             for kind in given.storages
         ]
     write_rows(given.out, "chaos", rows, given.machine, append=False)

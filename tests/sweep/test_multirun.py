@@ -24,6 +24,11 @@ def test_a_folder_name_for_trials_is_refused() -> None:
     refuse_what_is_not_ours(config(("hydra.sweep.dir=x",)))
 
 
+def test_another_name_for_the_folder_of_a_jobs_configuration_is_refused() -> None:
+    with pytest.raises(UserError, match=r"hydra\.output_subdir=meta has no effect.*\.hydra"):
+        refuse_what_is_not_ours(config(("hydra.output_subdir=meta",)))
+
+
 def test_the_sweeps_configuration_is_kept_for_its_user_alone(tmp_path: Path) -> None:
     write_multirun(config(), tmp_path / "study")
     kept = tmp_path / "study/multirun.yaml"

@@ -94,3 +94,9 @@ def test_hyperband_needs_to_know_how_many_reports_a_trial_makes(resource: dict[s
 def test_another_objective_takes_jobs_that_return_an_nll() -> None:
     with pytest.raises(UserError, match=r"objective must be nll with hydra\.sweeper\.direction=maximize"):
         read_settings({**GOOD, "objective": "accuracy", "direction": "maximize"})
+
+
+def test_code_that_is_fetched_while_it_runs_is_refused_with_what_to_take() -> None:
+    node = {"_target_": "optunahub.load_module", "package": "samplers/auto_sampler"}
+    with pytest.raises(UserError, match=r"would fetch and run code of OptunaHub.*BoTorchSampler"):
+        read_settings({**GOOD, "sampler": node})

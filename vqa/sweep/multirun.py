@@ -14,6 +14,11 @@ from vqa.machine.safe_text import mask_secrets
 
 MULTIRUN = "multirun.yaml"  # as Hydra's own sweeper calls it
 
+WITHOUT_EFFECT = {  # keys whose place a study has filled itself
+    "hydra.sweep.subdir": "its trials lie in trials/000, trials/001, ...",
+    "hydra.output_subdir": "each trial keeps its configuration in .hydra, where stages look for it",
+}
+
 
 def refuse_what_is_not_ours(config: DictConfig) -> None:
     """Refuse what a study would silently leave without effect.
@@ -22,12 +27,12 @@ def refuse_what_is_not_ours(config: DictConfig) -> None:
         config: The composed configuration of the sweep.
 
     Raises:
-        UserError: `hydra.sweep.subdir` was chosen.
+        UserError: One of `WITHOUT_EFFECT` was given.
     """
     for given in config.hydra.overrides.hydra:
-        if given.lstrip("+~").partition("=")[0] == "hydra.sweep.subdir":
+        if (why := WITHOUT_EFFECT.get(given.lstrip("+~").partition("=")[0])) is not None:
             raise UserError(
-                f"{given} has no effect on a study: its trials lie in trials/000, trials/001, ... "
+                f"{given} has no effect on a study: {why}. "
                 "Leave it out; hydra.sweep.dir names the study's own folder."
             )
 

@@ -77,6 +77,7 @@ class SweepSettings:
 
 THOMPSON = "vqa.sweep.search.thompson.ThompsonSampler"
 PROMOTION = "vqa.sweep.search.promotion.PromotionPruner"
+BOTORCH = "optuna_integration.BoTorchSampler"
 STOCK_KEYS = {  # of hydra-optuna-sweeper -> what to write here
     "n_jobs": "set hydra.sweeper.n_workers, the number of worker processes",
     "max_failure_rate": "set hydra.sweeper.max_failures, a number of trials",
@@ -90,12 +91,12 @@ def _whole_from(low: int) -> Rule:
     return f"a whole number >= {low}", lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low
 
 
-def _target_in(package: str, own: str) -> Rule:
+def _target_in(package: str, *others: str) -> Rule:
     def fits(value: Any) -> bool:
         target = str(value.get("_target_", "")) if isinstance(value, dict) else ""
-        return target == own or target.startswith(package + ".")
+        return target in others or target.startswith(package + ".")
 
-    return f"a node with `_target_: {package}.<class>`, or {own}", fits
+    return f"a node with `_target_: {package}.<class>`, or {', '.join(others)}", fits
 
 
 def _or_null(rule: Rule) -> Rule:
@@ -137,7 +138,7 @@ _RULES: dict[str, Rule] = {
     "n_workers": (f"{_whole_from(1)[0]} or auto", _whole_from(1)[1]),
     "worker_command": _COMMAND,
     "final_command": _COMMAND,
-    "sampler": _target_in("optuna.samplers", THOMPSON),
+    "sampler": _target_in("optuna.samplers", THOMPSON, BOTORCH),
     "pruner": _target_in("optuna.pruners", PROMOTION),
     "params": _MAPPING,
     "enqueue": _list_of(dict, "mappings of searched key -> value"),
@@ -152,6 +153,15 @@ _RULES: dict[str, Rule] = {
     "seed": _or_null(_whole_from(0)),
     "tracked": _SWITCH,
 }
+
+
+def _refuse_downloaded_code(sampler: Any) -> None:
+    target = str(sampler.get("_target_")) if isinstance(sampler, Mapping) else ""
+    if target.startswith("optunahub"):
+        raise UserError(
+            f"hydra.sweeper.sampler: {target} would fetch and run code of OptunaHub, which anybody may "
+            f"publish, so it is not run here. Take a class of optuna.samplers, {THOMPSON} or {BOTORCH}."
+        )
 
 
 def read_settings(node: Mapping[str, Any]) -> SweepSettings:
@@ -172,6 +182,7 @@ def read_settings(node: Mapping[str, Any]) -> SweepSettings:
             )
         if key not in names:
             raise UserError(f"hydra.sweeper has no key {key!r}. Keys: {', '.join(names)}.")
+    _refuse_downloaded_code(values.get("sampler"))
     for name in names:
         if name not in values:
             raise UserError(f"hydra.sweeper.{name} is missing; conf/hydra/sweeper/study.yaml has them all.")

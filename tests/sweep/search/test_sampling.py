@@ -154,3 +154,17 @@ def test_a_sampler_that_does_not_support_the_space_is_refused_at_the_start() -> 
     brute_force = {"_target_": "optuna.samplers.BruteForceSampler"}
     with pytest.raises(UserError, match=r"BruteForceSampler cannot draw from this space: .*step"):
         probe_sampler(SamplerFactory(brute_force, 0, NUMBERS), NUMBERS)
+
+
+BOTORCH = {"_target_": "optuna_integration.BoTorchSampler", "n_startup_trials": 3}
+
+
+def test_a_sampler_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vqa.sweep.search.sampling.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs .*botorch: pip install optuna-integration botorch"):
+        SamplerFactory(BOTORCH, 0, SPACE)
+
+
+@pytest.mark.extras
+def test_botorch_draws_a_trial() -> None:
+    probe_sampler(SamplerFactory(BOTORCH, 0, SPACE), SPACE)

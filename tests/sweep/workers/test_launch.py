@@ -176,7 +176,7 @@ def test_a_launched_worker_runs_the_study_and_the_command_its_final_run(tmp_path
     assert json.loads((tmp_path / "multirun/toy/workers/0.json").read_text())["pid"] != process.pid
 
 
-@pytest.mark.launchers
+@pytest.mark.extras
 @pytest.mark.parametrize("launcher", ["submitit_local", "joblib", "ray"])
 def test_every_launcher_starts_workers_and_a_killed_one_again(tmp_path: Path, launcher: str) -> None:
     settings = ("hydra.sweeper.n_workers=2", "hydra.sweeper.n_trials=9", "pause_s=0.2")

@@ -3,6 +3,8 @@
 import inspect
 import warnings
 from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,9 @@ from optuna.trial import Trial
 from vqa.errors import UserError
 from vqa.sweep.search.space import SearchSpace
 from vqa.sweep.search.thompson import ThompsonSampler
-from vqa.sweep.settings import PROMOTION, THOMPSON
+from vqa.sweep.settings import BOTORCH, PROMOTION, THOMPSON
 
-SAMPLERS = ("optuna.samplers.*", THOMPSON)  # what may be built
+SAMPLERS = ("optuna.samplers.*", THOMPSON, BOTORCH)  # what may be built
 PRUNERS = ("optuna.pruners.*", PROMOTION)
 PROBE_TRIALS = 12  # more than the samplers' default of random trials to begin with
 
@@ -70,6 +72,14 @@ class SamplerFactory:
 def _class_of(target: str) -> object:
     if target == THOMPSON:
         return ThompsonSampler
+    if target == BOTORCH:
+        missing = [package for package in ("optuna_integration", "botorch") if find_spec(package) is None]
+        if missing:
+            raise UserError(
+                f"hydra.sweeper.sampler: {target} needs {' and '.join(missing)}: "
+                "pip install optuna-integration botorch"
+            )
+        return getattr(import_module("optuna_integration"), "BoTorchSampler")  # noqa: B009  (no types)
     return getattr(optuna.samplers, target.removeprefix("optuna.samplers."), None)
 
 
@@ -130,7 +140,7 @@ def _refuse_hidden_targets(key: str, node: Any, package: Any) -> None:
     if isinstance(node, Mapping):
         target = node.get("_target_")
         name = str(target).removeprefix(f"{package.__name__}.")
-        ours = target in (THOMPSON, PROMOTION)
+        ours = target in (THOMPSON, PROMOTION, BOTORCH)
         if target is not None and not ours and not inspect.isclass(getattr(package, name, None)):
             raise UserError(f"{key}: _target_ must be a class of {package.__name__}, got {target!r}.")
         node = list(node.values())
