@@ -127,6 +127,9 @@ def _check_values(s: Settings) -> None:
     if s.stage == "ensemble":
         members = s.ensemble.members
         require(len(members) >= 2, "ensemble.members", "two or more test_predictions.csv files", members)
+    if s.tracking.store != "wandb":
+        online = f"online with tracking={s.tracking.store}; only wandb has runs to send later"
+        require(s.tracking.mode == "online", "tracking.mode", online, s.tracking.mode)
     if s.stage == "compare":
         require(bool(s.compare), "compare", "another study, or the folder of a run", s.compare)
     if s.stage == "trial":

@@ -288,13 +288,17 @@ class EnsembleSettings(Group):
 @dataclass
 class TrackingSettings(Group):
     enabled: bool
-    """Whether MLflow records the run."""
+    """Whether the run is recorded."""
+    store: Literal["mlflow", "wandb", "tensorboard"]
+    """What records it; chosen with the group `tracking`."""
     uri: str
-    """Address of the MLflow store."""
+    """mlflow: address of the store; wandb, tensorboard: folder on this machine for its files."""
     experiment: str
-    """Name of the MLflow experiment."""
+    """Name of the MLflow experiment or of the W&B project; folder of TensorBoard's files below the uri."""
+    mode: Literal["online", "offline"]
+    """wandb: offline keeps runs on this disk, for `wandb sync` later."""
     parent_run_id: str | None
-    """Run that this one stands under in MLflow; a sweep fills it in."""
+    """Run that this one stands under; a sweep fills it in."""
 
 
 @dataclass

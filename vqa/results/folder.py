@@ -35,7 +35,7 @@ FOLDS, OUT_OF_FOLD = "folds.csv", "oof_predictions.csv"
 CALIBRATION = "calibration.json"  # beside an adapter's weights: its temperature
 MEMBER = "member_"  # and its number, from 0: one of several adapters in the folder of all
 # a folder with only these may be claimed by another run
-BOOKKEEPING = (".hydra", "run.log", ".mlflow_run_id", "split.csv")
+BOOKKEEPING = (".hydra", "run.log", ".mlflow_run_id", ".wandb_run_id", "split.csv")
 # Where and how a run computes, not what: it may be resumed with other values of these keys.
 MAY_DIFFER = (
     "tracking",
