@@ -344,6 +344,9 @@ class Settings(Group):
     """Folder of the adapter for predict, evaluate, merge and serve; null: that of the study's final run."""
     compare: str | None
     """Study, or folder of a run, with which `stage=compare` compares the study."""
+    notify: str | None
+    """Program, or http(s) address, that is told when the command is done or has failed; on the command line
+    only."""
     winner: Literal["auto", "none"]
     """Whether stage=final takes the study's `best.yaml`. auto: when there is one; none: never."""
     lang: Literal["en", "ko"]

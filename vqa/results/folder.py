@@ -43,6 +43,7 @@ MAY_DIFFER = (
     "winner",
     "lang",
     "compare",
+    "notify",
     "model.license",
     "budget.micro_batch_size",
     "budget.max_memory_gib",
