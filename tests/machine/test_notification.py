@@ -7,11 +7,13 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from tests.conftest import Make
 from vqa import run
 from vqa.errors import UserError
 from vqa.machine.notification import asked_for, notify
+from vqa.sweep.pool import own_command
 
 
 @pytest.mark.parametrize(
@@ -87,3 +89,10 @@ def test_the_command_tells_how_it_ended(monkeypatch: pytest.MonkeyPatch, code: i
 def test_a_file_cannot_have_somebody_told(settings: Make) -> None:
     with pytest.raises(UserError, match="notify starts a program or calls an address, so it must be given"):
         settings("notify='rm -rf x'")  # as an experiment file would say it
+
+
+def test_workers_are_copies_of_the_command_that_tell_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.orig_argv", ["python", "-m", "vqa.run", "-m", "+sweep=lora", "notify=//secret"])
+    command = own_command(OmegaConf.create({}))
+    assert "+sweep=lora" in command
+    assert "secret" not in " ".join(command)
