@@ -21,8 +21,9 @@ from vqa.config.near import with_advice
 from vqa.config.place import CONF
 from vqa.config.words import spelled_out
 from vqa.errors import UserError, mendable
+from vqa.machine.notification import asked_for, notify
 from vqa.machine.retry import chain_of
-from vqa.machine.safe_text import make_logs_safe, shown
+from vqa.machine.safe_text import make_logs_safe, mask_secrets, shown
 from vqa.sweep.sweeper import StudySweeper
 
 USER_MISTAKE, INTERRUPTED = 2, 130
@@ -61,7 +62,29 @@ def app(cfg: DictConfig) -> float | None:
 
 
 def main() -> None:
-    """Run, and leave with 0 (done), 2 (the user's mistake, one message) or 130 (Ctrl-C); 1 is a bug."""
+    """Run, and leave with 0 (done), 2 (the user's mistake, one message) or 130 (Ctrl-C); 1 is a bug.
+
+    `notify=` is told how it ended. It is taken off the command line first: an address may be a secret, which
+    no configuration, record or worker gets to see.
+    """
+    target, words = asked_for(sys.argv[1:])
+    sys.argv[1:] = words
+    if target is None:
+        _main()
+        return
+    code = 1
+    try:
+        _main()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+        raise
+    finally:
+        how = {0: "done", USER_MISTAKE: "refused", INTERRUPTED: "interrupted"}.get(code, "failed")
+        notify(target, f"vqa {how}: {mask_secrets(' '.join(words))}", code)
+
+
+def _main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors on; this function words them
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     make_logs_safe()

@@ -45,7 +45,7 @@ def comparison(address: str, ids: list[str | None]) -> str:
 
 def test_mlflow_compares_the_trials_of_a_study(browser: Any, tmp_path: Path) -> None:
     store = f"sqlite:///{tmp_path}/mlflow.db"
-    tracker = open_tracker(TrackingSettings(True, store, "vqa", None))
+    tracker = open_tracker(TrackingSettings(True, "mlflow", store, "vqa", "online", None))
     ids = []
     with tracker.run("study", "study") as study:
         for name, (lr, rank, nll) in TRIALS.items():
@@ -87,7 +87,7 @@ def test_a_server_on_postgresql_shows_and_compares_a_study_of_100_trials(
     chance, plain = random.Random(0), settings().plain
     artifacts = ("--artifacts-destination", str(tmp_path / "artifacts"))
     with OwnPostgresql() as database, mlflow_server("server", database.url, *artifacts) as address:
-        tracker = open_tracker(TrackingSettings(True, address, "vqa", None))
+        tracker = open_tracker(TrackingSettings(True, "mlflow", address, "vqa", "online", None))
         ids = []
         with tracker.run("study", "study") as study:
             for number in range(100):

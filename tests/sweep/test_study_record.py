@@ -86,6 +86,7 @@ def stored(database: Path, run_id: str | None) -> Any:
 
 def study_config(database: Path, enabled: bool = True) -> DictConfig:
     tracking = {"enabled": enabled, "uri": f"sqlite:///{database}", "experiment": "${study}"}
+    tracking |= {"store": "mlflow", "mode": "online"}
     return OmegaConf.create({"study": "demo", "tracking": tracking | {"parent_run_id": None}})
 
 
@@ -123,7 +124,9 @@ def test_killed_trials_do_not_say_running_for_ever(
 ) -> None:
     config, folder = study_config(database), tmp_path / "demo"
     tracker = open_tracker(
-        TrackingSettings(True, f"sqlite:///{database}", "demo", open_study(config, folder))
+        TrackingSettings(
+            True, "mlflow", f"sqlite:///{database}", "demo", "online", open_study(config, folder)
+        )
     )
     trial = tracker.run("trial", "trial").__enter__()  # and then kill -9
     fold = tracker.run("fold", "fold", parent_run_id=trial.run_id).__enter__()

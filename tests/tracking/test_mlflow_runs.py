@@ -32,7 +32,7 @@ def _no_outer_store(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def settings(database: Path, experiment: str, parent_run_id: str | None = None) -> TrackingSettings:
-    return TrackingSettings(True, f"sqlite:///{database}", experiment, parent_run_id)
+    return TrackingSettings(True, "mlflow", f"sqlite:///{database}", experiment, "online", parent_run_id)
 
 
 def stored(database: Path, run_id: str | None) -> Any:
@@ -169,7 +169,9 @@ def test_a_relative_store_lies_in_the_working_folder_of_the_moment(
         shutil.copy(database, tmp_path / name / "mlflow.db")
         monkeypatch.chdir(tmp_path / name)
         runs.append(
-            open_tracker(TrackingSettings(True, "sqlite:///mlflow.db", "new", None)).run("t", "trial")
+            open_tracker(TrackingSettings(True, "mlflow", "sqlite:///mlflow.db", "new", "online", None)).run(
+                "t", "trial"
+            )
         )
     for name, run in zip(("one", "two"), runs, strict=True):
         uri = Path(stored(tmp_path / name / "mlflow.db", run.__enter__().run_id).info.artifact_uri)
@@ -203,7 +205,8 @@ def test_parallel_workers_make_one_database_and_one_experiment(tmp_path: Path) -
     code = (
         "import sys; from vqa.tracking.mlflow_runs import open_tracker\n"
         "from vqa.config.settings import TrackingSettings\n"
-        "with open_tracker(TrackingSettings(True, sys.argv[1], 'race', None)).run('t', 'trial') as run:\n"
+        "made = TrackingSettings(True, 'mlflow', sys.argv[1], 'race', 'online', None)\n"
+        "with open_tracker(made).run('t', 'trial') as run:\n"
         "    [run.metrics({'nll': 1.0}, step) for step in range(20)]\n"
     )
     uri = f"sqlite:///{tmp_path / 'm.db'}"
@@ -263,7 +266,9 @@ def test_a_worker_that_starts_while_the_store_is_away_trains_all_the_same(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     uri = "http://127.0.0.1:9"
-    with open_tracker(TrackingSettings(True, uri, "x", parent_run_id="study")).run("t 001", "trial") as run:
+    with open_tracker(TrackingSettings(True, "mlflow", uri, "x", "online", parent_run_id="study")).run(
+        "t 001", "trial"
+    ) as run:
         run.metrics({"nll": 0.5})
     open_store(uri).outbox.settle(0)
     assert "never got: 1 x end of t 001, 1 x labels of t 001, 1 x metrics of t 001, 1 x t 001" in caplog.text

@@ -22,7 +22,7 @@ from vqa.tracking.store import Store, _is_away
 )
 def test_an_unusable_store_is_refused_with_a_way_out(uri: str, reason: str) -> None:
     with pytest.raises(UserError, match=rf"(?s)cannot be used: .*({reason}).*tracking=none") as caught:
-        open_tracker(TrackingSettings(True, uri, "x", None)).run("t", "trial")
+        open_tracker(TrackingSettings(True, "mlflow", uri, "x", "online", None)).run("t", "trial")
     assert "pw" not in str(caught.value)
 
 
@@ -32,7 +32,7 @@ def test_a_read_only_store_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)  # MLflow makes a folder named after this unusual address
     uri = f"sqlite:///file:{database}?mode=ro&uri=true"
     with pytest.raises(UserError, match=r"cannot be used: .*readonly database.*tracking=none"):
-        open_tracker(TrackingSettings(True, uri, "made", None)).run("t", "trial")
+        open_tracker(TrackingSettings(True, "mlflow", uri, "made", "online", None)).run("t", "trial")
 
 
 @pytest.mark.parametrize(

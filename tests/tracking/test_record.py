@@ -7,7 +7,9 @@ from vqa.tracking.record import NullTracker
 
 
 def test_without_tracking_nothing_is_kept(tmp_path: Path) -> None:
-    tracker = open_tracker(TrackingSettings(False, f"sqlite:///{tmp_path}/m.db", "x", None))
+    tracker = open_tracker(
+        TrackingSettings(False, "mlflow", f"sqlite:///{tmp_path}/m.db", "x", "online", None)
+    )
     assert isinstance(tracker, NullTracker)
     tracker.prepare()
     with tracker.run("t", "trial", tmp_path) as run:

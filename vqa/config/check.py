@@ -128,6 +128,14 @@ def _check_values(s: Settings) -> None:
     if s.stage == "ensemble":
         members = s.ensemble.members
         require(len(members) >= 2, "ensemble.members", "two or more test_predictions.csv files", members)
+    if s.notify is not None:  # `vqa.run` takes it off the command line
+        raise UserError(
+            "notify starts a program or calls an address, so it must be given on the command line, not in a "
+            f"file; got {s.notify!r}. If that is meant: notify={s.notify!r}"
+        )
+    if s.tracking.store != "wandb":
+        online = f"online with tracking={s.tracking.store}; only wandb has runs to send later"
+        require(s.tracking.mode == "online", "tracking.mode", online, s.tracking.mode)
     if s.stage == "compare":
         require(bool(s.compare), "compare", "another study, or the folder of a run", s.compare)
     if s.stage == "trial":

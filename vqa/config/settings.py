@@ -294,13 +294,17 @@ class EnsembleSettings(Group):
 @dataclass
 class TrackingSettings(Group):
     enabled: bool
-    """Whether MLflow records the run."""
+    """Whether the run is recorded."""
+    store: Literal["mlflow", "wandb", "tensorboard"]
+    """What records it; chosen with the group `tracking`."""
     uri: str
-    """Address of the MLflow store."""
+    """mlflow: address of the store; wandb, tensorboard: folder on this machine for its files."""
     experiment: str
-    """Name of the MLflow experiment."""
+    """Name of the MLflow experiment or of the W&B project; folder of TensorBoard's files below the uri."""
+    mode: Literal["online", "offline"]
+    """wandb: offline keeps runs on this disk, for `wandb sync` later."""
     parent_run_id: str | None
-    """Run that this one stands under in MLflow; a sweep fills it in."""
+    """Run that this one stands under; a sweep fills it in."""
 
 
 @dataclass
@@ -346,6 +350,9 @@ class Settings(Group):
     """Folder of the adapter for predict, evaluate, merge and serve; null: that of the study's final run."""
     compare: str | None
     """Study, or folder of a run, with which `stage=compare` compares the study."""
+    notify: str | None
+    """Program, or http(s) address, that is told when the command is done or has failed; on the command line
+    only."""
     winner: Literal["auto", "none"]
     """Whether stage=final takes the study's `best.yaml`. auto: when there is one; none: never."""
     lang: Literal["en", "ko"]

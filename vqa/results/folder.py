@@ -36,7 +36,7 @@ CALIBRATION = "calibration.json"  # beside an adapter's weights: its temperature
 MEMBER = "member_"  # and its number, from 0: one of several adapters in the folder of all
 RUN_LOCK = ".run.lock"  # held by the process that works in a run's folder, see `vqa.results.run_lock`
 # a folder with only these may be claimed by another run
-BOOKKEEPING = (".hydra", "run.log", ".mlflow_run_id", "split.csv", RUN_LOCK)
+BOOKKEEPING = (".hydra", "run.log", ".mlflow_run_id", ".wandb_run_id", "split.csv", RUN_LOCK)
 # Where and how a run computes, not what: it may be resumed with other values of these keys.
 MAY_DIFFER = (
     "tracking",
@@ -44,6 +44,7 @@ MAY_DIFFER = (
     "winner",
     "lang",
     "compare",
+    "notify",
     "model.license",
     "budget.micro_batch_size",
     "budget.max_memory_gib",

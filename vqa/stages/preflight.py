@@ -10,6 +10,7 @@ from urllib.request import urlopen
 
 from vqa.config.settings import Settings
 from vqa.errors import UserError
+from vqa.tracking.mlflow_runs import open_tracker
 
 log = logging.getLogger(__name__)
 COLAB_DRIVE = Path("/content/drive")
@@ -21,11 +22,13 @@ def prepare(settings: Settings) -> None:
     """Check what this place must provide; bring the pictures to a fast disk where the profile asks for it.
 
     Raises:
-        UserError: Results would be lost, or the model can be neither found nor fetched.
+        UserError: Results would be lost, the model can be neither found nor fetched, or nothing recorded.
     """
     for check in (drive_problem, cache_problem, hub_problem):
         if problem := check(settings):
             raise UserError(problem)
+    if settings.tracking.store != "mlflow":  # MLflow says what is missing when a run begins
+        open_tracker(settings.tracking).prepare()
     source, target = settings.data.get("image_root"), settings.env.copy_images_to
     if source and target and Path(source).is_dir():
         settings.data["image_root"] = str(copied_images(Path(source), Path(target)))

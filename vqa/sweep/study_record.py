@@ -10,8 +10,8 @@ from vqa.report.facts import study_guessing
 from vqa.report.study_plots import study_plots
 from vqa.results.folder import StudyFolder
 from vqa.results.trials import study_scores
-from vqa.tracking.mlflow_runs import MlflowTracker, open_tracker
-from vqa.tracking.record import Run
+from vqa.tracking.mlflow_runs import open_tracker
+from vqa.tracking.record import Run, Tracker
 
 
 def record_study(run: Run, study_folder: Path) -> None:
@@ -50,7 +50,7 @@ def open_study(config: DictConfig, study_folder: Path) -> str | None:
         UserError: the store cannot be read or written.
     """
     tracker = _study_tracker(config)
-    return tracker.run(study_folder.name, "study", study_folder).run_id if tracker else None
+    return tracker.run(study_folder.name, "study", study_folder).__enter__().run_id if tracker else None
 
 
 def close_study(config: DictConfig, study_folder: Path, state: str = "COMPLETE") -> None:
@@ -67,7 +67,7 @@ def close_study(config: DictConfig, study_folder: Path, state: str = "COMPLETE")
     tracker = _study_tracker(config)
     if tracker is None:
         return
-    run = tracker.run(study_folder.name, "study", study_folder)
+    run = tracker.run(study_folder.name, "study", study_folder).__enter__()  # ended below, by its state
     tracker.settle()  # the pictures below are there only for as long as they are drawn
     record_study(run, study_folder)
     if state == "COMPLETE":
@@ -76,7 +76,7 @@ def close_study(config: DictConfig, study_folder: Path, state: str = "COMPLETE")
     tracker.settle()
 
 
-def _study_tracker(config: DictConfig) -> MlflowTracker | None:
-    keys = {key: config.tracking[key] for key in ("enabled", "uri", "experiment")}
-    tracker = open_tracker(TrackingSettings(**keys, parent_run_id=None))
-    return tracker if isinstance(tracker, MlflowTracker) else None
+def _study_tracker(config: DictConfig) -> Tracker | None:
+    keys = {key: config.tracking[key] for key in ("enabled", "store", "uri", "experiment", "mode")}
+    settings = TrackingSettings(**keys, parent_run_id=None)
+    return open_tracker(settings) if settings.enabled else None

@@ -1,4 +1,4 @@
-"""Records of runs in MLflow; everything else sees only `record`.
+"""Records of runs in MLflow, W&B or TensorBoard; everything else sees only `record`.
 
 May import results and what lies below. Begin with `record`, then `mlflow_runs`.
 """

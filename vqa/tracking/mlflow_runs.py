@@ -1,4 +1,4 @@
-"""Records of runs in MLflow: study > trial > fold, and final under study.
+"""Records of runs in MLflow, the default: study > trial > fold, and final under study.
 
 Only this module and `vqa.tracking.store` import mlflow. Every call names its run id: there is no global
 "active run" that parallel workers could mix up. A store that cannot be used is refused at the start; one that
@@ -19,10 +19,9 @@ from vqa.errors import UserError
 from vqa.machine import processes
 from vqa.machine.files import replace_text
 from vqa.machine.safe_text import mask_secrets, shown
-from vqa.progress import Paused, Pruned
 from vqa.results.folder import RunFolder, flatten
 from vqa.results.manifest import git_state, package_versions
-from vqa.tracking.record import NullTracker, Tracker
+from vqa.tracking.record import NullTracker, Tracker, state_of
 from vqa.tracking.store import (
     SETTLE_S,
     Store,
@@ -65,17 +64,10 @@ class MlflowRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self.end("COMPLETE")
-        elif issubclass(kind, Paused):
-            self.end("PAUSED")
-        elif issubclass(kind, Pruned):
-            self.end("PRUNED")
-        elif issubclass(kind, KeyboardInterrupt | SystemExit):
-            self.end("KILLED")
-        else:
+        state = state_of(kind)
+        if kind is not None and state == "FAILED":
             self.tags({"error": shown(f"{kind.__name__}: {error}")})
-            self.end("FAILED")
+        self.end(state)
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Record settings; of a continued run the first values stay, MLflow forbids changing them."""
@@ -278,6 +270,14 @@ def open_tracker(settings: TrackingSettings) -> Tracker:
     """
     if not settings.enabled or not processes.is_main():
         return NullTracker()
+    if settings.store == "wandb":
+        from vqa.tracking.wandb_runs import WandbTracker
+
+        return WandbTracker(settings.uri, settings.experiment, settings.mode, settings.parent_run_id)
+    if settings.store == "tensorboard":
+        from vqa.tracking.tensorboard_runs import TensorboardTracker
+
+        return TensorboardTracker(settings.uri, settings.experiment, settings.parent_run_id)
     no_telemetry()
     uri = os.environ.get("MLFLOW_TRACKING_URI") or settings.uri
     return MlflowTracker(uri, settings.experiment, settings.parent_run_id)

@@ -1,13 +1,15 @@
 """What training code sees of run tracking: a run takes settings, numbers, labels and files.
 
-The store behind it is `vqa.tracking.mlflow_runs`'s business; without one, `NullTracker` takes all and keeps
-nothing.
+The store behind it is the business of `vqa.tracking.mlflow_runs`, `wandb_runs` or `tensorboard_runs`;
+without one, `NullTracker` takes all and keeps nothing.
 """
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
+
+from vqa.progress import Paused, Pruned
 
 
 class Run(Protocol):
@@ -26,6 +28,20 @@ class Run(Protocol):
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Keep a copy of a file, or of a folder with all it holds, under `folder` of the run's artifacts."""
+
+    def end(self, state: str) -> None:
+        """End the run as COMPLETE, PAUSED, PRUNED, KILLED or FAILED; the first three are successes."""
+
+
+def state_of(kind: type[BaseException] | None) -> str:
+    """The state in which a run ends whose block was left with an exception of this kind, or without one."""
+    if kind is None:
+        return "COMPLETE"
+    if issubclass(kind, Paused):
+        return "PAUSED"
+    if issubclass(kind, Pruned):
+        return "PRUNED"
+    return "KILLED" if issubclass(kind, KeyboardInterrupt | SystemExit) else "FAILED"
 
 
 class Tracker(Protocol):
@@ -56,6 +72,12 @@ class Tracker(Protocol):
             UserError: the store cannot be read or written.
         """
 
+    def end_cut_off(self, run: Any) -> None:
+        """End what is below a study's run and was killed before it could say so."""
+
+    def settle(self) -> None:
+        """Wait, for a limited time, until the store has what was recorded so far."""
+
 
 class NullRun:
     """Records nothing."""
@@ -74,6 +96,9 @@ class NullRun:
     def artifact(self, path: Path, folder: str = "") -> None:
         """Do nothing."""
 
+    def end(self, state: str) -> None:
+        """Do nothing."""
+
 
 class NullTracker:
     """The tracker of `tracking=none`: never imports mlflow."""
@@ -86,3 +111,9 @@ class NullTracker:
     ) -> AbstractContextManager[Run]:
         """Return a run that records nothing."""
         return nullcontext(NullRun())
+
+    def end_cut_off(self, run: Any) -> None:
+        """Do nothing."""
+
+    def settle(self) -> None:
+        """Do nothing."""

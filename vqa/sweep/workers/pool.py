@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 
 from vqa.errors import UserError
 from vqa.machine.files import is_locked, replace_text
+from vqa.machine.notification import asked_for
 from vqa.results.folder import StudyFolder
 from vqa.sweep.study import SharedStudy
 
@@ -129,7 +130,7 @@ def own_command(callbacks: Mapping[str, Any]) -> list[str]:
             (f"hydra.callbacks.{name}._target_", target),
         )
     ]
-    return [sys.executable, *sys.orig_argv[1:], *overrides]
+    return [sys.executable, *asked_for(sys.orig_argv[1:])[1], *overrides]  # a worker tells nobody
 
 
 class WorkerProcess(Protocol):
