@@ -4,13 +4,14 @@ import logging
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from vqa.config.check import read_settings
-from vqa.config.messages import message
+from vqa.config.messages import message, worded
 from vqa.config.settings import Settings
 from vqa.config.stages import STAGES
 from vqa.data.places import missing_data_files
@@ -142,7 +143,8 @@ def _run(settings: Settings, cfg: DictConfig, folder: Path, winner: Sequence[str
         return score
     from vqa.progress import shown_progress
 
-    with shown_progress() if processes.is_main() else nullcontext():
+    shown = shown_progress(partial(worded, settings.lang)) if processes.is_main() else nullcontext()
+    with shown:
         metrics = work(settings, folder)
     if processes.is_main():
         _say(settings, folder, metrics)
