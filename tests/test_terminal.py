@@ -84,6 +84,15 @@ def test_a_long_warning_is_shown_whole(monkeypatch: pytest.MonkeyPatch, plain_lo
     assert address in screen.getvalue()
 
 
+def test_log_lines_are_broken_at_spaces(monkeypatch: pytest.MonkeyPatch, plain_log: dict[str, Any]) -> None:
+    screen = terminal(monkeypatch)
+    logging.config.dictConfig(plain_log)
+    log.info("a word and another " * 8)
+    first, second, *_ = screen.lines()
+    assert len(first) <= 80
+    assert {*first.split(), *second.split()} - {first.split()[0]} == {"a", "word", "and", "another"}
+
+
 def test_what_the_end_of_a_run_prints_is_not_on_the_terminal_before(
     monkeypatch: pytest.MonkeyPatch, plain_log: dict[str, Any]
 ) -> None:

@@ -122,11 +122,15 @@ def progress_to(sink: ProgressSink) -> Iterator[None]:
 
 
 @contextmanager
-def shown_progress() -> Iterator[None]:
+def shown_progress(worded: Callable[[str], str] = str) -> Iterator[None]:
     """Show a bar for what is reported inside the block; nothing when output is no terminal.
 
     A finished bar makes room when the next piece of work begins; none is left at the end.
+
+    Args:
+        worded: Gives the words for a piece of work in the user's language.
     """
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     if not console().is_terminal:
@@ -148,7 +152,7 @@ def shown_progress() -> Iterator[None]:
             for other in finished:
                 bars.remove_task(tasks.pop(other))
             finished.clear()
-            tasks[text] = bars.add_task(text, total=total)
+            tasks[text] = bars.add_task(escape(worded(text)), total=total)
         bars.update(tasks[text], completed=done, total=total)
         if done < total:
             finished.discard(text)

@@ -4,13 +4,14 @@ import logging
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from vqa.config.check import read_settings
-from vqa.config.messages import message
+from vqa.config.messages import message, worded
 from vqa.config.settings import Settings
 from vqa.config.stages import STAGES
 from vqa.data.places import missing_data_files
@@ -150,7 +151,8 @@ def _run(
         return score
     from vqa.progress import shown_progress
 
-    with shown_progress() if processes.is_main() else nullcontext():
+    shown = shown_progress(partial(worded, settings.lang)) if processes.is_main() else nullcontext()
+    with shown:
         metrics = work(settings, folder)
     if processes.is_main():
         _say(settings, folder, metrics)

@@ -133,7 +133,9 @@ class TerminalHandler(logging.StreamHandler[IO[str]]):
         if not console().is_terminal:
             super().emit(record)
             return
+        from rich.cells import cell_len
         from rich.text import Text
 
         line = Text(self.short.format(record), style=STYLES.get(record.levelno, ""))
-        console().print(line, overflow="ignore", crop=False)  # at spaces: an address stays whole
+        # broken at spaces; an address longer than the line is left to the terminal, so that it stays whole
+        console().print(line, soft_wrap=max(map(cell_len, line.plain.split())) > console().width)

@@ -1,12 +1,15 @@
 """Every message exists in both languages, with the same fields."""
 
 import io
+import re
 import string
 import sys
+from pathlib import Path
 
 import pytest
 
-from vqa.config.messages import MESSAGES, message
+import vqa
+from vqa.config.messages import MESSAGES, message, worded
 
 
 def fields(text: str) -> set[str]:
@@ -32,3 +35,16 @@ def test_a_terminal_without_korean_letters_gets_english(
 ) -> None:
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
     assert message("ko", "next", what="x") == shown
+
+
+def test_every_piece_of_work_that_reports_progress_has_korean_words() -> None:
+    told = set()
+    for path in Path(vqa.__file__).parent.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        told |= set(re.findall(r'(?<!def )\bprogress\(f?"([^"]+)"', text))
+        told |= set(re.findall(r'\bscore\([^)]*, f?"([^"]+)"\)', text))
+    filled = {re.sub(r"\{[^}]*method\}", "sar", name) for name in told}
+    filled = {re.sub(r"\{[^}]*\}", "2", name) for name in filled}
+    assert len(filled) >= 8
+    assert {name for name in filled if worded("ko", name) == name} == set()
+    assert worded("en", "training") == "training"

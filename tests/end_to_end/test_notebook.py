@@ -34,9 +34,35 @@ def commands(run: str) -> list[list[str]]:
 
 
 def test_the_notebook_only_calls_commands() -> None:
-    for cell in code_cells():
+    place, install, *rest = code_cells()
+    assert "SOURCE = " in place
+    assert [line.split(" ")[:4] for line in install.splitlines() if line[0] != "#"] == [
+        ["!python", "-m", "pip", "list"],
+        ["%pip", "install", "--quiet", "--constraint"],
+    ]
+    for cell in rest:
         for line in cell.splitlines():
-            assert re.match(r"(#|!python -m vqa\.run |%pip install |RUN = \")", line), line
+            assert re.match(r"(#|!python -m vqa\.run |RUN = \")", line), line
+
+
+@pytest.mark.parametrize(
+    ("wheel", "folder", "source"),
+    [
+        (True, ".", "--no-index --find-links /kaggle/input/wheels vqa"),
+        (False, str(ROOT), "."),
+        (False, str(ROOT / "notebooks"), ".."),
+        (False, "", "git+https://example.org/you/vqa.git"),
+    ],
+)
+def test_the_notebook_finds_the_code_by_itself(
+    wheel: bool, folder: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder or tmp_path)
+    found = ["/kaggle/input/wheels/vqa-0.1.0-py3-none-any.whl"] if wheel else []
+    monkeypatch.setattr("glob.glob", lambda *args, **kwargs: found)
+    names: dict[str, str] = {}
+    exec(code_cells()[0], names)
+    assert names["SOURCE"] == source
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from vqa.progress import By, Pruned, reporting_to
 from vqa.results.folder import FOLDS, OUT_OF_FOLD
 from vqa.results.metrics import nll
 from vqa.results.predictions import read_predictions
-from vqa.stages.trial import run_trial, sample_questions
+from vqa.stages.trial import _name, run_trial, sample_questions
 
 
 class CutError(Exception):
@@ -181,3 +181,15 @@ def test_another_train_seed_trains_anew_on_the_same_folds(settings: Make, tmp_pa
     one, other = (read_predictions(tmp_path / str(seed) / OUT_OF_FOLD) for seed in (0, 1))
     assert [p.id for p in one] == [p.id for p in other]
     assert [p.p for p in one] != [p.p for p in other]
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("trials/007", "trial 7"),
+        ("trials/007/again/001", "trial 7, training 2"),
+        ("elsewhere", "trial elsewhere"),
+    ],
+)
+def test_a_line_of_the_log_names_its_trial(folder: str, name: str) -> None:
+    assert _name(Path("study") / folder) == name

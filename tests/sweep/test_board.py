@@ -2,13 +2,11 @@
 
 import io
 import logging
-from string import Formatter
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from vqa.config.messages import MESSAGES
 from vqa.sweep.board import Board, describe_end, describe_seconds, describe_start, short_names
 from vqa.sweep.leaderboard import Scores, Standing, describe_ties
 from vqa.sweep.worker import Worker
@@ -180,7 +178,9 @@ def test_the_table_is_in_korean() -> None:
         "작업자 0 (gpu1)",
     ):
         assert text in picture
-    for english in ("trial", "state", "folds", "accuracy", "pruned", "worker"):
+    board.show(STANDINGS, [WorkerState(0, "gpu1", 10, 6, "training", 5, 20, 17.25)])
+    assert "학습" in drawn(board)
+    for english in ("trial", "training", "state", "folds", "accuracy", "pruned", "worker"):
         assert english not in picture
 
 
@@ -218,9 +218,3 @@ def test_the_lines_of_a_sweep_are_in_korean() -> None:
     assert describe_end(pruned, "ko") == "시도 1 중단 (2단계): NLL 0.7500, 1.0초"
     assert describe_end(failed, "ko") == "시도 2 실패: OSError: full"
     assert describe_ties(STANDINGS, "ko").startswith("다음 시도와는 차이를 구별할 수 없습니다")
-
-
-def test_every_message_has_the_same_fields_in_both_languages() -> None:
-    for name, texts in MESSAGES.items():
-        english, korean = ({found for _, found, _, _ in Formatter().parse(text) if found} for text in texts)
-        assert english == korean, name

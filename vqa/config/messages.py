@@ -1,5 +1,6 @@
 """What the command line says, in the language the user asked for (`lang=ko`). Errors stay English."""
 
+import re
 import sys
 
 LANGUAGES = ("en", "ko")
@@ -196,6 +197,18 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "status final begun": ("final run: begun", "최종 학습: 시작됨"),
     "status storage": ("storage: {address}", "저장소: {address}"),
     "options": ("questions have {said} options", "문항의 보기는 {said}개"),
+    "final base": (
+        "scoring the base model on {n} held-out questions",
+        "기본 모델로 검증 문항 {n}개 채점",
+    ),
+    "final evaluation": (
+        "evaluation {n}: NLL {nll:.4f}, accuracy {accuracy:.3f}",
+        "평가 {n}: NLL {nll:.4f}, 정확도 {accuracy:.3f}",
+    ),
+    "trial fold": (
+        "{trial}, fold {n} of {folds}: NLL {nll:.4f}, accuracy {accuracy:.3f}, {seconds:.1f} s",
+        "{trial}, 폴드 {n}/{folds}: NLL {nll:.4f}, 정확도 {accuracy:.3f}, {seconds:.1f}초",
+    ),
     "healthy": (
         "all good; next: {command}",
         "모두 정상. 다음: {command}",
@@ -221,6 +234,32 @@ def message(lang: str, name: str, **values: object) -> str:
 def plain_message(lang: str, name: str, **values: object) -> str:
     """The same for a log line or a `rich.text.Text`, where brackets mean nothing."""
     return MESSAGES[name][LANGUAGES.index(lang if shows(lang) else "en")].format(**values)
+
+
+KOREAN_WORK = {  # what `vqa.progress.progress` is told -> in Korean
+    r"training": "학습",
+    r"pictures": "이미지",
+    r"scoring": "채점",
+    r"base model": "기본 모델",
+    r"held-out part": "검증 문항",
+    r"without adaptation": "적응 없이",
+    r"generating": "생성",
+    r"fold (\d+)": r"폴드 \1",
+    r"fold (\d+) of (\d+)": r"폴드 \1/\2",
+    r"adapting \((\w+)\)": r"적응 (\1)",
+    r"checking pictures": "이미지 검사",
+    r"comparing pictures": "이미지 비교",
+    r"waiting for a fold that another worker trains": "다른 작업자가 학습 중인 폴드를 기다림",
+}
+
+
+def worded(lang: str, work: str) -> str:
+    """The name of a piece of work for the bars; one that is not known stays as it is."""
+    if lang == "ko" and shows(lang):
+        for pattern, korean in KOREAN_WORK.items():
+            if found := re.fullmatch(pattern, work):
+                return found.expand(korean)
+    return work
 
 
 def shows(lang: str) -> bool:

@@ -3,12 +3,13 @@
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
-from vqa.config.messages import message
+from vqa.config.messages import message, worded
 from vqa.config.settings import Settings
 from vqa.config.words import shell_line
 from vqa.data.source import data_source, split_questions
@@ -42,7 +43,7 @@ def run_doctor(settings: Settings, folder: Path | None = None) -> None:
     console, lang = Console(soft_wrap=True), settings.lang
     problems: list[str] = []
     for name, check in CHECKS.items():
-        with shown_progress():
+        with shown_progress(partial(worded, lang)):
             found = _findings(check, settings)
         problems += [f"{name}: {problem}" for problem in found]
         word, colour = ("wrong", "red") if found else ("ok", "green")
@@ -52,7 +53,7 @@ def run_doctor(settings: Settings, folder: Path | None = None) -> None:
         problems += [f"data: {problem}" for problem in long]
         for line in [*notes, *memory_lines(settings)]:
             console.print(line)
-    with shown_progress():
+    with shown_progress(partial(worded, lang)):
         page = _page(settings, problems)
     if page:
         console.print(message(lang, "look", path=page))

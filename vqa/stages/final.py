@@ -20,6 +20,7 @@ from vqa.answer.members import read_out, refuse_texts
 from vqa.answer.options import refuse_options
 from vqa.answer.readout import answer
 from vqa.answer.score import score
+from vqa.config.messages import plain_message
 from vqa.config.settings import Settings
 from vqa.data.source import split_questions, test_questions
 from vqa.data.split import Split, make_folds, subsample, write_split
@@ -156,7 +157,7 @@ def run_final(settings: Settings, folder: Path) -> dict[str, Any]:
     with open_tracker(settings.tracking).run("final", "final", folder) as tracked:
         tracked.params(settings.plain)
         tracked.tags({"data_sha256": job.data_sha256, "split_sha256": job.split.sha256})
-        log.info("scoring the base model on %d held-out questions", len(job.split.valid))
+        log.info(plain_message(settings.lang, "final base", n=len(job.split.valid)))
         base = score(encoder, job.split.valid, settings.budget.eval_batch_size, "base model")
         train = _train_one if settings.final.members == 1 else _train_members
         metrics, answers = train(settings, encoder, job, base, _Place(run, run.adapter, tracked))
@@ -415,7 +416,8 @@ def _train(
             (list(per_question_nll(predictions).values()), [p.answer == p.gold for p in predictions])
         )
         tracked.metrics({name: row[name] for name in CURVES}, at.step)
-        log.info("evaluation %d: NLL %.4f, accuracy %.3f", row["evaluation"], row["nll"], row["accuracy"])
+        shown = {"n": row["evaluation"], "nll": row["nll"], "accuracy": row["accuracy"]}
+        log.info(plain_message(settings.lang, "final evaluation", **shown))
         if row["nll"] < best["nll"]:
             best["nll"] = row["nll"]
             best["adapter"] = {

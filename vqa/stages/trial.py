@@ -15,6 +15,7 @@ from vqa import progress
 from vqa.answer.options import refuse_options
 from vqa.answer.readout import answer
 from vqa.answer.score import score
+from vqa.config.messages import plain_message
 from vqa.config.settings import Settings
 from vqa.data.source import split_questions
 from vqa.data.split import Fold, make_folds, subsample
@@ -191,16 +192,17 @@ def _run_fold(trial: _Trial, fold: Fold, finished: Sequence[FoldResult]) -> Fold
     append_predictions(trial.files.out_of_fold, predictions, number)
     write_folds(trial.files.folds_file, [*finished, result])
     _track_fold(trial, result, trained.train_samples_per_s)
-    scores = f"NLL {mean:.4f}, accuracy {result.accuracy:.3f}, {seconds:.1f} s"
-    log.info("%s, fold %d of %d: %s", _name(trial.files.path), number + 1, settings.budget.folds, scores)
+    told = {"n": number + 1, "folds": settings.budget.folds, "nll": mean, "accuracy": result.accuracy}
+    name = _name(trial.files.path, settings.lang)
+    log.info(plain_message(settings.lang, "trial fold", trial=name, seconds=seconds, **told))
     return result
 
 
-def _name(folder: Path) -> str:
+def _name(folder: Path, lang: str = "en") -> str:
     """A trial's name in the log, from its folder: trials/007, of a further training trials/007/again/001."""
     again = folder.parent.name == AGAIN
     name = folder.parent.parent.name if again else folder.name
-    trial = f"trial {int(name)}" if name.isdigit() else f"trial {name}"
+    trial = plain_message(lang, "board trial", n=int(name) if name.isdigit() else name)
     return f"{trial}, training {int(folder.name) + 1}" if again else trial
 
 

@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 from sqlalchemy.exc import SQLAlchemyError
 
-from vqa.config.messages import plain_message
+from vqa.config.messages import plain_message, worded
 from vqa.errors import UserError
 from vqa.machine.files import replace_text
 from vqa.machine.retry import reason_of
@@ -138,7 +138,8 @@ class Board:
             parts.append(self._worker_lines())
         elif self._progress is not None:
             line = Table.grid(padding=(0, 1))
-            line.add_row(*_progress_cells(*self._progress))
+            text, at, total = self._progress
+            line.add_row(*_progress_cells(worded(self.lang, text), at, total))
             parts.append(line)
         return Group(*parts)
 
@@ -147,7 +148,11 @@ class Board:
         for worker in self.workers:
             at = self._say("between trials") if worker.trial is None else self._say("trial", n=worker.trial)
             where = self._say("worker", slot=worker.slot, host=worker.host)
-            cells = _progress_cells(worker.text, worker.done, worker.total) if worker.total else ("", "", "")
+            cells = (
+                _progress_cells(worded(self.lang, worker.text), worker.done, worker.total)
+                if worker.total
+                else ("", "", "")
+            )
             lines.add_row(Text(where), at, *cells, f"{worker.memory_gib:.2f} GiB")
         return lines
 
