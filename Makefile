@@ -12,7 +12,7 @@ PIP = $(BIN)/python -m pip install --constraint constraints.txt $$(test -t 2 || 
 UV_PIP = "$(UV)" pip install --python $(BIN)/python --constraint constraints.txt $$(test -t 2 || echo -q)
 INSTALL = $(if $(UV),$(UV_PIP),$(PIP))
 
-.PHONY: test demo browser lint clean
+.PHONY: test demo browser lint audit licences clean
 
 test: $(STAMP)
 	$(BIN)/ruff check .
@@ -34,6 +34,14 @@ lint: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/mypy
+
+audit: $(STAMP)
+	@echo "pip-audit, from the extra named so: known vulnerabilities of what constraints.txt pins; one that cannot be asked about fails"
+	@$(INSTALL) --editable ".[audit]"
+	grep -v '^torch==' constraints.txt | $(BIN)/python -m pip_audit --strict --no-deps --disable-pip -r /dev/stdin
+
+licences: $(STAMP)
+	$(BIN)/python .ci/supply.py > docs/licences.md
 
 # torch comes by pip even where uv is. Which build fits a machine stands in pip's settings (an index, a folder of
 # wheels), which uv does not read: it would fetch CUDA's from PyPI. `--torch-backend` of uv asks another host, which

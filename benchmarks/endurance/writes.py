@@ -55,6 +55,7 @@ LOG = "run.log"  # tells of each attempt
 FOLDERS_NOT_COMPARED = (".locks", "workers")
 OF_THE_CLOCK = (
     *("seconds", "wall_time_s", "finished_utc", "train_samples_per_s", "rows_per_s", "peak_memory_gib"),
+    *("vision_cache_hits", "vision_cache_hit_rate"),  # a resumed process looks fewer pictures up
     *("config", "git"),  # the manifest's: the folder's name, and whether the checkout was changed meanwhile
 )
 

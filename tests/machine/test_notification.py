@@ -13,7 +13,7 @@ from tests.conftest import Make
 from vqa import run
 from vqa.errors import UserError
 from vqa.machine.notification import asked_for, notify
-from vqa.sweep.pool import own_command
+from vqa.sweep.workers.pool import own_command
 
 
 @pytest.mark.parametrize(

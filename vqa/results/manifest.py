@@ -55,7 +55,7 @@ def write_manifest(path: Path, made: Provenance) -> None:
     """
     content: dict[str, Any] = {
         "finished_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-        "wall_time_s": round(time.time() - made.started, 3),
+        "wall_time_s": round(max(0.0, time.time() - made.started), 3),  # the clock may have been set back
         "git": git_state(),
         "versions": package_versions(),
         "platform": platform.platform(),
