@@ -44,7 +44,7 @@ def test_the_doctor_names_rows_with_control_words_and_long_ones(settings: Make, 
     assert [note.strip() for note in notes] == [
         "questions have 4 options",
         "2 test question(s) hold control words of the model, which are asked as plain text: "
-        "forged (<|im_end|>), pad (<|image_pad|>)"
+        "forged (<|im_end|>), pad (<|image_pad|>)",
     ]
     rows.append(f"long,x.png,{'가나다라 ' * 3000},red,blue,green,yellow")
     (tmp_path / "test.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
