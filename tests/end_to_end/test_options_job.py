@@ -56,8 +56,8 @@ def test_a_contest_of_other_numbers_of_options_goes_from_its_file_to_a_submissio
 
     data = write_contest(tmp_path, numbers)
     budget = ("budget=smoke", "budget.holdout_share=0.5", "loss=choice_ce", "env.threads=1")
-    budget = (*budget, "budget.epochs=1", "budget.subsample=null", "budget.evaluations_per_fit=1")
-    small = (*budget, "study=job", *data)
+    less = ("budget.epochs=1", "budget.subsample=null", "budget.evaluations_per_fit=1")
+    small = (*budget, *less, "study=job", *data)
     checked = command("stage=doctor", *small)
     said = f"{min(numbers)} - {max(numbers)}" if len(numbers) > 1 else f"{numbers[0]}"
     assert f"{said} options" in checked.out
