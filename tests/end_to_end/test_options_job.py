@@ -20,7 +20,7 @@ def write_contest(folder: Path, numbers: Sequence[int]) -> tuple[str, ...]:
     """Colour questions whose numbers of options come by turns; returns the arguments that name them."""
     draw, most = random.Random(0), max(numbers)
     header = ["id", "path", "question", *LETTERS[:most], "answer"]
-    for part, size in (("train", 60), ("test", 12)):
+    for part, size in (("train", 36), ("test", 9)):
         with (folder / f"{part}.csv").open("w", newline="") as file:
             table = csv.writer(file)
             table.writerow(header)
@@ -56,7 +56,8 @@ def test_a_contest_of_other_numbers_of_options_goes_from_its_file_to_a_submissio
 
     data = write_contest(tmp_path, numbers)
     budget = ("budget=smoke", "budget.holdout_share=0.5", "loss=choice_ce", "env.threads=1")
-    small = (*budget, "study=job", *data)
+    less = ("budget.epochs=1", "budget.subsample=null", "budget.evaluations_per_fit=1")
+    small = (*budget, *less, "study=job", *data)
     checked = command("stage=doctor", *small)
     said = f"{min(numbers)} - {max(numbers)}" if len(numbers) > 1 else f"{numbers[0]}"
     assert f"{said} options" in checked.out
@@ -90,7 +91,7 @@ def test_a_contest_of_other_numbers_of_options_goes_from_its_file_to_a_submissio
     assert (study / "predict/submission.csv").read_bytes() == (final / "submission.csv").read_bytes()
     command("stage=evaluate", "study=job", f"data.image_root={tmp_path}", "env.threads=1")
     scored = json.loads((study / "evaluate/metrics.json").read_text())
-    assert scored["n"] == 12
+    assert scored["n"] == 9
     assert scored["nll"] == metrics["test"]["nll"]
     members = ",".join([f"{final}/test_predictions.csv"] * 2)
     command("stage=ensemble", "study=both", f"ensemble.members=[{members}]")
