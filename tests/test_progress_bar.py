@@ -7,7 +7,8 @@ from vqa.progress import progress, shown_progress
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rich takes standard output for a terminal that understands colours."""
+    """Rich takes standard output for a terminal that understands colours; the console is made anew for it."""
+    monkeypatch.setattr("vqa.terminal._console", None)
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
 

@@ -78,7 +78,7 @@ def test_a_damaged_file_of_a_study_is_told_or_made_again(
 def test_the_report_of_a_damaged_file_is_refused_with_its_name(
     tmp_path: Path, name: str, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vqa.report.report.study_charts", lambda trials: {})
+    monkeypatch.setattr("vqa.report.report.study_charts", lambda trials, by_guessing: {})
     monkeypatch.setattr("vqa.report.report.run_charts", lambda history, labelled: {})
     final = write_study(tmp_path, trials=2)
     path = tmp_path / name

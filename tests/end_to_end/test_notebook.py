@@ -22,11 +22,11 @@ def code_cells() -> list[str]:
 
 
 def commands(run: str) -> list[list[str]]:
-    """Every `!python` line, with {RUN...} filled in as IPython does."""
+    """Every line that runs this program, with {RUN...} filled in as IPython does."""
     filled = []
     for cell in code_cells():
         for line in cell.splitlines():
-            if line.startswith("!python"):
+            if line.startswith("!python -m vqa.run"):
                 expression = re.compile(r"\{(.*?)\}")
                 text = expression.sub(lambda match: str(eval(match[1], {"RUN": run})), line[1:])
                 filled.append(shlex.split(text))
