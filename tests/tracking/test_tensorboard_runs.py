@@ -1,5 +1,6 @@
 """TensorBoard: what its own reader finds in the event files, and refusals."""
 
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ def tracker(folder: Path) -> Tracker:
 
 
 def events(folder: Path) -> Any:
-    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    reader = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
     found = reader.EventAccumulator(str(folder))
     found.Reload()
     return found
@@ -29,7 +30,6 @@ def text(found: Any, name: str) -> str:
 
 
 def test_runs_are_folders_with_curves_and_texts(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard", reason="pip install 'vqa[tensorboard]'")
     made = tracker(tmp_path)
     made.prepare()
     with made.run("trial 000", "trial", tmp_path / "t") as run:
@@ -50,7 +50,6 @@ def test_runs_are_folders_with_curves_and_texts(tmp_path: Path) -> None:
 
 
 def test_a_run_that_fails_says_why_and_one_that_goes_on_adds_to_its_folder(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard", reason="pip install 'vqa[tensorboard]'")
     with tracker(tmp_path).run("final", "final") as run:
         run.metrics({"nll": 0.5}, step=1)
     with pytest.raises(ValueError, match="boom"), tracker(tmp_path).run("broken", "final"):
@@ -70,7 +69,6 @@ def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard", reason="pip install 'vqa[tensorboard]'")
     (tmp_path / "runs").write_text("a file")
     with pytest.raises(UserError, match=r"tracking\.uri must be a folder that can be written, got .*runs"):
         tracker(tmp_path / "runs").prepare()

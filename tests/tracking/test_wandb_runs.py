@@ -166,10 +166,10 @@ def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch,
         tracker(tmp_path).prepare()
 
 
+@pytest.mark.extras
 def test_wandb_itself_keeps_an_offline_run_on_this_disk(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    pytest.importorskip("wandb", reason="pip install 'vqa[wandb]'")
     monkeypatch.setattr(wandb_runs, "_open_runs", {})
     (tmp_path / "note.txt").write_text("n")
     made = tracker(tmp_path)
