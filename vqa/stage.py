@@ -48,9 +48,7 @@ def run_stage(cfg: DictConfig, folder: Path, alone: bool) -> float | None:
         cfg = _with_adapters_record(cfg)
     settings = read_settings(cfg)
     winner: list[str] = []
-    from vqa.tracking.mlflow_runs import (
-        no_telemetry,  # from here on there is work: a mistake above shows without waiting
-    )
+    from vqa.tracking.mlflow_runs import no_telemetry  # late: a mistake above shows without waiting for it
 
     no_telemetry()
     if alone and settings.stage == "final" and settings.winner == "auto":

@@ -89,7 +89,7 @@ def read_rows(
 def _options_note(rows: Sequence[Row]) -> list[str]:
     """How many options the questions have, where it is not four each."""
     numbers = sorted({len(row.letters) for row in rows})
-    if numbers in ([], [4]):
+    if numbers in ([], [USUAL]):
         return []
     said = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
     return [f"questions have {said} options ({', '.join(LETTERS[: numbers[-1]])})"]
@@ -155,7 +155,7 @@ def _make_rows(
     theirs = {columns.get(name, name): name for name in NAMES}
     names = [theirs.get(name, f"{name} (other)" if name in NAMES else name) for name in header]
     exist = f"the file has the columns {', '.join(c if c.isprintable() else repr(c) for c in header)}"
-    last = max((place for place, letter in enumerate(LETTERS) if letter in names), default=3)
+    last = max((place for place, letter in enumerate(LETTERS) if letter in names), default=USUAL - 1)
     # an option in the middle is missing, or one that data.columns names; of a file without any, four are
     needed = dict.fromkeys([*COLUMNS, *LETTERS[: last + 1], *(name for name in LETTERS if name in columns)])
     missing = [columns.get(name, name) for name in needed if name not in names]
@@ -192,7 +192,7 @@ def _make_rows(
 
 def _near_options(header: Sequence[str], names: Sequence[str], options: int, line: int) -> list[Problem]:
     """Columns that mean the next option in all likelihood: without them a file of four would have three."""
-    if options >= 4:
+    if options >= USUAL:
         return []
     letter = LETTERS[options]
     near = [

@@ -95,12 +95,7 @@ def plain_adapter(model: Any, folder: Path, base_path: str) -> Any:
     refuse_no_adapter(folder)
     try:
         config = LoraConfig.from_pretrained(str(folder))
-    except (
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-    ) as error:  # cut off, or made up
+    except (ValueError, TypeError, LookupError, AttributeError) as error:  # a file that is cut off or made up
         raise UserError(
             f"adapter={folder}: adapter_config.json cannot be read ({error}); train or copy the adapter again"
         ) from error

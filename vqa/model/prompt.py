@@ -179,10 +179,7 @@ def render(
         messages.append(answer_message(question, order))
     try:
         whole = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not answered)
-    except (
-        TemplateError,
-        AttributeError,
-    ) as error:  # the latter is how Jinja's sandbox names what it forbids
+    except (TemplateError, AttributeError) as error:  # what Jinja's sandbox forbids may be either
         raise UserError(
             f"model: its chat template cannot be filled in ({error}); use another model"
         ) from error

@@ -179,12 +179,13 @@ def text_floor(questions: Sequence[Question], seed: int) -> dict[str, Any] | Non
     right = np.array([letter == q.answer for q in labelled for letter in q.letters])
     ends = np.cumsum([len(q.choices) for q in labelled])
     own = [np.arange(end - len(q.choices), end) for end, q in zip(ends, labelled, strict=True)]
-    correct = np.zeros(len(labelled), dtype=bool)
+    correct, scores = np.zeros(len(labelled), dtype=bool), np.zeros(len(right))
     folds = GroupKFold(FOLDS, shuffle=True, random_state=seed)
     for train, test in folds.split(labelled, groups=groups):
         rows = np.concatenate([own[place] for place in train])
         learner = LogisticRegression(C=1.0, max_iter=200).fit(features[rows], right[rows])
-        scores = learner.decision_function(features)
+        asked = np.concatenate([own[place] for place in test])
+        scores[asked] = learner.decision_function(features[asked])
         correct[test] = [right[own[place]][scores[own[place]].argmax()] for place in test]
     low, high = share_interval(correct, picture_codes([q.image_sha256 for q in labelled]))
     return {"accuracy": float(correct.mean()), "low": low, "high": high, "n": len(labelled)}

@@ -235,9 +235,7 @@ class Pace:
 
     def __init__(self, folds: int | None) -> None:
         self.folds = folds
-        self._first: dict[
-            tuple[int, int], tuple[int, float]
-        ] = {}  # by worker and trial: steps done, and when
+        self._first: dict[tuple[int, int], tuple[int, float]] = {}  # by worker and trial: steps, and when
         self._trial_s: dict[int, float] = {}  # by worker
 
     def observe(self, workers: Sequence[WorkerState]) -> None:
@@ -271,13 +269,8 @@ def _fitting(widths: Sequence[int], width: int) -> list[int]:
     """Which columns fit the width; trial, state and NLL always stay."""
     seconds, searched = len(widths) - 1, range(len(widths) - 2, len(COLUMNS) - 1, -1)
     kept = list(range(len(widths)))
-    for column in (
-        seconds,
-        COLUMNS.index("folds"),
-        *searched[: max(0, len(searched) - 1)],
-        4,
-        *searched[-1:],
-    ):
+    dropped = [seconds, COLUMNS.index("folds"), *searched[:-1], COLUMNS.index("accuracy"), *searched[-1:]]
+    for column in dropped:
         if sum(widths[i] for i in kept) + 1 <= width:
             break
         kept.remove(column)

@@ -11,17 +11,16 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from vqa.config.settings import TrackingSettings
 from vqa.errors import UserError
 from vqa.machine import processes
 from vqa.machine.files import replace_text
-from vqa.machine.safe_text import mask_secrets, shown
+from vqa.machine.safe_text import mask_secrets
 from vqa.results.folder import RunFolder, flatten
 from vqa.results.manifest import git_state, package_versions
-from vqa.tracking.record import NullTracker, Tracker, state_of
+from vqa.tracking.record import EndsWithItsBlock, NullTracker, Tracker
 from vqa.tracking.store import (
     SETTLE_S,
     Store,
@@ -40,7 +39,7 @@ CUT_MARK = " ...[cut]"
 logger = logging.getLogger(__name__)
 
 
-class MlflowRun:
+class MlflowRun(EndsWithItsBlock):
     """One MLflow run; as a context manager it ends the run with the block's outcome.
 
     Args:
@@ -57,17 +56,6 @@ class MlflowRun:
     def _send(self, what: str, call: Callable[[Any], object]) -> None:
         """Have `call` made with the store's client."""
         self._store.outbox.send(f"{what} of {self._name}", lambda: call(self._store.client()))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        state = state_of(kind)
-        if kind is not None and state == "FAILED":
-            self.tags({"error": shown(f"{kind.__name__}: {error}")})
-        self.end(state)
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Record settings; of a continued run the first values stay, MLflow forbids changing them."""

@@ -4,11 +4,14 @@ The store behind it is the business of `vqa.tracking.mlflow_runs`, `wandb_runs` 
 without one, `NullTracker` takes all and keeps nothing.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, Protocol, Self
 
+from vqa.machine.safe_text import shown
 from vqa.progress import Paused, Pruned
 
 
@@ -42,6 +45,29 @@ def state_of(kind: type[BaseException] | None) -> str:
     if issubclass(kind, Pruned):
         return "PRUNED"
     return "KILLED" if issubclass(kind, KeyboardInterrupt | SystemExit) else "FAILED"
+
+
+class EndsWithItsBlock(ABC):
+    """A run that, as a context manager, ends in the state in which its block was left."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        state = state_of(kind)
+        if kind is not None and state == "FAILED":
+            self.tags({"error": shown(f"{kind.__name__}: {error}")})
+        self.end(state)
+
+    @abstractmethod
+    def tags(self, values: Mapping[str, object]) -> None:
+        """As `Run.tags`."""
+
+    @abstractmethod
+    def end(self, state: str) -> None:
+        """As `Run.end`."""
 
 
 class Tracker(Protocol):

@@ -7,16 +7,15 @@ is kept as a text. A run that goes on adds to its folder.
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from vqa.errors import UserError
-from vqa.machine.safe_text import mask_secrets, shown
+from vqa.machine.safe_text import mask_secrets
 from vqa.results.folder import flatten
-from vqa.tracking.record import state_of
+from vqa.tracking.record import EndsWithItsBlock
 
 
-class TensorboardRun:
+class TensorboardRun(EndsWithItsBlock):
     """One folder of event files; as a context manager it ends the run with the block's outcome.
 
     Args:
@@ -27,17 +26,6 @@ class TensorboardRun:
     def __init__(self, writer: Any, run_id: str) -> None:
         self._writer = writer
         self.run_id: str | None = run_id
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        state = state_of(kind)
-        if kind is not None and state == "FAILED":
-            self.tags({"error": shown(f"{kind.__name__}: {error}")})
-        self.end(state)
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Record settings as one text, a line each."""

@@ -8,21 +8,20 @@ import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from vqa.errors import UserError
 from vqa.machine.files import replace_text
 from vqa.machine.safe_text import mask_secrets, shown
 from vqa.results.folder import flatten
-from vqa.tracking.record import state_of
+from vqa.tracking.record import EndsWithItsBlock
 
 REMEMBERED = ".wandb_run_id"  # in a run's folder
 PARTS = ("fold", "member")  # kinds of runs that are kept within the run above them
 _open_runs: dict[str, Any] = {}  # of this process, by id
 
 
-class WandbRun:
+class WandbRun(EndsWithItsBlock):
     """One W&B run, or a part of one; as a context manager it ends with the block's outcome.
 
     Args:
@@ -35,17 +34,6 @@ class WandbRun:
         self._prefix = prefix
         self._stepped: set[str] = set()
         self.run_id: str | None = str(run.id)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        state = state_of(kind)
-        if kind is not None and state == "FAILED":
-            self.tags({"error": shown(f"{kind.__name__}: {error}")})
-        self.end(state)
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Record settings under their config paths."""

@@ -237,9 +237,7 @@ class Launches:
         deadline: float,
     ) -> None:
         self.shared = shared
-        self.context = replace(
-            context, callbacks=Callbacks()
-        )  # the workers tell of jobs, not the launched job
+        self.context = replace(context, callbacks=Callbacks())  # a job is told of by its worker alone
         self.name = name
         self.arguments = tuple(command[1:])
         self.deadline = deadline
