@@ -20,7 +20,10 @@ from benchmarks.harness.record import write_rows
 
 os.environ.update(HF_HUB_OFFLINE="1", UNSLOTH_DISABLE_STATISTICS="1", TOKENIZERS_PARALLELISM="false")
 WARM_UP = 3
-TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+TARGETS = (  # the second line: Gated DeltaNet in Qwen3.5
+    r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
+    r"|in_proj_qkv|in_proj_z|in_proj_a|in_proj_b|out_proj)"
+)
 QUESTION = """질문: {question}
 (a) {a}
 (b) {b}
