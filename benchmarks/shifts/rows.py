@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from benchmarks.shifts.corruptions import CORRUPTIONS, corrupted
+from vqa.data.csv_rows import USUAL
 from vqa.data.easy_vqa import EasyVqa
 from vqa.data.emoji_quiz import EmojiQuiz
 from vqa.data.split import Split, hold_out
@@ -36,7 +37,7 @@ def write_training_csv(work: Path, size: int = POOL) -> None:
     pictures.mkdir(parents=True, exist_ok=True)
     with (work / "train.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["id", "path", "question", *LETTERS, "answer"])
+        writer.writerow(["id", "path", "question", *LETTERS[:USUAL], "answer"])
         for question in emoji_split(work, size).train:
             if question.image is None:
                 raise ValueError(f"question {question.id!r} must have a picture, got none")

@@ -13,6 +13,7 @@ from benchmarks.shifts.corruptions import CORRUPTIONS, corrupted
 from benchmarks.shifts.rows import SHIFTS, TUNING, emoji_split, write_training_csv
 from benchmarks.shifts.table import SHIFTED, compared, markdown
 from tests.conftest import Make
+from vqa.data.csv_rows import read_rows
 from vqa.data.image import file_sha256
 from vqa.question import Question
 
@@ -47,6 +48,8 @@ def test_a_question_without_a_picture_cannot_be_corrupted(question: Question, tm
 
 def test_no_reported_emoji_picture_is_in_the_training_file(tmp_path: Path) -> None:
     write_training_csv(tmp_path, 200)
+    _, problems, _ = read_rows(tmp_path / "train.csv", "train", 1)
+    assert not problems
     with (tmp_path / "train.csv").open(newline="", encoding="utf-8") as file:
         trained = {row["path"].removesuffix(".png") for row in csv.DictReader(file)}
     held_out = {q.image_sha256[:20] for q in emoji_split(tmp_path, 200).valid}
