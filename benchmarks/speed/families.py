@@ -60,8 +60,15 @@ class Files:
     whole: dict[str, Any] = field(default_factory=dict)
 
 
-GEMMA = Files(
-    tokens={"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>"},
+GEMMA = Files(  # its processor refuses a tokenizer without tokens for sound, whether there is any or not
+    tokens={
+        "image_token": "<|image|>",
+        "boi_token": "<|image>",
+        "eoi_token": "<image|>",
+        "audio_token": "<|audio|>",
+        "boa_token": "<|audio>",
+        "eoa_token": "<audio|>",
+    },
     image="<|image|>",
     pixels={"image_processor_type": "Gemma4ImageProcessor", "max_soft_tokens": 280},
     ids={"image_token_id": "image_token", "boi_token_id": "boi_token", "eoi_token_id": "eoi_token"},
