@@ -28,7 +28,7 @@ def test_a_letter_is_read_and_never_made_up(text: str, letter: str | None) -> No
 
 
 def test_the_embedded_model_generates_letters(encoder: Encoder, questions: list[Question]) -> None:
-    answers = generate_answers(encoder, encoder.base.model, questions[:10], max_new_tokens=2)
+    answers = generate_answers(encoder, questions[:10], max_new_tokens=2)
     assert len(answers) == 10
     assert set(answers) <= set("abcd")
 

@@ -50,7 +50,7 @@ def accuracy_ci95(predictions: Sequence[Prediction]) -> tuple[float, float]:
         ValueError: there are no predictions or one has no gold letter.
     """
     pairs = _labelled(predictions)
-    codes = _codes(predictions)
+    codes = codes_of(predictions)
     if int(codes.max()) + 1 == len(codes):  # every question has a picture of its own
         return accuracy_interval(sum(p.answer == gold for p, gold in pairs), len(pairs))
     return share_interval(np.array([p.answer == gold for p, gold in pairs]), codes)
@@ -78,7 +78,7 @@ def nll(predictions: Sequence[Prediction]) -> tuple[float, float]:
         ValueError: as `per_question_nll`.
     """
     values = np.array(list(per_question_nll(predictions).values()))
-    return float(values.mean()), mean_error(values, _codes(predictions))
+    return float(values.mean()), mean_error(values, codes_of(predictions))
 
 
 def accuracy(predictions: Sequence[Prediction]) -> float:
@@ -143,6 +143,11 @@ def paired_p_value(
     return mean_p_value(difference, picture_codes([(pictures or {}).get(name, "") for name in shared]))
 
 
+def codes_of(predictions: Sequence[Prediction]) -> NDArray[np.int64]:
+    """Return the number of each question's picture, see `vqa.results.uncertainty.picture_codes`."""
+    return picture_codes([p.image_sha256 for p in predictions])
+
+
 def pictures_of(predictions: Sequence[Prediction]) -> dict[str, str]:
     """Return the digest of each question's picture, by id."""
     return {p.id: p.image_sha256 for p in predictions}
@@ -170,7 +175,7 @@ def mcnemar_p_value(a: Sequence[Prediction], b: Sequence[Prediction]) -> float:
             f"both models must answer the same questions, {len(first.keys() ^ second.keys())} are in one only"
         )
     differences = [int(right) - int(second[question_id]) for question_id, right in first.items()]
-    return sign_flip_p_value(np.array(differences), _codes(a))
+    return sign_flip_p_value(np.array(differences), codes_of(a))
 
 
 def confusion(predictions: Sequence[Prediction]) -> NDArray[np.int64]:
@@ -259,7 +264,7 @@ def summary(predictions: Sequence[Prediction]) -> dict[str, Any]:
         "nll_se": nll_se,
         "ece": calibration_error(predictions),
         "n": n,
-        "n_pictures": int(_codes(predictions).max()) + 1,
+        "n_pictures": int(codes_of(predictions).max()) + 1,
         "option_mass": sum(p.option_mass for p in predictions) / n,
         "no_answer_rate": no_answer_rate(predictions),
         "accuracy_by_kind": {kind: accuracy([p for p in predictions if p.kind == kind]) for kind in kinds},
@@ -286,10 +291,6 @@ def no_answer_rate(predictions: Sequence[Prediction]) -> float:
     """Return the share of rows whose text held no letter, also of those answered by probabilities instead."""
     silent = sum(p.answer is None or NO_ANSWER in p.flag.split() for p in predictions)
     return silent / len(predictions)
-
-
-def _codes(predictions: Sequence[Prediction]) -> NDArray[np.int64]:
-    return picture_codes([p.image_sha256 for p in predictions])
 
 
 def _labelled(predictions: Sequence[Prediction]) -> list[tuple[Prediction, str]]:
