@@ -108,7 +108,7 @@ def test_generated_answers_stand_beside_the_letter_probabilities(
 
 
 def silence(
-    encoder: Encoder, model: object, questions: list[Question], max_new_tokens: int, read: object = None
+    encoder: Encoder, questions: list[Question], max_new_tokens: int, read: object = None
 ) -> list[str | None]:
     return [None for _ in questions]
 
@@ -175,7 +175,7 @@ def test_cyclic_answers_do_not_depend_on_where_the_options_stand(
 
 
 def say_a(
-    encoder: Encoder, model: object, questions: list[Question], max_new_tokens: int, read: object = None
+    encoder: Encoder, questions: list[Question], max_new_tokens: int, read: object = None
 ) -> list[str | None]:
     assert "step by step" in encoder.prompt.user
     assert max_new_tokens == 9
