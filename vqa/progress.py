@@ -1,4 +1,4 @@
-"""What a run tells while it trains: scores to the sweep's pruner, progress to a bar or the sweep's table.
+"""Reports of a run while it trains: scores to the sweep's pruner, progress to a bar or the sweep's table.
 
 Outside a sweep nobody listens, and every function here does nothing. Rules for code that reports:
 
@@ -27,7 +27,7 @@ Held = TypeVar("Held")
 
 
 class Pruned(Exception):  # noqa: N818  (it is no error)
-    """The sweep has seen enough of this trial. A success of the pruner, not an error."""
+    """The pruner stops this trial; no error."""
 
 
 class Paused(Pruned):

@@ -43,7 +43,7 @@ def refuse_texts(settings: Settings, what: str) -> None:
 
 
 def read_out(settings: Settings) -> dict[str, str]:
-    """What the probabilities depend on besides the adapter: a temperature holds for one way of answering."""
+    """The settings that change the probabilities: a temperature holds for one set of them."""
     inference: InferenceSettings = settings.inference
     names = ("orders", "debias", "calibration")
     return {name: str(getattr(inference, name)) for name in names} | {"adapt": settings.adapt.method}

@@ -1,4 +1,4 @@
-"""How an answer is read off: letter probabilities, calibrated or debiased, adapted, or generated text."""
+"""Read-outs: letter probabilities, calibrated or debiased, adapted, or generated text."""
 
 import logging
 import math
@@ -99,14 +99,7 @@ def answer(
         predictions = read_letters(encoder, questions, settings.budget.eval_batch_size, inference)
     else:
         predictions = _adapted(encoder, questions, settings, facts, source)
-    mass = sum(p.option_mass for p in predictions) / len(predictions)
-    if mass < inference.min_option_mass:
-        log.warning(
-            "the letters together get only %.2f of the probability on average "
-            "(inference.min_option_mass=%.2f): the model wants to say something else; look at the prompt",
-            mass,
-            inference.min_option_mass,
-        )
+    _warn_of_mass(predictions, inference.min_option_mass)
     if inference.readout != "letters":
         return _by_text(encoder, questions, predictions, inference, inference.readout == "reasoning")
     if encoder.prompt.entropy_threshold is None:
@@ -117,6 +110,17 @@ def answer(
         calibrated = tempered(predictions, temperature)
     unsure = _unsure(calibrated, encoder.prompt.entropy_threshold)
     return _by_reasoning(encoder, questions, predictions, unsure, inference, facts)
+
+
+def _warn_of_mass(predictions: Sequence[Prediction], least: float) -> None:
+    mass = sum(p.option_mass for p in predictions) / len(predictions)
+    if mass < least:
+        log.warning(
+            "the letters together get only %.2f of the probability on average "
+            "(inference.min_option_mass=%.2f): the model wants to say something else; look at the prompt",
+            mass,
+            least,
+        )
 
 
 def _unsure(calibrated: Sequence[Prediction], limit: float) -> list[int]:

@@ -124,7 +124,7 @@ class MlflowTracker(Tracker):
         """Make the database and the experiment once; of parallel workers one does it, the others wait.
 
         Raises:
-            UserError: the store cannot be used, or the experiment was deleted in it.
+            UserError: The store cannot be used, or the experiment was deleted in it.
         """
         with store_trouble(self._uri):
             self._find_experiment(open_store(client_uri(self._uri)).client())
@@ -250,7 +250,7 @@ def no_telemetry() -> None:
 
 
 def open_tracker(settings: TrackingSettings) -> Tracker:
-    """Return the tracker that the configuration asks for; `MLFLOW_TRACKING_URI` wins over `tracking.uri`.
+    """The tracker that the configuration asks for; `MLFLOW_TRACKING_URI` wins over `tracking.uri`.
 
     Of the processes of one training only the main one keeps records.
     """

@@ -1,7 +1,6 @@
-"""What training code sees of run tracking: a run takes settings, numbers, labels and files.
+"""The interface of run tracking: a run takes settings, numbers, labels and files.
 
-The store behind it is the business of `vqa.tracking.mlflow_runs`, `wandb_runs` or `tensorboard_runs`;
-without one, `NullTracker` takes all and keeps nothing.
+`vqa.tracking.mlflow_runs`, `wandb_runs` and `tensorboard_runs` write to a store. `NullTracker` keeps nothing.
 """
 
 from abc import ABC, abstractmethod
@@ -72,7 +71,7 @@ class Tracker(ABC):
         """Connect, and make what the store lacks; `run` does so by itself.
 
         Raises:
-            UserError: the store cannot be used.
+            UserError: The store cannot be used.
         """
 
     @abstractmethod
@@ -89,7 +88,7 @@ class Tracker(ABC):
             parent_run_id: The run above; None takes `tracking.parent_run_id`.
 
         Raises:
-            UserError: the store cannot be read or written.
+            UserError: The store cannot be read or written.
         """
 
     def end_cut_off(self, run: Any) -> None:  # noqa: B027

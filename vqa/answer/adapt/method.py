@@ -1,4 +1,4 @@
-"""What a test-time method gets and has to give, and the guard that notices its collapse.
+"""The interface of a test-time method, and the guard that notices its collapse.
 
 A method has collapsed when it answers much more with one letter than the trained model does, or when its
 predictions are far from that model's.
