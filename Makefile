@@ -12,7 +12,7 @@ PIP = $(BIN)/python -m pip install --constraint constraints.txt $$(test -t 2 || 
 UV_PIP = "$(UV)" pip install --python $(BIN)/python --constraint constraints.txt $$(test -t 2 || echo -q)
 INSTALL = $(if $(UV),$(UV_PIP),$(PIP))
 
-.PHONY: test demo browser lint audit licences clean
+.PHONY: test demo browser lint audit licences rooms clean
 
 test: $(STAMP)
 	$(BIN)/ruff check .
@@ -42,6 +42,9 @@ audit: $(STAMP)
 
 licences: $(STAMP)
 	$(BIN)/python .ci/supply.py > docs/licences.md
+
+rooms:
+	$(PYTHON) .ci/rooms.py > docs/rooms.md
 
 # torch comes by pip even where uv is. Which build fits a machine stands in pip's settings (an index, a folder of
 # wheels), which uv does not read: it would fetch CUDA's from PyPI. `--torch-backend` of uv asks another host, which

@@ -105,7 +105,7 @@ def adapting(encoder: Encoder, settings: Make) -> Iterator[Adapt]:
     """adapting("adapt=tent", ...) is what a test-time method gets: the embedded model, a fresh adapter."""
     with attached(encoder.base, settings().lora, seed=0) as model:
         model.eval()
-        yield lambda *overrides: Adapting(encoder, model, settings(*overrides).adapt)
+        yield lambda *overrides: Adapting(encoder, settings(*overrides).adapt)
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: scores to the sweep's pruner, progress to a bar or the sweep's table.
+"""Reports of a run while it trains: scores to the sweep's pruner, progress to a bar or the sweep's table.
 
 Outside a sweep nobody listens, and every function here does nothing. Rules for code that reports:
 
@@ -16,17 +16,18 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 from vqa.terminal import LivePart, console
 
 By = Literal["part", "question"]
 ProgressSink = Callable[[str, int, int], None]
 BARS_EVERY_S = 0.1
+Held = TypeVar("Held")
 
 
 class Pruned(Exception):  # noqa: N818  (it is no error)
-    """The sweep has seen enough of this trial. A success of the pruner, not an error."""
+    """The pruner stops this trial; no error."""
 
 
 class Paused(Pruned):
@@ -104,21 +105,25 @@ def progress(text: str, done: int, total: int) -> None:
 @contextmanager
 def reporting_to(reporter: Reporter) -> Iterator[None]:
     """Send the reports of the code inside to `reporter`."""
-    token = _reporter.set(reporter)
-    try:
+    with _held(_reporter, reporter):
         yield
-    finally:
-        _reporter.reset(token)
 
 
 @contextmanager
 def progress_to(sink: ProgressSink) -> Iterator[None]:
     """Send the progress of the code inside to `sink`, called as sink(text, done, total)."""
-    token = _progress.set(sink)
+    with _held(_progress, sink):
+        yield
+
+
+@contextmanager
+def _held(variable: ContextVar[Held | None], value: Held) -> Iterator[None]:
+    """Give a variable a value for the length of the block."""
+    token = variable.set(value)
     try:
         yield
     finally:
-        _progress.reset(token)
+        variable.reset(token)
 
 
 @contextmanager

@@ -105,10 +105,10 @@ def evaluate(work: Path, cell: Cell) -> Result:
     encoder = Encoder(load_base(settings), settings.prompt, settings.image)
     adapter = adapter_folder(dataset, cell["seed"], work) / "adapter"
     facts: dict[str, Any] = {}
-    with loaded(encoder.base, adapter) as model:
+    with loaded(encoder.base, adapter):
         encoder.look(questions)  # pictures are read before the clock starts, for every method alike
         with measured() as cost:
-            found = answer(encoder, model, questions, settings, facts, source_questions(settings))
+            found = answer(encoder, questions, settings, facts, source_questions(settings))
     return {
         "values": values(settings.adapt),
         # a seed's own held-out part has questions of its own: these are paired by their place

@@ -78,7 +78,7 @@ def measured(way: str, arguments: argparse.Namespace, rows: list[Question]) -> d
                 for order in cyclic(4):
                     option_scores(encoder, part, 64, [order])
             else:
-                answer(encoder, model, part, settings, facts, rows)
+                answer(encoder, part, settings, facts, rows)
             return facts
 
         learns = way.startswith("adapt")

@@ -1,8 +1,11 @@
 """Reading a letter off generated text."""
 
 import pytest
+import torch
 
+from tests.conftest import Make
 from vqa.answer.generation import final_letter, generate_answers, parse_letter
+from vqa.model.adapter import attached
 from vqa.model.encode import Encoder
 from vqa.question import Question
 
@@ -28,9 +31,27 @@ def test_a_letter_is_read_and_never_made_up(text: str, letter: str | None) -> No
 
 
 def test_the_embedded_model_generates_letters(encoder: Encoder, questions: list[Question]) -> None:
-    answers = generate_answers(encoder, encoder.base.model, questions[:10], max_new_tokens=2)
+    answers = generate_answers(encoder, questions[:10], max_new_tokens=2)
     assert len(answers) == 10
     assert set(answers) <= set("abcd")
+
+
+def test_an_adapter_on_the_base_generates_as_pefts_model_around_it(
+    encoder: Encoder, questions: list[Question], settings: Make
+) -> None:
+    asked = questions[:8]
+    without = generate_answers(encoder, asked, max_new_tokens=2)
+    with attached(encoder.base, settings().lora, seed=0) as model, torch.no_grad():
+        model.eval()
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+        inputs = encoder.padded(asked)
+        ids = model.generate(**inputs, max_new_tokens=2, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+        texts = encoder.base.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        found = generate_answers(encoder, asked, max_new_tokens=2)
+    assert found == [parse_letter(text, 4) for text in texts]
+    assert found != without
 
 
 @pytest.mark.parametrize(

@@ -53,17 +53,17 @@ def test_members_answer_as_each_does_alone_and_are_averaged(
 ) -> None:
     questions = questions[:8]
     expected = apart(encoder, folder, questions)
-    with loaded_members(encoder.base, folder) as each:
+    with loaded_members(encoder.base, folder) as members:
         for _ in range(2):  # asked again, the first member is there again
-            assert [score(encoder, questions, 16) for _ in each()] == expected
+            assert [score(encoder, questions, 16) for _ in members.each()] == expected
     facts: dict[str, Any] = {}
-    with loaded_members(encoder.base, folder) as each:
-        found = answer_with_members(encoder, folder, each, questions, settings(), facts)
+    with loaded_members(encoder.base, folder) as members:
+        found = answer_with_members(encoder, members, questions, settings(), facts)
     assert found == average(expected, [1, 1])
     assert facts == {}
     one = member_folder(folder, 1)
-    with loaded_members(encoder.base, one) as each:
-        assert answer_with_members(encoder, one, each, questions, settings(), facts) == expected[1]
+    with loaded_members(encoder.base, one) as members:
+        assert answer_with_members(encoder, members, questions, settings(), facts) == expected[1]
     single = [score(encoder, [question], 1)[0] for question in questions[:2]]
     assert single == score(encoder, questions[:2], 1)  # nothing stays on the base
 
@@ -96,10 +96,10 @@ def test_texts_of_members_have_no_average(
 ) -> None:
     made = settings("inference=generate")
     with (
-        loaded_members(encoder.base, folder) as each,
+        loaded_members(encoder.base, folder) as members,
         pytest.raises(UserError, match=r"inference.readout must be letters with adapter=.*several members"),
     ):
-        answer_with_members(encoder, folder, each, questions[:2], made, {})
+        answer_with_members(encoder, members, questions[:2], made, {})
 
 
 def test_members_of_different_shapes_are_refused(base: Base, folder: Path, settings: Make) -> None:

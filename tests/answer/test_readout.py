@@ -103,12 +103,12 @@ def test_generated_answers_stand_beside_the_letter_probabilities(
     encoder: Encoder, questions: list[Question], settings: Make
 ) -> None:
     made = settings("inference=generate", "inference.max_new_tokens=2")
-    found = answer(encoder, encoder.base.model, questions[:8], made)
+    found = answer(encoder, questions[:8], made)
     assert [p.answer for p in found] == [p.answer for p in score(encoder, questions[:8], 8)]
 
 
 def silence(
-    encoder: Encoder, model: object, questions: list[Question], max_new_tokens: int, read: object = None
+    encoder: Encoder, questions: list[Question], max_new_tokens: int, read: object = None
 ) -> list[str | None]:
     return [None for _ in questions]
 
@@ -122,19 +122,19 @@ def test_text_without_a_letter_is_flagged_and_counted(
 ) -> None:
     monkeypatch.setattr("vqa.answer.readout.generate_answers", silence)
     with caplog.at_level(logging.INFO):
-        found = answer(encoder, encoder.base.model, questions[:4], settings("inference=generate"))
+        found = answer(encoder, questions[:4], settings("inference=generate"))
     assert {p.flag for p in found} == {"no_answer"}
     assert no_answer_rate(found) == 1
     assert "no answer for 4 of 4 questions" in caplog.text
     strict = settings("inference=generate", "inference.on_no_answer=error")
     with pytest.raises(UserError, match=r"no answer for 4 of 4 questions; use inference.on_no"):
-        answer(encoder, encoder.base.model, questions[:4], strict)
+        answer(encoder, questions[:4], strict)
 
 
 def test_a_model_that_wants_to_say_something_else_is_reported(
     encoder: Encoder, questions: list[Question], settings: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    answer(encoder, encoder.base.model, questions[:4], settings("inference.min_option_mass=1.1"))
+    answer(encoder, questions[:4], settings("inference.min_option_mass=1.1"))
     assert "the letters together get only" in caplog.text
 
 
@@ -153,7 +153,6 @@ def test_every_readout_gives_probabilities_in_order(
     found, again = (
         answer(
             encoder,
-            encoder.base.model,
             questions[:12],
             settings(f"inference={name}", f"budget.eval_batch_size={n}"),
         )
@@ -171,12 +170,12 @@ def test_cyclic_answers_do_not_depend_on_where_the_options_stand(
     question = questions[0]
     a, b, c, d = question.choices
     moved = replace(question, choices=(b, c, d, a), answer=None)
-    first, second = answer(encoder, encoder.base.model, [question, moved], settings("inference=cyclic"))
+    first, second = answer(encoder, [question, moved], settings("inference=cyclic"))
     assert (*first.p[1:], first.p[0]) == pytest.approx(second.p, abs=1e-5)
 
 
 def say_a(
-    encoder: Encoder, model: object, questions: list[Question], max_new_tokens: int, read: object = None
+    encoder: Encoder, questions: list[Question], max_new_tokens: int, read: object = None
 ) -> list[str | None]:
     assert "step by step" in encoder.prompt.user
     assert max_new_tokens == 9
@@ -195,7 +194,7 @@ def test_only_unsure_questions_are_sent_to_the_reasoning_prompt(
     made = settings("prompt=auto", *more)
     facts: dict[str, Any] = {}
     asking = replace(encoder, prompt=made.prompt)
-    found = answer(asking, encoder.base.model, questions, made, facts)
+    found = answer(asking, questions, made, facts)
     unsure = spread > limit
     for p, before, sent in zip(found, direct, unsure.tolist(), strict=True):
         assert p.answer == ("a" if sent else before.answer)
@@ -211,7 +210,7 @@ def test_no_question_is_unsure_and_nothing_is_divided_by_zero(
     made = settings("prompt=auto", "prompt.entropy_threshold=2")
     facts: dict[str, Any] = {}
     asking = replace(encoder, prompt=made.prompt)
-    assert answer(asking, None, questions[:4], made, facts) == score(encoder, questions[:4], 4)
+    assert answer(asking, questions[:4], made, facts) == score(encoder, questions[:4], 4)
     assert facts["reasoning"]["share"] == 0
 
 
@@ -228,7 +227,7 @@ def test_the_threshold_is_of_calibrated_probabilities(
     made = settings("prompt=auto", "prompt.entropy_threshold=0.5", "inference.reasoning_tokens=9")
     asking = replace(encoder, prompt=made.prompt)
     facts: dict[str, Any] = {}
-    found = answer(asking, encoder.base.model, questions, made, facts, temperature=temperature)
+    found = answer(asking, questions, made, facts, temperature=temperature)
     calibrated = torch.tensor([p.p for p in tempered(direct, temperature)], dtype=torch.float64)
     unsure = entropy(calibrated.log()) > 0.5
     own = entropy(torch.tensor([p.p for p in direct], dtype=torch.float64).log()) > 0.5
@@ -243,7 +242,7 @@ def test_on_held_out_questions_each_threshold_is_fitted_on_the_others(
     made = settings("prompt=auto", "prompt.entropy_threshold=0.5", "inference.reasoning_tokens=9")
     asking = replace(encoder, prompt=made.prompt)
     facts: dict[str, Any] = {}
-    answer(asking, encoder.base.model, questions, made, facts)
+    answer(asking, questions, made, facts)
     rows = held_out_calibrated(score(encoder, questions, 16), "auto")
     unsure = entropy(torch.tensor([p.p for p in rows], dtype=torch.float64).log()) > 0.5
     assert facts["reasoning"]["share"] == float(unsure.double().mean())

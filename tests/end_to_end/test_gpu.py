@@ -190,8 +190,8 @@ def test_a_tower_that_waits_in_host_memory_hinders_neither_text_nor_adaptation(s
     made = settings("env.device=cuda")
     encoder = Encoder(load_base(made), made.prompt, made.image)
     questions = data_source(made).train()[:4]
-    expected = generate_answers(encoder, encoder.base.model, questions, 4)
+    expected = generate_answers(encoder, questions, 4)
     digest = weight_digest(encoder.base.model)
     encoder.base.vision.park()
     assert weight_digest(encoder.base.model) == digest
-    assert generate_answers(encoder, encoder.base.model, questions, 4) == expected
+    assert generate_answers(encoder, questions, 4) == expected

@@ -191,21 +191,12 @@ def test_the_three_lines_of_the_readme_are_a_contest_file(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("folder", "page"),
-    [("vqa", "docs/how_it_works.md"), ("pretrain", "docs/models.md"), ("benchmarks", "docs/benchmarks.md")],
-    ids=["vqa", "pretrain", "benchmarks"],
+    ("folder", "page"), [("pretrain", "docs/models.md"), ("benchmarks", "docs/benchmarks.md")]
 )
 def test_the_tree_names_every_module(folder: str, page: str) -> None:
-    rows = [row.split("|")[1:3] for row in text_of(page).splitlines() if row.startswith("|")]
-    if folder == "vqa":
-        named = {
-            f"{name}{file}"
-            for where, files in rows
-            for name in SPAN.findall(where)
-            for file in SPAN.findall(files)
-        }
-    else:
-        named = {f"{folder}/{file}" for where, _ in rows for file in SPAN.findall(where)}
+    """Those of `vqa/` stand in docs/rooms.md: test_rooms.py."""
+    rows = [row.split("|")[1] for row in text_of(page).splitlines() if row.startswith("|")]
+    named = {f"{folder}/{file}" for where in rows for file in SPAN.findall(where)}
     there = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*.py")}
     assert {path for path in there if not path.endswith("__init__.py")} <= named
 

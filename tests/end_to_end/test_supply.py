@@ -1,29 +1,20 @@
 """What others make that this project installs is named with version and licence."""
 
-import importlib.util
 import re
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from packaging.version import Version
 
+from tests.helpers.scripts import script
+
 ROOT = Path(__file__).parents[2]
-
-
-def supply() -> Any:
-    """The script, which no package holds."""
-    spec = importlib.util.spec_from_file_location("supply", ROOT / ".ci/supply.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+SUPPLY = script(ROOT / ".ci/supply.py")
 
 
 def test_the_page_of_licences_names_every_library_and_keeps_share_alike_apart() -> None:
-    script, page = supply(), (ROOT / "docs/licences.md").read_text(encoding="utf-8")
-    for name, version in script.pins((ROOT / "constraints.txt").read_text(encoding="utf-8")).items():
+    page = (ROOT / "docs/licences.md").read_text(encoding="utf-8")
+    for name, version in SUPPLY.pins((ROOT / "constraints.txt").read_text(encoding="utf-8")).items():
         assert f"| {name} | {version} |" in page, "make licences"
     assert re.search(r"Share-alike .*: `vqa/assets/openmoji/LICENSES.md`\.", page)
     for path in (ROOT / "vqa/assets").rglob("LICENSES.md"):
@@ -36,7 +27,7 @@ def test_hydra_is_a_release_candidate_only_as_long_as_there_is_nothing_else() ->
     # fails on the day that Hydra 1.4 itself is installed: then raise pyproject.toml's lower bounds to 1.4.0
     # (omegaconf's to 2.4.0), pin them in constraints.txt, and take the release candidates out of the pages
     ranges = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    pinned = supply().pins((ROOT / "constraints.txt").read_text(encoding="utf-8"))
+    pinned = SUPPLY.pins((ROOT / "constraints.txt").read_text(encoding="utf-8"))
     for name in ("hydra-core", "hydra-optuna-sweeper", "omegaconf"):
         [lowest] = re.findall(rf'"{name}>=([^,"]+)', ranges)
         for version in (metadata.version(name), pinned[name]):

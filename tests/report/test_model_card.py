@@ -155,15 +155,15 @@ def test_several_members_leave_with_one_card_and_plain_peft_averages_them(
     encoder = Encoder(base, replace(made.prompt, system=""), made.image)
     # random adapters put mass on other spellings of the letters, which the plain lines leave out
     questions = questions[:20]
-    with loaded_members(base, final / "adapter") as each:
-        expected = answer_with_members(encoder, final / "adapter", each, questions, made, {})
+    with loaded_members(base, final / "adapter") as members:
+        expected = answer_with_members(encoder, members, questions, made, {})
     clear = [(q, p.answer) for q, p in zip(questions, expected, strict=True) if p.margin > 0.3]
     answer = readme_example(final / "adapter", several=True)
     found = [answer(q.image, question=q.text, **dict(zip("abcd", q.choices, strict=True))) for q, _ in clear]
     assert len(clear) > 10
     assert found == [letter for _, letter in clear]
-    with loaded_members(base, final / "adapter") as each:
-        alone = [[p.answer for p in score(encoder, [q for q, _ in clear], 16)] for _ in each()]
+    with loaded_members(base, final / "adapter") as members:
+        alone = [[p.answer for p in score(encoder, [q for q, _ in clear], 16)] for _ in members.each()]
     assert found not in alone
 
 

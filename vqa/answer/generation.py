@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
@@ -63,7 +62,6 @@ def _for(pattern: str, options: int) -> str:
 
 def generate_answers(
     encoder: Encoder,
-    model: Any,
     questions: Sequence[Question],
     max_new_tokens: int,
     read: Callable[[str, int], str | None] = parse_letter,
@@ -71,8 +69,7 @@ def generate_answers(
     """Generate greedily and read the letter off.
 
     Args:
-        encoder: Encodes questions.
-        model: The base's model, or the PEFT model around it.
+        encoder: Encodes questions; the adapter on its base, if any, is in force.
         questions: In any order.
         max_new_tokens: Per question.
         read: Text and number of options to letter.
@@ -87,7 +84,7 @@ def generate_answers(
         part = questions[start : start + GENERATE_BATCH]
         inputs = encoder.padded(part)
         with torch.no_grad():
-            ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+            ids = base.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         texts = base.tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         letters += [read(text, len(q.choices)) for text, q in zip(texts, part, strict=True)]
         progress("generating", len(letters), len(questions))

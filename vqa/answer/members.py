@@ -7,6 +7,7 @@ An adapter's folder holds its weights. The folder that `final.members` makes hol
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def refuse_texts(settings: Settings, what: str) -> None:
 
 
 def read_out(settings: Settings) -> dict[str, str]:
-    """What the probabilities depend on besides the adapter: a temperature holds for one way of answering."""
+    """The settings that change the probabilities: a temperature holds for one set of them."""
     inference: InferenceSettings = settings.inference
     names = ("orders", "debias", "calibration")
     return {name: str(getattr(inference, name)) for name in names} | {"adapt": settings.adapt.method}
@@ -81,7 +82,19 @@ def stored_temperature(adapter: Path, settings: Settings) -> float:
     return float(stored["temperature"])
 
 
-Members = Callable[[], Iterator[Any]]  # gives the PEFT model once a member, with that member's weights in it
+@dataclass(frozen=True)
+class Members:
+    """The adapters of a folder, on the base; all their weights stay on the device.
+
+    Args:
+        folder: One adapter, or a folder of members.
+        count: How many they are.
+        each: Puts one after the other into force, and yields after each.
+    """
+
+    folder: Path
+    count: int
+    each: Callable[[], Iterator[None]]
 
 
 @contextmanager
@@ -93,7 +106,7 @@ def loaded_members(base: Base, adapter: Path) -> Iterator[Members]:
         adapter: One adapter, or a folder of members.
 
     Yields:
-        The members; all their weights stay on the device.
+        The members.
 
     Raises:
         UserError: The folder holds no adapter, one for another model, or members of different shapes.
@@ -107,20 +120,19 @@ def loaded_members(base: Base, adapter: Path) -> Iterator[Members]:
             if {n: t.shape for n, t in states[-1].items()} != {n: t.shape for n, t in states[0].items()}:
                 raise UserError(f"adapter={folder} does not fit beside {first}: other weights or shapes")
 
-        def each() -> Iterator[Any]:
+        def each() -> Iterator[None]:
             if not states:
-                yield model
+                yield
             for state in states:
                 restore(model, state)
-                yield model
+                yield
 
-        yield each
+        yield Members(adapter, 1 + len(others), each)
 
 
 def answer_with_members(
     encoder: Encoder,
-    adapter: Path,
-    each: Members,
+    members: Members,
     questions: Sequence[Question],
     settings: Settings,
     facts: dict[str, Any],
@@ -130,8 +142,7 @@ def answer_with_members(
 
     Args:
         encoder: Makes batches.
-        adapter: One adapter, or a folder of members.
-        each: Its members, loaded.
+        members: Of a folder, loaded.
         questions: In the file's order.
         settings: Of the run.
         facts: To be filled, see `vqa.answer.readout.answer`; of several members a list under "members".
@@ -143,15 +154,15 @@ def answer_with_members(
     Raises:
         UserError: As `answer`; or texts were to be averaged.
     """
-    several = len(member_folders(adapter)) > 1
+    several = members.count > 1
     if several:
-        refuse_texts(settings, f"adapter={adapter} (several members)")
-    temperature = stored_temperature(adapter, settings)
+        refuse_texts(settings, f"adapter={members.folder} (several members)")
+    temperature = stored_temperature(members.folder, settings)
     by_member: list[list[Prediction]] = []
     each_facts: list[dict[str, Any]] = []
-    for model in each():
+    for _ in members.each():
         each_facts.append({})
-        by_member.append(answer(encoder, model, questions, settings, each_facts[-1], source, temperature))
+        by_member.append(answer(encoder, questions, settings, each_facts[-1], source, temperature))
     if not several:
         facts.update(each_facts[0])
         return by_member[0]
@@ -174,13 +185,13 @@ def asked_one_by_one(
     Raises:
         UserError: As `loaded_members`; the function's own: the prompt speaks of another number of options.
     """
-    with loaded_members(encoder.base, adapter) as each:
+    with loaded_members(encoder.base, adapter) as members:
 
         @torch.no_grad()
         def ask(question: Question) -> Prediction:
             refuse_other_options(encoder.prompt, [question])
-            members = [score(encoder, [question], 1) for _ in each()]
-            together = members[0] if len(members) == 1 else average(members, [1] * len(members))
+            own = [score(encoder, [question], 1) for _ in members.each()]
+            together = own[0] if len(own) == 1 else average(own, [1] * len(own))
             return tempered(together, temperature)[0]
 
         yield ask

@@ -1,4 +1,4 @@
-"""What cannot be answered for questions with so many options, refused before a model is loaded."""
+"""Settings that do not suit the questions' numbers of options, refused before a model is loaded."""
 
 from collections.abc import Sequence
 

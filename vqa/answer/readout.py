@@ -1,4 +1,4 @@
-"""How an answer is read off: letter probabilities, calibrated or debiased, adapted, or generated text."""
+"""Read-outs: letter probabilities, calibrated or debiased, adapted, or generated text."""
 
 import logging
 import math
@@ -65,7 +65,6 @@ def _read_alike(
 
 def answer(
     encoder: Encoder,
-    model: Any,
     questions: Sequence[Question],
     settings: Settings,
     facts: dict[str, Any] | None = None,
@@ -81,8 +80,7 @@ def answer(
     is higher. The probabilities that are returned are the model's own: no temperature is in them.
 
     Args:
-        encoder: Makes batches.
-        model: The base's model, or the PEFT model around it.
+        encoder: Makes batches; the adapter on its base, if any, is in force.
         questions: In any order; with an `adapt` method their order matters.
         settings: Of the run: batch size, how the answer is read off, test-time adaptation.
         facts: A dictionary of the caller's, to be filled: what reasoning or adaptation cost and gained.
@@ -100,34 +98,42 @@ def answer(
     if settings.adapt.method == "none":
         predictions = read_letters(encoder, questions, settings.budget.eval_batch_size, inference)
     else:
-        predictions = _adapted(encoder, model, questions, settings, facts, source)
+        predictions = _adapted(encoder, questions, settings, facts, source)
+    _warn_of_mass(predictions, inference.min_option_mass)
+    if inference.readout != "letters":
+        return _by_text(encoder, questions, predictions, inference, inference.readout == "reasoning")
+    if encoder.prompt.entropy_threshold is None:
+        return predictions
+    if temperature is None:
+        calibrated = held_out_calibrated(predictions, inference.temperature)
+    else:
+        calibrated = tempered(predictions, temperature)
+    unsure = _unsure(calibrated, encoder.prompt.entropy_threshold)
+    return _by_reasoning(encoder, questions, predictions, unsure, inference, facts)
+
+
+def _warn_of_mass(predictions: Sequence[Prediction], least: float) -> None:
     mass = sum(p.option_mass for p in predictions) / len(predictions)
-    if mass < inference.min_option_mass:
+    if mass < least:
         log.warning(
             "the letters together get only %.2f of the probability on average "
             "(inference.min_option_mass=%.2f): the model wants to say something else; look at the prompt",
             mass,
-            inference.min_option_mass,
+            least,
         )
-    if inference.readout != "letters":
-        return _by_text(encoder, model, questions, predictions, inference, inference.readout == "reasoning")
-    if encoder.prompt.entropy_threshold is None:
-        return predictions
-    calibrated = (
-        held_out_calibrated(predictions, inference.temperature)
-        if temperature is None
-        else tempered(predictions, temperature)
-    )
+
+
+def _unsure(calibrated: Sequence[Prediction], limit: float) -> list[int]:
+    """Places of the predictions whose entropy is above the limit, nats."""
     most = max(len(p.p) for p in calibrated)  # 0 log 0 is 0: a letter that a question lacks adds nothing
     full = [[*p.p, *[0.0] * (most - len(p.p))] for p in calibrated]
     spread = entropy(torch.tensor(full, dtype=torch.float64).log())
-    unsure = (spread > encoder.prompt.entropy_threshold).nonzero().flatten().tolist()
-    return _by_reasoning(encoder, model, questions, predictions, unsure, inference, facts)
+    places: list[int] = (spread > limit).nonzero().flatten().tolist()
+    return places
 
 
 def _adapted(
     encoder: Encoder,
-    model: Any,
     questions: Sequence[Question],
     settings: Settings,
     facts: dict[str, Any] | None,
@@ -136,7 +142,7 @@ def _adapted(
     """Predictions of a model that adapts; on labelled questions `facts` compares it with the frozen one."""
     from vqa.answer.adapt.loop import adapted_scores  # here: plain scoring does not load the methods
 
-    log_p, log_mass = adapted_scores(encoder, model, questions, settings.adapt, facts, source)
+    log_p, log_mass = adapted_scores(encoder, questions, settings.adapt, facts, source)
     adapted = predictions_of(questions, log_p.double(), log_mass[:, None])
     if facts is not None and all(q.answer for q in questions):
         frozen = score(encoder, questions, settings.budget.eval_batch_size, "without adaptation")
@@ -150,7 +156,6 @@ def _adapted(
 
 def _by_reasoning(
     encoder: Encoder,
-    model: Any,
     questions: Sequence[Question],
     direct: list[Prediction],
     unsure: Sequence[int],
@@ -161,7 +166,7 @@ def _by_reasoning(
     begun = time.perf_counter()
     before = [direct[i] for i in unsure]
     asked = [questions[i] for i in unsure]
-    after = _by_text(encoder, model, asked, before, inference, reasoning=True) if unsure else []
+    after = _by_text(encoder, asked, before, inference, reasoning=True) if unsure else []
     if facts is not None:
         facts["reasoning"] = {
             "share": len(unsure) / len(questions),
@@ -176,7 +181,6 @@ def _by_reasoning(
 
 def _by_text(
     encoder: Encoder,
-    model: Any,
     questions: Sequence[Question],
     predictions: Sequence[Prediction],
     inference: InferenceSettings,
@@ -188,7 +192,7 @@ def _by_text(
         asker, tokens, read = thinking, inference.reasoning_tokens, final_letter
     else:
         asker, tokens, read = encoder, inference.max_new_tokens, parse_letter
-    letters = processes.spread(questions, lambda mine: generate_answers(asker, model, mine, tokens, read))
+    letters = processes.spread(questions, lambda mine: generate_answers(asker, mine, tokens, read))
     silent = sum(letter is None for letter in letters)
     log.info("generated text held no answer for %d of %d questions", silent, len(questions))
     if silent and inference.on_no_answer == "error":

@@ -76,7 +76,7 @@ class _Scoring:
         orders: Orders of the options, O of them.
         known: The prefix's states; None: the prefix is in every batch.
         what: Text of the progress bar.
-        room: Questions for which memory sufficed so far.
+        room: Questions per forward pass; halved where memory did not suffice.
     """
 
     encoder: Encoder
@@ -99,7 +99,7 @@ class _Scoring:
         return rows
 
     def _launched(self, mine: Sequence[int]) -> Iterator[tuple[list[int], list[Callable[[], torch.Tensor]]]]:
-        """Launch batch after batch; what it gives is on its way to the host, a call waits for it."""
+        """Launch batch after batch; calling a result waits until it is copied to the host."""
         base = self.encoder.base
         letters = base.letters[len(self.orders[0])]
         for chosen, batch in prefetched(self._made, self._chunks(mine), base.device):
@@ -107,7 +107,7 @@ class _Scoring:
             yield chosen, [sent_to_host(tensor) for tensor in read_off]
 
     def _chunks(self, mine: Sequence[int]) -> Iterator[list[int]]:
-        """As many questions as there is room for; their pictures went through the tower before."""
+        """The places of each forward pass; the features of its pictures are computed before."""
         tower_steps = self.encoder.looking(self._asked(mine))
         start = 0
         while start < len(mine):
@@ -185,7 +185,7 @@ def each_number(
 def predictions_of(
     questions: Sequence[Question], log_p: torch.Tensor, log_mass: torch.Tensor
 ) -> list[Prediction]:
-    """From (Q, C) log probabilities of the C options of each, and (Q, O) of naming one at all."""
+    """From (Q, C) log probabilities of the options, and (Q, O) log probabilities of all letters together."""
     rows = zip(questions, log_p.softmax(1).tolist(), log_mass.exp().mean(1).tolist(), strict=True)
     return [_prediction(question, p, mass) for question, p, mass in rows]
 

@@ -21,7 +21,7 @@ def choose_device(wanted: str) -> torch.device:
     """The device for `env.device`.
 
     Raises:
-        UserError: cuda was asked for and is not there, or there are more processes than GPUs.
+        UserError: Cuda was asked for and is not there, or there are more processes than GPUs.
     """
     # variable row lengths would leave holes that fixed segments cannot use again
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
@@ -47,7 +47,7 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The computing type for `precision` on a device.
 
     Raises:
-        UserError: float16 on a CPU, or bfloat16 on a GPU without it.
+        UserError: Float16 on a CPU, or bfloat16 on a GPU without it.
     """
     if precision == "float16" and device.type == "cpu":
         raise UserError("precision=float16 needs a GPU; use precision=auto (float32 on a CPU)")
@@ -67,7 +67,7 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def copied_beside(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy pinned host memory while the device computes; work that is launched later waits for the copy."""
+    """Copy pinned host memory to the device on a second stream; kernels launched later wait for the copy."""
     if device.type != "cuda":
         return tensor
     stream, computing = _copying(device), torch.cuda.current_stream(device)
@@ -173,7 +173,7 @@ def use_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-LEFT_FREE = 0.25  # of all memory, for what else runs there
+LEFT_FREE = 0.25  # of all memory, for other programs
 
 
 def spare_bytes(root: Path = Path("/")) -> int:

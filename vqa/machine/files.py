@@ -122,7 +122,12 @@ def replace_text(path: Path, text: str, mode: int | None = None, durable: bool =
 
 
 def _unfinished(path: Path, search: bool) -> Path:
-    """Where this process writes what will be `path`; `search`: what killed ones of this machine left goes."""
+    """The hidden path beside `path` that this process writes to.
+
+    Args:
+        path: What it becomes.
+        search: Remove the unfinished files that killed processes of this machine left.
+    """
     name = path.name
     if len(os.fsencode(name)) > LONGEST_NAME // 2:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()
@@ -200,7 +205,7 @@ def try_lock(path: Path) -> IO[str] | None:
 
 
 def wait_for_lock(path: Path, say_every_s: float = 60.0) -> IO[str]:
-    """Take the lock as soon as its present holder lets go; name the holder now and then.
+    """Wait for the lock, and take it; name its holder now and then.
 
     Args:
         path: As for `try_lock`.
@@ -223,7 +228,7 @@ def wait_for_lock(path: Path, say_every_s: float = 60.0) -> IO[str]:
 
 
 def holder(path: Path) -> str:
-    """Describe the process that holds a lock, as far as this machine knows.
+    """The process that holds a lock in words, as far as this machine knows it.
 
     Source: proc_locks(5): `1: FLOCK ADVISORY WRITE <pid> <major>:<minor>:<inode> 0 EOF`.
     """

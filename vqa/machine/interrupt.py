@@ -1,4 +1,4 @@
-"""Ctrl-C and preemption by a cluster, heard even where Python drops the exception that they raise."""
+"""Ctrl-C and preemption by a cluster, noticed even where Python drops the exception that they raise."""
 
 import signal
 import threading

@@ -19,9 +19,9 @@ PATIENCE_S = 20  # for the program and for the address
 
 
 def asked_for(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """What a command line gives for `notify`, and its other words.
+    """The value of `notify` on a command line, and the other words of it.
 
-    The last one counts; null and nothing are None.
+    The last `notify=` counts; null and an empty value are None.
     """
     ours = [word for word in words if word.lstrip("+").partition("=")[0] == KEY]
     others = [word for word in words if word not in ours]

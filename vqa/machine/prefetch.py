@@ -16,10 +16,10 @@ AHEAD = 2
 
 
 def prefetched(make: Callable[[Job], Result], jobs: Iterable[Job], device: torch.device) -> Iterator[Result]:
-    """make(job) for every job, in order; on a GPU the next two are made meanwhile.
+    """make(job) for every job, in order; on a GPU a thread makes the next two meanwhile.
 
-    On a CPU nothing runs meanwhile: each is made when it is asked for. A result that ran out of device memory
-    beside the computation is made again when it is due.
+    On a CPU each is made when it is asked for. A result that ran out of device memory in the thread is made
+    again when it is due.
 
     Raises:
         Whatever `make` raises; when its result is due.
@@ -51,7 +51,7 @@ def prefetched(make: Callable[[Job], Result], jobs: Iterable[Job], device: torch
 
 
 def one_ahead(results: Iterable[Result]) -> Iterator[Result]:
-    """The same results, each after the next one was begun, so that waiting for one leaves a GPU with work."""
+    """The same results, each given only after the next one was begun, so that a GPU has work meanwhile."""
     waiting: deque[Result] = deque()
     for result in results:
         waiting.append(result)

@@ -98,7 +98,7 @@ def agreed(decide: Callable[[], Result]) -> Result:
 
     Raises:
         UserError: The main process's own.
-        SystemExit: In the others, then: the message is said once.
+        SystemExit: In the other processes then, so that the message is printed once.
     """
     if count() == 1:
         return decide()
@@ -121,17 +121,17 @@ def agreed(decide: Callable[[], Result]) -> Result:
 
 
 def share(chosen: Sequence[int]) -> list[int]:
-    """Places in a step's batch that are this process's.
+    """The places in a step's batch whose questions this process trains on.
 
     A question goes to the same process in nearly every epoch, so that few pictures pass through the tower
-    twice.
+    of two processes.
 
     Args:
         chosen: Numbers of the batch's questions.
 
     Returns:
-        Places in `chosen`; of all processes together each place once, of each as many as of the others,
-        or one more.
+        Places in `chosen`. All processes together have each place once, and no process has more than one
+        place more than another.
     """
     places = list(range(len(chosen)))
     if count() == 1:
@@ -168,7 +168,7 @@ def spread(items: Sequence[Item], work: Callable[[Sequence[Item]], list[Result]]
 
 
 def equalise(parameters: "Sequence[torch.Tensor]") -> None:
-    """Give all processes the main one's parameters: from here on equal sums keep them equal."""
+    """Copy the main process's parameters to all; equal gradient sums keep them equal afterwards."""
     if count() > 1:
         import torch.distributed as dist
 

@@ -1,4 +1,4 @@
-"""Repeating calls to a server that went away: a message, attempts further and further apart, and an end.
+"""Calls to a server that went away are repeated, with growing pauses, messages and a time limit.
 
 Our own and not tenacity: its `Retrying` would take over the pauses, which are three lines. When to give up,
 the message once a minute, the error that says how to go on and "answers again" would be callbacks of ours.
@@ -48,7 +48,7 @@ class Retry:
         self.sleep = sleep
 
     def call(self, attempt: Callable[[], Answer]) -> Answer:
-        """Return what `attempt` returns, after as many attempts as it takes.
+        """What `attempt` returns, after as many attempts as it takes.
 
         Raises:
             GoneError: The server stayed away for `limit_s`.
@@ -81,7 +81,7 @@ class Retry:
 
 
 def chain_of(error: BaseException) -> list[BaseException]:
-    """Return an exception and all that led to it, the first cause last."""
+    """An exception and all that led to it, the first cause last."""
     chain = [error]
     while (before := chain[-1].__cause__ or chain[-1].__context__) is not None and before not in chain:
         chain.append(before)
@@ -89,6 +89,6 @@ def chain_of(error: BaseException) -> list[BaseException]:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the first line of the first cause that has a text: drivers wrap it in pages of SQL."""
+    """The first line of the first cause that has a text: drivers wrap it in pages of SQL."""
     texts = [str(cause).strip(" ()\n").partition("\n")[0] for cause in chain_of(error)]
     return next((text for text in reversed(texts) if text), repr(error))

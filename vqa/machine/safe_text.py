@@ -22,7 +22,7 @@ _PLAIN = "\n\t\u200c\u200d"  # the last two join letters of Persian and Hindi, a
 
 
 def mask_secrets(value: Any, key: str = "") -> Any:
-    """Return a copy of nested dicts and lists with passwords and tokens replaced by ***.
+    """A copy of nested dicts and lists with passwords and tokens replaced by ***.
 
     Masked are strings under keys such as `hf_token` or `db.password`, passwords inside URLs
     (`postgresql://user:***@host/db`), `token=...` pairs inside strings such as Hydra overrides, and what

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqa.question import by_options, letters_of
-from vqa.results.metrics import P_FLOOR, accuracy, calibration_error, nll, per_question_nll
+from vqa.results.metrics import P_FLOOR, accuracy, calibration_error, codes_of, nll, per_question_nll
 from vqa.results.predictions import Prediction
-from vqa.results.uncertainty import Z95, mean_error, picture_codes
+from vqa.results.uncertainty import Z95, mean_error
 
 
 def average(members: Sequence[Sequence[Prediction]], weights: Sequence[int]) -> list[Prediction]:
@@ -72,7 +72,7 @@ def paired_gain(one: Sequence[Prediction], other: Sequence[Prediction]) -> dict[
     by_right = np.array(
         [(b.answer == b.gold) - (a.answer == a.gold) for a, b in zip(one, other, strict=True)]
     )
-    pictures = picture_codes([p.image_sha256 for p in one])
+    pictures = codes_of(one)
     return {"nll": _with_interval(by_nll, pictures), "accuracy": _with_interval(by_right, pictures)}
 
 

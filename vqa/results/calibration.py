@@ -1,4 +1,4 @@
-"""One temperature for probabilities that are too sure, or not sure enough: fitted on rows with known answers.
+"""Temperature scaling: one temperature for over- or underconfident probabilities, fitted on labelled rows.
 
 Tempering raises probabilities to the power 1 / T and normalises them again. The order of the letters
 stays, so no answer changes. Prediction files keep the model's own probabilities, and metrics.json has the
@@ -26,9 +26,9 @@ from vqa.results.predictions import Prediction
 
 log = logging.getLogger(__name__)
 UNCHANGED = 1.0  # the temperature that leaves probabilities as they are
-LOWEST, HIGHEST = 0.05, 20.0  # the fit is looked for between these
+LOWEST, HIGHEST = 0.05, 20.0  # bounds of the fitted temperature
 PARTS = 5  # of the rows, when a temperature is judged on the rows it is fitted on
-HALVINGS = 50  # of the interval of 1 / T: more than a float64 can tell apart
+HALVINGS = 50  # bisection steps: the interval is then below the precision of a float64
 
 
 def tempered(predictions: Sequence[Prediction], temperature: float) -> list[Prediction]:
@@ -51,11 +51,10 @@ def tempered(predictions: Sequence[Prediction], temperature: float) -> list[Pred
 
 
 def fitted_temperature(predictions: Sequence[Prediction]) -> float:
-    """The temperature with the lowest mean NLL on these rows and on one more, whose answer is any letter.
+    """The temperature with the lowest mean NLL on these rows and an extra one whose answer is every letter.
 
-    Without that row a model that answers all of them right would be made infinitely sure. The mean NLL is
-    convex in 1 / T, so the zero of its slope is found by halving; the same rows give the same number
-    everywhere.
+    Without the extra row, a model that answers all rows right would get infinite confidence. The mean NLL is
+    convex in 1 / T, so bisection finds the zero of its slope; the same rows give the same number everywhere.
 
     Args:
         predictions: Labelled.
@@ -66,13 +65,13 @@ def fitted_temperature(predictions: Sequence[Prediction]) -> float:
     Raises:
         ValueError: There are no predictions, or one has no gold letter.
 
-    Source of the row more: Platt 1999, Probabilistic Outputs for Support Vector Machines, section 2.2, whose
+    Source of the extra row: Platt 1999, Probabilistic Outputs for Support Vector Machines, section 2.2, whose
     targets are those of one more answer of each kind.
     """
     alike = _log_p(predictions)
     nll(predictions)  # refuses unlabelled rows in the words of the other scores
     golds = np.array([LETTERS.index(str(prediction.gold)) for prediction in predictions])
-    # the row more is as sure as these are on average
+    # the extra row has the rows' mean log probabilities
     of_gold = np.empty(len(golds))
     for places, log_p in alike:
         of_gold[places] = log_p[np.arange(len(places)), golds[places]]
@@ -138,7 +137,7 @@ def chosen_temperature(predictions: Sequence[Prediction], wanted: float | Litera
 def held_out_calibrated(
     predictions: Sequence[Prediction], wanted: float | Literal["auto"]
 ) -> list[Prediction]:
-    """The rows that the temperature is fitted on, each tempered without having been fitted on.
+    """Labelled rows, each tempered with a temperature that was fitted on the others.
 
     Args:
         predictions: Labelled.
@@ -188,7 +187,7 @@ def _part(prediction: Prediction) -> int:
 
 
 def _log_p(predictions: Sequence[Prediction]) -> list[tuple[list[int], NDArray[np.float64]]]:
-    """By number of options n: places, and (places, n) log probabilities, of 0 at the floor of the NLL."""
+    """By number of options n: places, and (places, n) log probabilities, clipped at the floor of the NLL."""
     return [
         (places, np.log(np.clip(np.array([predictions[i].p for i in places], np.float64), P_FLOOR, 1.0)))
         for places in by_options(len(p.p) for p in predictions).values()

@@ -1,4 +1,4 @@
-"""What the trials of a study say together: who is tied with the best, what the best is worth, who goes on.
+"""The trials of a study compared: ties with the best, its corrected score, and which to train again.
 
 A trial that was trained again with other `train_seed`s has several trainings on the same folds. Two trials
 are compared on the seeds that both have: a seed that is unlucky for one is mostly unlucky for all, and that
@@ -43,8 +43,8 @@ class Verdict:
 
     Args:
         tied: Whether each trial is not told apart from the best, by number; None: nothing was compared.
-        corrected: The best trial's NLL, corrected for its having been picked; None where nothing was
-            compared.
+        corrected: The best trial's NLL, corrected for selection bias (the best of many looks better than
+            it is); None where nothing was compared.
         retraining_sd: Standard deviation of a trial's NLL from one training to the next; None: not measured.
         retraining_share: Its share in the variance of the best trial's NLL, were it trained once.
     """
@@ -58,8 +58,8 @@ class Verdict:
 def standing_order(trial: Trained) -> tuple[int, float]:
     """Sort key of complete trials of a study in which some were trained again: the best first.
 
-    Those that stayed longest in the race stand in front, among them the lowest mean. The score that got a
-    trial into the race is the luckiest of many; one that was never repeated does not beat one that was.
+    Trials with the most trainings come first, among them the lowest mean NLL. A trial that was trained once
+    may owe its score to luck, so it does not beat one that was trained again.
     """
     return -len(trial.nll), trial.mean
 
@@ -94,7 +94,7 @@ def compare(trials: Sequence[Trained]) -> Verdict:
 
 
 def retraining_noise(trials: Sequence[Trained]) -> tuple[float | None, float]:
-    """Return how much training again moves a trial's NLL, and how much it moves it against other trials.
+    """How much another training moves a trial's NLL, and how much it moves it relative to other trials.
 
     Returns:
         The standard deviation of one trial's NLL over trainings, pooled over trials, None where nothing was
@@ -116,7 +116,7 @@ def retraining_noise(trials: Sequence[Trained]) -> tuple[float | None, float]:
 
 
 def next_trainings(trials: Sequence[Trained], left: int) -> list[int]:
-    """Say which trials to train again with the next seed: one round of successive elimination.
+    """The trials to train again with the next seed: one round of successive elimination.
 
     Runs as long as trainings are left and more than one trial is tied with the best. The first round takes as
     many as can be trained twice, later ones those that are still tied. Two are needed for a race, so a last

@@ -440,7 +440,7 @@ def _asked(cfg: Any) -> dict[str, str]:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return nested settings as dotted names and texts: strings as they are, the rest as JSON."""
+    """Nested settings as dotted names and texts: strings as they are, the rest as JSON."""
     flat: dict[str, str] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"

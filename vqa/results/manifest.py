@@ -51,7 +51,7 @@ def write_manifest(path: Path, made: Provenance) -> None:
         made: What the stage knows; code, packages, machine and time are added.
 
     Raises:
-        ValueError: a name in `extra` is one of the manifest's own.
+        ValueError: A name in `extra` is one of the manifest's own.
     """
     content: dict[str, Any] = {
         "finished_utc": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -74,7 +74,7 @@ def write_manifest(path: Path, made: Provenance) -> None:
 
 @functools.cache
 def git_state() -> dict[str, Any] | None:
-    """Return the checkout's `commit` and whether it is `dirty`; None outside git or without a commit.
+    """The checkout's `commit` and whether it is `dirty`; None outside git or without a commit.
 
     Asked once per process, of the folder that holds this package: the code that runs, wherever from.
     """
@@ -85,7 +85,7 @@ def git_state() -> dict[str, Any] | None:
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of the installed packages that decide a run's numbers."""
+    """The versions of Python and of the installed packages that decide a run's numbers."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -96,7 +96,7 @@ def package_versions() -> dict[str, str]:
 
 
 def device_name() -> str:
-    """Return the name of the first GPU, or "cpu".
+    """The name of the first GPU, or "cpu".
 
     A process that never imported torch used no GPU; torch is not imported just to say so.
     """

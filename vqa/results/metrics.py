@@ -22,7 +22,7 @@ COLLAPSE_PART = 0.2
 
 
 def accuracy_interval(correct: int, n: int) -> tuple[float, float]:
-    """Return the 95 % Wilson interval of a share of right answers to questions on as many pictures.
+    """The 95 % Wilson interval of a share of right answers to questions on as many pictures.
 
     Wilson and not the normal approximation: it stays inside 0..1 and holds at 0 and n right answers.
 
@@ -44,23 +44,23 @@ def accuracy_interval(correct: int, n: int) -> tuple[float, float]:
 
 
 def accuracy_ci95(predictions: Sequence[Prediction]) -> tuple[float, float]:
-    """Return the 95 % Wilson interval of the share of right answers, over pictures.
+    """The 95 % Wilson interval of the share of right answers, over pictures.
 
     Raises:
-        ValueError: there are no predictions or one has no gold letter.
+        ValueError: There are no predictions or one has no gold letter.
     """
     pairs = _labelled(predictions)
-    codes = _codes(predictions)
+    codes = codes_of(predictions)
     if int(codes.max()) + 1 == len(codes):  # every question has a picture of its own
         return accuracy_interval(sum(p.answer == gold for p, gold in pairs), len(pairs))
     return share_interval(np.array([p.answer == gold for p, gold in pairs]), codes)
 
 
 def per_question_nll(predictions: Sequence[Prediction]) -> dict[str, float]:
-    """Return every question's -log p_gold in nats, by id, with p_gold clipped at `P_FLOOR`.
+    """Every question's -log p_gold in nats, by id, with p_gold clipped at `P_FLOOR`.
 
     Raises:
-        ValueError: there are no predictions, one has no gold letter, or an id repeats.
+        ValueError: There are no predictions, one has no gold letter, or an id repeats.
     """
     values = {p.id: -math.log(max(p.p[LETTERS.index(gold)], P_FLOOR)) for p, gold in _labelled(predictions)}
     if len(values) != len(predictions):
@@ -69,35 +69,35 @@ def per_question_nll(predictions: Sequence[Prediction]) -> dict[str, float]:
 
 
 def nll(predictions: Sequence[Prediction]) -> tuple[float, float]:
-    """Return the mean option NLL in nats and its standard error over pictures.
+    """The mean option NLL in nats and its standard error over pictures.
 
     A model that knows nothing scores ln n with n options, 1.386 with four. Of a single picture the
     standard error is infinite.
 
     Raises:
-        ValueError: as `per_question_nll`.
+        ValueError: As `per_question_nll`.
     """
     values = np.array(list(per_question_nll(predictions).values()))
-    return float(values.mean()), mean_error(values, _codes(predictions))
+    return float(values.mean()), mean_error(values, codes_of(predictions))
 
 
 def accuracy(predictions: Sequence[Prediction]) -> float:
-    """Return the share of right answers; no answer counts as wrong.
+    """The share of right answers; no answer counts as wrong.
 
     Raises:
-        ValueError: there are no predictions or one has no gold letter.
+        ValueError: There are no predictions or one has no gold letter.
     """
     return sum(p.answer == gold for p, gold in _labelled(predictions)) / len(predictions)
 
 
 def calibration_error(predictions: Sequence[Prediction]) -> float:
-    """Return the expected calibration error, 0..1: how far accuracy is from confidence in ten bins.
+    """The expected calibration error, 0..1: how far accuracy is from confidence in ten bins.
 
     Confidence is the top probability. 0 is perfect; it is no smaller than chance makes it, which on 600 rows
     is about 0.01.
 
     Raises:
-        ValueError: there are no predictions or one has no gold letter.
+        ValueError: There are no predictions or one has no gold letter.
 
     Source: Naeini et al. 2015, Obtaining Well Calibrated Probabilities Using Bayesian Binning, with equal
     widths as Guo et al. 2017 (arXiv 1706.04599, equation 3).
@@ -113,7 +113,7 @@ def calibration_error(predictions: Sequence[Prediction]) -> float:
 
 
 def confidence_bins(predictions: Sequence[Prediction]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the number of each prediction's bin, from 0, and its confidence, the top probability."""
+    """The number of each prediction's bin, from 0, and its confidence, the top probability."""
     confidence = np.array([max(p.p) for p in predictions])
     edges = np.linspace(0, 1, CONFIDENCE_BINS + 1)
     bins = np.clip(np.digitize(confidence, edges) - 1, 0, CONFIDENCE_BINS - 1)
@@ -123,7 +123,7 @@ def confidence_bins(predictions: Sequence[Prediction]) -> tuple[NDArray[np.int64
 def paired_p_value(
     a: Mapping[str, float], b: Mapping[str, float], pictures: Mapping[str, str] | None = None
 ) -> float:
-    """Return the two-sided p value of a paired t-test on per-question NLL, over the questions both answer.
+    """The two-sided p value of a paired t-test on per-question NLL, over the questions both answer.
 
     Pairing removes what all models find hard or easy: far sharper than comparing two means.
     Identical scores give 1.0.
@@ -134,7 +134,7 @@ def paired_p_value(
         pictures: Digest of each question's picture by id, see `pictures_of`; None: a picture each.
 
     Raises:
-        ValueError: fewer than two questions, or pictures, are shared.
+        ValueError: Fewer than two questions, or pictures, are shared.
     """
     shared = sorted(a.keys() & b.keys())
     if len(shared) < 2:
@@ -143,13 +143,18 @@ def paired_p_value(
     return mean_p_value(difference, picture_codes([(pictures or {}).get(name, "") for name in shared]))
 
 
+def codes_of(predictions: Sequence[Prediction]) -> NDArray[np.int64]:
+    """The number of each question's picture, see `vqa.results.uncertainty.picture_codes`."""
+    return picture_codes([p.image_sha256 for p in predictions])
+
+
 def pictures_of(predictions: Sequence[Prediction]) -> dict[str, str]:
-    """Return the digest of each question's picture, by id."""
+    """The digest of each question's picture, by id."""
     return {p.id: p.image_sha256 for p in predictions}
 
 
 def mcnemar_p_value(a: Sequence[Prediction], b: Sequence[Prediction]) -> float:
-    """Return the exact McNemar p value of two models' right and wrong answers, for base against tuned.
+    """The exact McNemar p value of two models' right and wrong answers, for base against tuned.
 
     Only questions that exactly one of the two gets right count; none of those gives 1.0. Those on one picture
     go together: what is flipped is a picture.
@@ -159,7 +164,7 @@ def mcnemar_p_value(a: Sequence[Prediction], b: Sequence[Prediction]) -> float:
         b: Labelled predictions of another, of the same questions in any order.
 
     Raises:
-        ValueError: there are no predictions, one has no gold letter, or the questions differ.
+        ValueError: There are no predictions, one has no gold letter, or the questions differ.
 
     Source: Q. McNemar (1947), exact binomial form.
     """
@@ -170,16 +175,16 @@ def mcnemar_p_value(a: Sequence[Prediction], b: Sequence[Prediction]) -> float:
             f"both models must answer the same questions, {len(first.keys() ^ second.keys())} are in one only"
         )
     differences = [int(right) - int(second[question_id]) for question_id, right in first.items()]
-    return sign_flip_p_value(np.array(differences), _codes(a))
+    return sign_flip_p_value(np.array(differences), codes_of(a))
 
 
 def confusion(predictions: Sequence[Prediction]) -> NDArray[np.int64]:
-    """Count answers by gold letter, shape (n, n + 1): rows gold a, b, ..., columns the answer and no answer.
+    """The confusion matrix, shape (n, n + 1): rows gold a, b, ..., columns the answer, the last: none.
 
     n is the largest number of options that a question has.
 
     Raises:
-        ValueError: there are no predictions or one has no gold letter.
+        ValueError: There are no predictions or one has no gold letter.
     """
     pairs, most = _labelled(predictions), most_options(predictions)
     counts = np.zeros((most, most + 1), dtype=np.int64)
@@ -190,10 +195,10 @@ def confusion(predictions: Sequence[Prediction]) -> NDArray[np.int64]:
 
 
 def letter_shares(letters: Sequence[str | None]) -> dict[str, float]:
-    """Return each letter's share among the letters given, up to the last of them; None is left out.
+    """Each letter's share among the letters given, up to the last of them; None is left out.
 
     Raises:
-        ValueError: not a single letter is given.
+        ValueError: Not a single letter is given.
     """
     given = [letter for letter in letters if letter is not None]
     if not given:
@@ -204,7 +209,7 @@ def letter_shares(letters: Sequence[str | None]) -> dict[str, float]:
 def collapse_alarm(
     predictions: Sequence[Prediction], label_shares: Mapping[str, float] | None = None
 ) -> str | None:
-    """Return a warning when one letter takes too many of the answers while the labels do not, else None.
+    """A warning where one letter has too large a share of the answers, but not of the labels; else None.
 
     Too many are over 40 % with four options (`COLLAPSE_PART`).
 
@@ -214,7 +219,7 @@ def collapse_alarm(
             labels every share that large is suspicious.
 
     Raises:
-        ValueError: there are no answers.
+        ValueError: There are no answers.
     """
     answers = [p.answer for p in predictions]
     if all(answer is None for answer in answers):
@@ -236,7 +241,7 @@ def collapse_alarm(
 
 
 def summary(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """Return the scores of labelled predictions under the names that files and MLflow use.
+    """The scores of labelled predictions under the names that files and MLflow use.
 
     Returns:
         `accuracy`, `accuracy_ci95` [low, high], `nll` and `nll_se` in nats, `ece`, `n`, `n_pictures`,
@@ -245,7 +250,7 @@ def summary(predictions: Sequence[Prediction]) -> dict[str, Any]:
         questions have each number).
 
     Raises:
-        ValueError: as `per_question_nll`.
+        ValueError: As `per_question_nll`.
     """
     mean_nll, nll_se = nll(predictions)
     n = len(predictions)
@@ -259,7 +264,7 @@ def summary(predictions: Sequence[Prediction]) -> dict[str, Any]:
         "nll_se": nll_se,
         "ece": calibration_error(predictions),
         "n": n,
-        "n_pictures": int(_codes(predictions).max()) + 1,
+        "n_pictures": int(codes_of(predictions).max()) + 1,
         "option_mass": sum(p.option_mass for p in predictions) / n,
         "no_answer_rate": no_answer_rate(predictions),
         "accuracy_by_kind": {kind: accuracy([p for p in predictions if p.kind == kind]) for kind in kinds},
@@ -268,28 +273,24 @@ def summary(predictions: Sequence[Prediction]) -> dict[str, Any]:
 
 
 def guessing_of(predictions: Sequence[Prediction]) -> Guessing:
-    """Return what guessing scores on these questions."""
+    """What guessing scores on these questions."""
     return guessing(len(p.p) for p in predictions)
 
 
 def chance_of(metrics: Mapping[str, Any]) -> float:
-    """Return the accuracy of guessing that a metrics.json names; early versions knew four options only."""
+    """The accuracy of guessing that a metrics.json names; early versions knew four options only."""
     return float(metrics.get("chance", 0.25))
 
 
 def most_options(predictions: Sequence[Prediction]) -> int:
-    """Return the largest number of options that a question has; 0 without questions."""
+    """The largest number of options that a question has; 0 without questions."""
     return max((len(p.p) for p in predictions), default=0)
 
 
 def no_answer_rate(predictions: Sequence[Prediction]) -> float:
-    """Return the share of rows whose text held no letter, also of those answered by probabilities instead."""
+    """The share of rows whose text held no letter, also of those answered by probabilities instead."""
     silent = sum(p.answer is None or NO_ANSWER in p.flag.split() for p in predictions)
     return silent / len(predictions)
-
-
-def _codes(predictions: Sequence[Prediction]) -> NDArray[np.int64]:
-    return picture_codes([p.image_sha256 for p in predictions])
 
 
 def _labelled(predictions: Sequence[Prediction]) -> list[tuple[Prediction, str]]:

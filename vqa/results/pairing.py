@@ -4,7 +4,7 @@ Pairing removes what both find hard or easy. Errors are taken over pictures (`vq
 training of each is compared: what training the same settings again would change is not in the intervals.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from vqa.errors import UserError
 from vqa.results.metrics import (
     accuracy_ci95,
+    codes_of,
     mcnemar_p_value,
     nll,
     paired_p_value,
@@ -19,7 +20,7 @@ from vqa.results.metrics import (
     pictures_of,
 )
 from vqa.results.predictions import Prediction
-from vqa.results.uncertainty import Z95, Codes, mean_interval, picture_codes
+from vqa.results.uncertainty import Z95, Codes, Floats, mean_interval
 
 LEVEL = 0.05  # a difference with a higher p value is a tie
 Interval = tuple[float, float]
@@ -122,7 +123,7 @@ def paired(first: Sequence[Prediction], second: Sequence[Prediction]) -> Paired:
             f"the two share no held-out question{also}: they were made from other data, or with another seed "
             "or split. Score both on one labelled file instead: vqa evaluate STUDY FILE"
         )
-    codes = picture_codes([p.image_sha256 for p in a])
+    codes = codes_of(a)
     pictures = int(codes.max()) + 1
     if pictures < 2:
         raise UserError(
@@ -145,36 +146,27 @@ def paired(first: Sequence[Prediction], second: Sequence[Prediction]) -> Paired:
 
 
 def _accuracy(name: str, a: Sequence[Prediction], b: Sequence[Prediction], p: float | None) -> Difference:
-    first, second = (np.array([float(p.answer == p.gold) for p in run]) for run in (a, b))
-    low, high = mean_interval(second - first, picture_codes([p.image_sha256 for p in a]))
-    return Difference(
-        name,
-        len(a),
-        float(first.mean()),
-        accuracy_ci95(a),
-        float(second.mean()),
-        accuracy_ci95(b),
-        float((second - first).mean()),
-        (max(-1.0, low), min(1.0, high)),
-        p,
-    )
+    rights = [np.array([float(p.answer == p.gold) for p in run]) for run in (a, b)]
+    low, high = mean_interval(rights[1] - rights[0], codes_of(a))
+    own = accuracy_ci95(a), accuracy_ci95(b)
+    return _difference(name, rights, own, (max(-1.0, low), min(1.0, high)), p)
 
 
 def _nll(a: Sequence[Prediction], b: Sequence[Prediction], codes: Codes) -> Difference:
-    losses: list[Mapping[str, float]] = [per_question_nll(a), per_question_nll(b)]
-    first, second = (np.array(list(loss.values())) for loss in losses)
-    p = paired_p_value(losses[0], losses[1], pictures_of(a))
-    return Difference(
-        "NLL",
-        len(a),
-        float(first.mean()),
-        _around(*nll(a)),
-        float(second.mean()),
-        _around(*nll(b)),
-        float((second - first).mean()),
-        mean_interval(second - first, codes),
-        p,
-    )
+    by_id = per_question_nll(a), per_question_nll(b)
+    losses = [np.array(list(values.values())) for values in by_id]
+    own = _around(*nll(a)), _around(*nll(b))
+    interval = mean_interval(losses[1] - losses[0], codes)
+    return _difference("NLL", losses, own, interval, paired_p_value(*by_id, pictures_of(a)))
+
+
+def _difference(
+    name: str, scores: Sequence[Floats], own: tuple[Interval, Interval], interval: Interval, p: float | None
+) -> Difference:
+    """From both runs' scores by question, (n,) each, and their own intervals."""
+    first, second = (float(values.mean()) for values in scores)
+    by = float((scores[1] - scores[0]).mean())
+    return Difference(name, len(scores[0]), first, own[0], second, own[1], by, interval, p)
 
 
 def _kinds(a: Sequence[Prediction], b: Sequence[Prediction]) -> list[Difference]:

@@ -33,7 +33,7 @@ class Prediction:
             taken over pictures.
 
     Raises:
-        ValueError: there are fewer than two probabilities or more than six, one is not in 0..1 (NaN
+        ValueError: There are fewer than two probabilities or more than six, one is not in 0..1 (NaN
             included), they do not add up to 1, or a letter is none of theirs.
     """
 
@@ -86,7 +86,7 @@ def write_predictions(path: Path, predictions: Sequence[Prediction], fold: int |
         fold: Number of the fold these rows were held out in; adds the column `fold`.
 
     Raises:
-        ValueError: there is nothing to write.
+        ValueError: There is nothing to write.
     """
     _write(path, [(prediction, fold) for prediction in predictions])
 
@@ -103,8 +103,8 @@ def append_predictions(path: Path, predictions: Sequence[Prediction], fold: int)
         fold: The fold's number.
 
     Raises:
-        UserError: the file that is there cannot be read.
-        ValueError: there is nothing to write.
+        UserError: The file that is there cannot be read.
+        ValueError: There is nothing to write.
     """
     kept = [row for row in _read(path) if row[1] != fold] if path.exists() else []
     _write(path, kept + [(prediction, fold) for prediction in predictions])
@@ -114,7 +114,7 @@ def read_predictions(path: Path) -> list[Prediction]:
     """Read a file of `write_predictions`, in file order.
 
     Raises:
-        UserError: the file is missing, lacks a column, repeats an id or holds a bad value (says which row).
+        UserError: The file is missing, lacks a column, repeats an id or holds a bad value (says which row).
     """
     return [prediction for prediction, _ in _read(path)]
 
@@ -123,7 +123,7 @@ def read_fold_predictions(path: Path) -> list[tuple[Prediction, int | None]]:
     """Read an out-of-fold file: each prediction with the fold in which it was held out.
 
     Raises:
-        UserError: as `read_predictions`.
+        UserError: As `read_predictions`.
     """
     return _read(path)
 
@@ -137,7 +137,7 @@ def write_submission(path: Path, predictions: Sequence[Prediction], ids: Sequenc
         ids: The questions' ids as their file gives them.
 
     Raises:
-        UserError: an answer is missing, an id repeats, or the rows are not exactly the questions in order.
+        UserError: An answer is missing, an id repeats, or the rows are not exactly the questions in order.
     """
     repeated = _first_repeated(ids)
     if repeated is not None:

@@ -1,4 +1,4 @@
-"""One process at a time works in a run's folder; whoever comes second is told who is at work there.
+"""One process at a time works in a run's folder; a second one is refused, and told which process works there.
 
 The lock is that of `vqa.machine.files`: the kernel drops it when its holder dies, so nobody has to clean up
 after a kill. What stands in the file is for the message alone.
@@ -19,7 +19,10 @@ from vqa.machine.files import NoLocksError, holder, try_lock
 from vqa.results.folder import RUN_LOCK, RunFolder
 
 log = logging.getLogger(__name__)
-TRIES, PAUSE_S = 20, 0.05  # a dying holder's files close one after the other; a look holds the lock briefly
+TRIES, PAUSE_S = (
+    20,
+    0.05,
+)  # a process that ends closes its files one by one; `is_locked` holds the lock for an instant
 
 
 @contextmanager
@@ -66,7 +69,7 @@ def _taken(path: Path) -> IO[str]:
 
 
 def _note(lock: IO[str]) -> None:
-    """Write down who holds it, also for other machines."""
+    """Write into the lock file who holds it, for processes of other machines too."""
     lock.truncate(0)
     lock.write(
         f"process {os.getpid()} of {socket.gethostname()}, since {datetime.now(UTC):%Y-%m-%d %H:%M} UTC\n"
@@ -76,6 +79,6 @@ def _note(lock: IO[str]) -> None:
 
 
 def _holder(path: Path) -> str:
-    """Who holds the lock: as that process wrote it down, else as this machine's kernel knows it."""
+    """Who holds the lock: what that process wrote into the file, else what this machine's kernel knows."""
     noted = path.read_text(encoding="utf-8", errors="replace").splitlines()[:1]
     return noted[0][:200] if noted and noted[0] else holder(path)

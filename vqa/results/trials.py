@@ -33,7 +33,7 @@ class TrialRow:
         parameters: Searched parameters by config path; numbers as floats.
         tied: Whether it is not told apart from the best trial.
         rank: Its place in the file, from 0; the best trial is the first.
-        corrected: The best trial's NLL corrected for its having been picked; NaN for all others.
+        corrected: The best trial's NLL corrected for selection bias; NaN for all others.
         trainings: How often it was trained on the same folds, each time with another `train_seed`.
         retraining_sd: Standard deviation of the NLL of one training from the next, nats; NaN where not
             measured.
@@ -64,7 +64,7 @@ def read_trials(leaderboard: Path) -> list[TrialRow]:
     """Read a leaderboard, sorted by trial number.
 
     Raises:
-        UserError: as `read_leaderboard`.
+        UserError: As `read_leaderboard`.
     """
     return sorted(read_leaderboard(leaderboard), key=lambda trial: trial.number)
 
@@ -73,7 +73,7 @@ def read_leaderboard(leaderboard: Path) -> list[TrialRow]:
     """Read a leaderboard in its own order, the best trial first.
 
     Raises:
-        UserError: the file is missing, lacks a column or holds a bad number.
+        UserError: The file is missing, lacks a column or holds a bad number.
     """
     try:
         with leaderboard.open(newline="", encoding="utf-8-sig") as file:
@@ -98,7 +98,7 @@ def read_leaderboard(leaderboard: Path) -> list[TrialRow]:
 
 
 def study_scores(trials: Sequence[TrialRow]) -> dict[str, float]:
-    """Return the numbers that stand for a study: the best complete trial's scores, and how many ended how."""
+    """The numbers that sum up a study: the best complete trial's scores, and trials in each state."""
     complete = complete_trials(trials)
     scores = {
         "trials": float(len(trials)),
@@ -119,12 +119,12 @@ def study_scores(trials: Sequence[TrialRow]) -> dict[str, float]:
 
 
 def complete_trials(trials: Sequence[TrialRow]) -> list[TrialRow]:
-    """Return the complete trials that have a score."""
+    """The complete trials that have a score."""
     return [trial for trial in trials if trial.state == "COMPLETE" and math.isfinite(trial.nll)]
 
 
 def best_trial(complete: Sequence[TrialRow]) -> TrialRow:
-    """Return the winner among complete trials, at least one: the first in the leaderboard."""
+    """The winner among complete trials, at least one: the first in the leaderboard."""
     return min(complete, key=lambda trial: (trial.rank, trial.nll))
 
 
@@ -151,7 +151,7 @@ def other_leader(scores: Sequence[tuple[int, float | None, float | None]], by_ac
 
 
 def varied_parameters(trials: Sequence[TrialRow]) -> list[str]:
-    """Return the searched parameters that take more than one value among the complete trials."""
+    """The searched parameters that take more than one value among the complete trials."""
     complete = complete_trials(trials)
     names = complete[0].parameters if complete else {}
     return [name for name in names if len({trial.parameters[name] for trial in complete}) > 1]

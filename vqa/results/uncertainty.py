@@ -1,4 +1,4 @@
-"""How sure a number is: errors by picture, ties among many trials, what picking the best costs.
+"""Standard errors and tests over pictures, ties among many trials, and the selection bias of the best.
 
 Questions about one picture are not independent: an adapter that misreads the picture misses all of them.
 Every error here is taken over pictures (clusters), and every test and bootstrap moves whole pictures. With
@@ -46,7 +46,7 @@ def picture_sums(values: Floats, codes: Codes) -> Floats:
 
 
 def mean_error(values: Floats, codes: Codes) -> float:
-    """Return the standard error of a mean over questions that share pictures; infinite for one picture.
+    """The standard error of a mean over questions that share pictures; infinite for one picture.
 
     Var = G / (G - 1) * sum over pictures of (sum of its deviations)^2 / n^2. With one question a picture this
     is the variance over n.
@@ -65,10 +65,10 @@ def mean_error(values: Floats, codes: Codes) -> float:
 
 
 def mean_p_value(differences: Floats, codes: Codes) -> float:
-    """Return the two-sided p value that a mean over questions is zero: t with G - 1 degrees of freedom.
+    """The two-sided p value that a mean over questions is zero: t with G - 1 degrees of freedom.
 
     Raises:
-        ValueError: fewer than two pictures.
+        ValueError: Fewer than two pictures.
     """
     from scipy.special import stdtr  # scipy.stats takes 1.4 s to import
 
@@ -82,8 +82,9 @@ def mean_p_value(differences: Floats, codes: Codes) -> float:
 
 
 def mean_interval(differences: Floats, codes: Codes) -> tuple[float, float]:
-    """Return the 95 % interval of a mean over questions, infinite for one picture: t with G - 1 degrees of
-    freedom, so that it holds 0 just where `mean_p_value` is above 0.05.
+    """The 95 % interval of a mean over questions: t with G - 1 degrees of freedom; infinite for one picture.
+
+    It contains 0 exactly where `mean_p_value` is above 0.05.
 
     Args:
         differences: Shape (n,).
@@ -99,7 +100,7 @@ def mean_interval(differences: Floats, codes: Codes) -> tuple[float, float]:
 
 
 def share_interval(right: NDArray[np.bool_], codes: Codes) -> tuple[float, float]:
-    """Return the 95 % Wilson interval of a share, with as many questions as the pictures are worth.
+    """The 95 % Wilson interval of a share, with the effective number of questions.
 
     n is divided by the design effect, the clustered variance over that of independent questions, which is
     never taken below 1. Where all are right or all wrong it cannot be seen, and G questions count.
@@ -122,7 +123,7 @@ def share_interval(right: NDArray[np.bool_], codes: Codes) -> tuple[float, float
 
 
 def sign_flip_p_value(differences: NDArray[np.int64], codes: Codes) -> float:
-    """Return the exact two-sided p value of whole-number differences, flipping the sign of whole pictures.
+    """The exact two-sided p value of whole-number differences, flipping the sign of whole pictures.
 
     With one question a picture and differences -1, 0 and 1 this is McNemar's exact test.
 
@@ -145,7 +146,7 @@ def sign_flip_p_value(differences: NDArray[np.int64], codes: Codes) -> float:
 
 
 def tie_widths(values: Floats, codes: Codes, best: int, noise: Floats | None = None) -> Floats:
-    """Return how far from the best each trial may lie and still be tied, over all trials at once, shape (T,).
+    """How far from the best each trial may be and still be tied, for all trials at once, shape (T,).
 
     Each trial's questions are centred, so that all are equally good; then pictures are drawn with
     replacement, the same ones for all trials. The widest difference of any two, in units of that pair's own
@@ -186,7 +187,7 @@ def tie_widths(values: Floats, codes: Codes, best: int, noise: Floats | None = N
 
 
 def picked_value(values: Floats, codes: Codes, best: int, noise: Floats | None = None) -> float:
-    """Return the mean of the best trial, corrected for its having been picked among all.
+    """The mean of the best trial, corrected for selection bias: the best of many looks better than it is.
 
     Pictures are drawn with replacement. Each time the trial that is best on the drawn pictures is scored on
     the pictures that were not drawn. The best trial's own mean on those serves as a control variate: where
@@ -220,7 +221,7 @@ def picked_value(values: Floats, codes: Codes, best: int, noise: Floats | None =
 
 
 def swapped_halves(nll: Floats, right: NDArray[np.bool_], codes: Codes) -> tuple[float, float]:
-    """Return NLL and accuracy of the best epoch, with no epoch chosen on the questions it is scored on.
+    """NLL and accuracy of the best epoch, with no epoch chosen on the questions it is scored on.
 
     Every other picture makes a half. The epoch with the lowest NLL on one half is scored on the other, and
     the other way round. The best of E epochs on the rows that are then reported looks better than it is.

@@ -200,7 +200,7 @@ def _train_one(
         trained = _train(settings, encoder, model, job, place.run, place.tracked)
         if processes.is_main():
             save_adapter(model, place.adapter, encoder.base)
-        answers = _answer(settings, encoder, model, job, base)
+        answers = _answer(settings, encoder, job, base)
     return _metrics(settings, encoder.base, job, answers, trained), answers
 
 
@@ -311,14 +311,12 @@ def _averaged(
     return metrics, answers
 
 
-def _answer(
-    settings: Settings, encoder: Encoder, model: Any, job: _Job, base: Sequence[Prediction]
-) -> _Answers:
+def _answer(settings: Settings, encoder: Encoder, job: _Job, base: Sequence[Prediction]) -> _Answers:
     valid_facts: dict[str, Any] = {}
-    valid = answer(encoder, model, job.split.valid, settings, valid_facts, job.train)
+    valid = answer(encoder, job.split.valid, settings, valid_facts, job.train)
     temperature = chosen_temperature(valid, settings.inference.temperature)
     test_facts: dict[str, Any] = {}
-    test = answer(encoder, model, job.test, settings, test_facts, job.train, temperature) if job.test else []
+    test = answer(encoder, job.test, settings, test_facts, job.train, temperature) if job.test else []
     return _Answers(base, valid, valid_facts, test, test_facts)
 
 

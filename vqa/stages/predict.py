@@ -76,10 +76,10 @@ def _run(settings: Settings, folder: Path, with_base: bool) -> dict[str, Any]:
     refuse_too_long(encoder, questions)
     with open_tracker(settings.tracking).run(settings.stage, settings.stage, folder) as tracked:
         tracked.params(settings.plain)
-        with loaded_members(encoder.base, adapter) as each:
+        with loaded_members(encoder.base, adapter) as members:
             begun = time.perf_counter()
             facts: dict[str, Any] = {}
-            predictions = answer_with_members(encoder, adapter, each, questions, settings, facts, source)
+            predictions = answer_with_members(encoder, members, questions, settings, facts, source)
             seconds = time.perf_counter() - begun
         base: list[Prediction] = []
         if with_base:

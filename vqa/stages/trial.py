@@ -180,11 +180,11 @@ def _run_fold(trial: _Trial, fold: Fold, finished: Sequence[FoldResult]) -> Fold
         cost = fit(encoder, model, fold.train, plan, evaluate)
         return TrainedFold(evaluations, cost.train_samples_per_s)
 
-    with fold_adapter(settings, encoder.base, number, train) as (model, trained, reused):
+    with fold_adapter(settings, encoder.base, number, train) as (_, trained, reused):
         if reused and progress.reports_by() == "part":
             for at, mean in trained.evaluations[:-1]:
                 reports.note(at, mean)
-        predictions = answer(encoder, model, fold.valid, settings, source=fold.train)
+        predictions = answer(encoder, fold.valid, settings, source=fold.train)
         mean, _ = nll(predictions)
         reports.track(trained.evaluations[-1][0], mean)
     seconds = time.perf_counter() - started

@@ -20,7 +20,7 @@ from vqa.machine.files import replace_text
 from vqa.machine.safe_text import mask_secrets
 from vqa.results.folder import RunFolder, flatten
 from vqa.results.manifest import git_state, package_versions
-from vqa.tracking.record import EndsWithItsBlock, NullTracker, Tracker
+from vqa.tracking.record import NullTracker, Run, Tracker
 from vqa.tracking.store import (
     SETTLE_S,
     Store,
@@ -39,8 +39,8 @@ CUT_MARK = " ...[cut]"
 logger = logging.getLogger(__name__)
 
 
-class MlflowRun(EndsWithItsBlock):
-    """One MLflow run; as a context manager it ends the run with the block's outcome.
+class MlflowRun(Run):
+    """One MLflow run; see `Run`.
 
     Args:
         store: Where it is kept.
@@ -82,7 +82,6 @@ class MlflowRun(EndsWithItsBlock):
         self._send("metrics", lambda client: client.log_batch(self.run_id, metrics=entries))
 
     def tags(self, values: Mapping[str, object]) -> None:
-        """Record labels, secrets masked."""
         from mlflow.entities import RunTag
 
         entries = [
@@ -106,7 +105,7 @@ class MlflowRun(EndsWithItsBlock):
         self._send("end", lambda client: client.set_terminated(self.run_id, status, now_ms))
 
 
-class MlflowTracker:
+class MlflowTracker(Tracker):
     """Records in one experiment of an MLflow store.
 
     Args:
@@ -125,7 +124,7 @@ class MlflowTracker:
         """Make the database and the experiment once; of parallel workers one does it, the others wait.
 
         Raises:
-            UserError: the store cannot be used, or the experiment was deleted in it.
+            UserError: The store cannot be used, or the experiment was deleted in it.
         """
         with store_trouble(self._uri):
             self._find_experiment(open_store(client_uri(self._uri)).client())
@@ -150,7 +149,6 @@ class MlflowTracker:
     def run(
         self, name: str, kind: str, folder: Path | None = None, parent_run_id: str | None = None
     ) -> MlflowRun:
-        """Start or continue a run, see `Tracker.run`."""
         with store_trouble(self._uri):
             store = open_store(client_uri(self._uri))
         if not store.connected and self._parent_run_id is None:
@@ -252,7 +250,7 @@ def no_telemetry() -> None:
 
 
 def open_tracker(settings: TrackingSettings) -> Tracker:
-    """Return the tracker that the configuration asks for; `MLFLOW_TRACKING_URI` wins over `tracking.uri`.
+    """The tracker that the configuration asks for; `MLFLOW_TRACKING_URI` wins over `tracking.uri`.
 
     Of the processes of one training only the main one keeps records.
     """

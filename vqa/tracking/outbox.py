@@ -1,4 +1,4 @@
-"""A retry queue for a tracking server: calls wait in order while it does not answer, training does not."""
+"""A retry queue for a tracking server: while it does not answer, calls wait in order and training goes on."""
 
 import logging
 import time

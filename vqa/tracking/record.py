@@ -1,39 +1,16 @@
-"""What training code sees of run tracking: a run takes settings, numbers, labels and files.
+"""The interface of run tracking: a run takes settings, numbers, labels and files.
 
-The store behind it is the business of `vqa.tracking.mlflow_runs`, `wandb_runs` or `tensorboard_runs`;
-without one, `NullTracker` takes all and keeps nothing.
+`vqa.tracking.mlflow_runs`, `wandb_runs` and `tensorboard_runs` write to a store. `NullTracker` keeps nothing.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from vqa.machine.safe_text import shown
 from vqa.progress import Paused, Pruned
-
-
-class Run(Protocol):
-    """One run that is being recorded; `run_id` is None when nothing is."""
-
-    run_id: str | None
-
-    def params(self, values: Mapping[str, Any]) -> None:
-        """Record settings, nested ones under dotted names: the config path is the parameter's name."""
-
-    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Record numbers, all at the same step."""
-
-    def tags(self, values: Mapping[str, object]) -> None:
-        """Record labels; a later value replaces an earlier one."""
-
-    def artifact(self, path: Path, folder: str = "") -> None:
-        """Keep a copy of a file, or of a folder with all it holds, under `folder` of the run's artifacts."""
-
-    def end(self, state: str) -> None:
-        """End the run as COMPLETE, PAUSED, PRUNED, KILLED or FAILED; the first three are successes."""
 
 
 def state_of(kind: type[BaseException] | None) -> str:
@@ -47,8 +24,13 @@ def state_of(kind: type[BaseException] | None) -> str:
     return "KILLED" if issubclass(kind, KeyboardInterrupt | SystemExit) else "FAILED"
 
 
-class EndsWithItsBlock(ABC):
-    """A run that, as a context manager, ends in the state in which its block was left."""
+class Run(ABC):
+    """One run that is being recorded; as a context manager it ends in the state in which its block was left.
+
+    `run_id` is None when nothing is recorded, or the store did not answer yet.
+    """
+
+    run_id: str | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -62,27 +44,38 @@ class EndsWithItsBlock(ABC):
         self.end(state)
 
     @abstractmethod
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Record settings, nested ones under dotted names: the config path is the parameter's name."""
+
+    @abstractmethod
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """Record numbers, all at the same step."""
+
+    @abstractmethod
     def tags(self, values: Mapping[str, object]) -> None:
-        """As `Run.tags`."""
+        """Record labels, secrets masked; a later value replaces an earlier one."""
+
+    @abstractmethod
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Keep a copy of a file, or of a folder with all it holds, under `folder` of the run's artifacts."""
 
     @abstractmethod
     def end(self, state: str) -> None:
-        """As `Run.end`."""
+        """End the run as COMPLETE, PAUSED, PRUNED, KILLED or FAILED; the first three are successes."""
 
 
-class Tracker(Protocol):
+class Tracker(ABC):
     """Makes runs."""
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027  (not every store needs it, as below)
         """Connect, and make what the store lacks; `run` does so by itself.
 
         Raises:
-            UserError: the store cannot be used.
+            UserError: The store cannot be used.
         """
 
-    def run(
-        self, name: str, kind: str, folder: Path | None = None, parent_run_id: str | None = None
-    ) -> AbstractContextManager[Run]:
+    @abstractmethod
+    def run(self, name: str, kind: str, folder: Path | None = None, parent_run_id: str | None = None) -> Run:
         """Start a run, or go on with the one that `folder` remembers, and end it with the block.
 
         The block's end sets the tag `state`: COMPLETE, PAUSED, PRUNED, KILLED (Ctrl-C, exit) or
@@ -95,51 +88,35 @@ class Tracker(Protocol):
             parent_run_id: The run above; None takes `tracking.parent_run_id`.
 
         Raises:
-            UserError: the store cannot be read or written.
+            UserError: The store cannot be read or written.
         """
 
-    def end_cut_off(self, run: Any) -> None:
+    def end_cut_off(self, run: Any) -> None:  # noqa: B027
         """End what is below a study's run and was killed before it could say so."""
 
-    def settle(self) -> None:
+    def settle(self) -> None:  # noqa: B027
         """Wait, for a limited time, until the store has what was recorded so far."""
 
 
-class NullRun:
+class NullRun(Run):
     """Records nothing."""
 
-    run_id: str | None = None
-
     def params(self, values: Mapping[str, Any]) -> None:
-        """Do nothing."""
+        """Do nothing, like all of these."""
 
-    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Do nothing."""
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None: ...
 
-    def tags(self, values: Mapping[str, object]) -> None:
-        """Do nothing."""
+    def tags(self, values: Mapping[str, object]) -> None: ...
 
-    def artifact(self, path: Path, folder: str = "") -> None:
-        """Do nothing."""
+    def artifact(self, path: Path, folder: str = "") -> None: ...
 
-    def end(self, state: str) -> None:
-        """Do nothing."""
+    def end(self, state: str) -> None: ...
 
 
-class NullTracker:
+class NullTracker(Tracker):
     """The tracker of `tracking=none`: never imports mlflow."""
-
-    def prepare(self) -> None:
-        """Do nothing."""
 
     def run(
         self, name: str, kind: str, folder: Path | None = None, parent_run_id: str | None = None
-    ) -> AbstractContextManager[Run]:
-        """Return a run that records nothing."""
-        return nullcontext(NullRun())
-
-    def end_cut_off(self, run: Any) -> None:
-        """Do nothing."""
-
-    def settle(self) -> None:
-        """Do nothing."""
+    ) -> NullRun:
+        return NullRun()

@@ -44,7 +44,7 @@ def probe(uri: str) -> None:
 
 
 def client_uri(uri: str) -> str:
-    """Return the address as MLflow should get it: SQLite's made absolute, with a longer timeout.
+    """The address as MLflow should get it: SQLite's made absolute, with a longer timeout.
 
     MLflow keeps one connection pool per address, so a relative one would go on meaning the first working
     folder. SQLite waits 60 s for another worker's write instead of 5.
@@ -66,7 +66,7 @@ def artifact_location(uri: str, experiment: str) -> str | None:
 
 
 def store_lock(uri: str) -> AbstractContextManager[object]:
-    """Return a lock that this user's processes on this machine share for one store."""
+    """A lock that this user's processes on this machine share for one store."""
     from filelock import FileLock
 
     where = hashlib.sha256(f"{os.getuid()}:{client_uri(uri)}".encode()).hexdigest()[:16]

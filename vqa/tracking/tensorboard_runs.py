@@ -12,11 +12,11 @@ from typing import Any
 from vqa.errors import UserError
 from vqa.machine.safe_text import mask_secrets
 from vqa.results.folder import flatten
-from vqa.tracking.record import EndsWithItsBlock
+from vqa.tracking.record import Run, Tracker
 
 
-class TensorboardRun(EndsWithItsBlock):
-    """One folder of event files; as a context manager it ends the run with the block's outcome.
+class TensorboardRun(Run):
+    """One folder of event files; see `Run`.
 
     Args:
         writer: `SummaryWriter` of the folder.
@@ -53,7 +53,7 @@ class TensorboardRun(EndsWithItsBlock):
         self._writer.close()
 
 
-class TensorboardTracker:
+class TensorboardTracker(Tracker):
     """Records below one folder.
 
     Args:
@@ -84,18 +84,11 @@ class TensorboardTracker:
     def run(
         self, name: str, kind: str, folder: Path | None = None, parent_run_id: str | None = None
     ) -> TensorboardRun:
-        """Start or continue a run, see `Tracker.run`."""
         self.prepare()
         run_id = f"{parent_run_id}/{name}" if parent_run_id else name
         run = TensorboardRun(_summary_writer()(str(self._folder / run_id)), run_id)
         run.tags({"vqa.kind": kind})
         return run
-
-    def end_cut_off(self, run: Any) -> None:
-        """Do nothing: event files of a killed run end where it was killed."""
-
-    def settle(self) -> None:
-        """Do nothing: files are written at once."""
 
 
 def _summary_writer() -> Any:

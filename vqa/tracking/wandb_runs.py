@@ -14,15 +14,15 @@ from vqa.errors import UserError
 from vqa.machine.files import replace_text
 from vqa.machine.safe_text import mask_secrets, shown
 from vqa.results.folder import flatten
-from vqa.tracking.record import EndsWithItsBlock
+from vqa.tracking.record import Run, Tracker
 
 REMEMBERED = ".wandb_run_id"  # in a run's folder
 PARTS = ("fold", "member")  # kinds of runs that are kept within the run above them
 _open_runs: dict[str, Any] = {}  # of this process, by id
 
 
-class WandbRun(EndsWithItsBlock):
-    """One W&B run, or a part of one; as a context manager it ends with the block's outcome.
+class WandbRun(Run):
+    """One W&B run, or a part of one; see `Run`.
 
     Args:
         run: W&B's own run.
@@ -76,7 +76,7 @@ class WandbRun(EndsWithItsBlock):
             self._run.finish(exit_code=1 if state in ("KILLED", "FAILED") else 0)
 
 
-class WandbTracker:
+class WandbTracker(Tracker):
     """Records in one W&B project.
 
     Args:
@@ -110,7 +110,6 @@ class WandbTracker:
     def run(
         self, name: str, kind: str, folder: Path | None = None, parent_run_id: str | None = None
     ) -> WandbRun:
-        """Start or continue a run, see `Tracker.run`."""
         wandb = _wandb()
         if kind in PARTS and parent_run_id in _open_runs:
             return WandbRun(_open_runs[parent_run_id], " ".join(name.split()[-2:]) + "/")
@@ -140,12 +139,6 @@ class WandbTracker:
             replace_text(folder / REMEMBERED, f"{run_id}\n")
         _open_runs[run_id] = run
         return WandbRun(run)
-
-    def end_cut_off(self, run: Any) -> None:
-        """Do nothing: W&B marks runs that were killed itself."""
-
-    def settle(self) -> None:
-        """Do nothing: W&B sends by itself, and a run's end waits for it."""
 
 
 def _refusal(error: Exception) -> UserError:

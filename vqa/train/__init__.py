@@ -1,4 +1,4 @@
-"""One fit: what it does (`plan`), how (`fit`), by which loss, and how it goes on after an interruption.
+"""One fit: its plan, the training loop, the losses, and checkpoints for an interrupted one.
 
 May import tracking and what lies below. Begin with `plan`, then `fit`.
 """

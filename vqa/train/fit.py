@@ -2,7 +2,7 @@
 
 Not transformers.Trainer: a batch here is one row with a shared prefix, the step must survive running out of
 memory by halving its micro-batch, and a resumed run must be bit-equal; Trainer's collator, accumulation and
-checkpoint hooks would all have to be bent. accelerate does what it does well: loss scaling and clipping.
+checkpoint hooks would all have to be replaced. accelerate does the loss scaling and the clipping.
 """
 
 import logging
@@ -98,7 +98,7 @@ def fit(
         DoesNotFitError: One question at a time needs more memory than there is.
         OSError: A checkpoint cannot be written.
     """
-    _look(encoder, train, plan)
+    _compute_features(encoder, train, plan)
     trainer = _Trainer(encoder, model, plan, train)
     done = trainer.load(checkpoints) if checkpoints and checkpoints.path.exists() else 0
     points = plan.evaluation_steps(len(train))
@@ -125,8 +125,8 @@ def fit(
     return FitRecord(seconds, seen / seconds if seconds else 0.0, rung.micro_batch_size, rung.recompute)
 
 
-def _look(encoder: Encoder, train: Sequence[Question], plan: Plan) -> None:
-    """Have the features of all pictures that this process trains on computed, in the order of training."""
+def _compute_features(encoder: Encoder, train: Sequence[Question], plan: Plan) -> None:
+    """Compute the features of all pictures that this process trains on, in the order of training."""
     own = (chosen[place] for chosen, _ in batches(_options(train), plan) for place in processes.share(chosen))
     encoder.look([train[i] for i in dict.fromkeys(own)])
 
@@ -139,7 +139,13 @@ def _options(questions: Sequence[Question]) -> list[int]:
 class _Batch:
     """This process's questions of one optimiser step, and the micro-batches they were cut into.
 
-    `whole` counts the step's questions in all processes; `outside`: the prefix stands in no part.
+    Args:
+        whole: The step's questions in all processes.
+        questions: This process's.
+        orders: Of the options of each.
+        size: Questions of a micro-batch, at most.
+        parts: The micro-batches.
+        outside: The prefix is in none of them; its keys and values come from outside.
     """
 
     whole: int

@@ -1,4 +1,4 @@
-"""A cache of fold adapters: trials that differ only in how answers are read off share their training."""
+"""A cache of fold adapters: trials that differ only in the read-out or adaptation share their training."""
 
 import hashlib
 import json

@@ -23,7 +23,7 @@ def answer_loss(logits: torch.Tensor, targets: torch.Tensor, letters: LetterToke
 def choice_loss(logits: torch.Tensor, targets: torch.Tensor, letters: LetterTokens) -> torch.Tensor:
     """Cross-entropy over the options, each summed over its spellings; summed over questions.
 
-    Nothing keeps the letters' share of the vocabulary up; `option_mass` shows what becomes of it.
+    It does not train the letters' share of the vocabulary's probability; `option_mass` reports that share.
 
     Args:
         logits: (B, V).

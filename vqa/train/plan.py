@@ -1,4 +1,4 @@
-"""What one fit does, decided before its first step: how long, how fast, in which order."""
+"""The plan of a fit, made before its first step: length, batch sizes, learning rate, order of questions."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from vqa.model.encode import Order
 
 @dataclass(frozen=True)
 class Plan:
-    """What one fit does; all of it decided before the first step.
+    """What one fit does.
 
     Args:
         epochs: Passes over the questions.

@@ -22,7 +22,7 @@ CASES = [("tent", "lora"), ("tent", "norm"), ("sar", "norm"), ("consistency", "l
 
 
 def adapted(made: Adapting, questions: Sequence[Question], facts: dict[str, Any] | None = None) -> Scores:
-    return adapted_scores(made.encoder, made.model, questions, made.settings, facts, questions)
+    return adapted_scores(made.encoder, questions, made.settings, facts, questions)
 
 
 @pytest.mark.parametrize(("method", "parameters"), CASES)
@@ -123,7 +123,7 @@ def test_answers_come_in_order_with_what_adaptation_did(
 ) -> None:
     made = settings(f"adapt={method}", "adapt.batch_size=4", "adapt.views=2")
     ready, facts = adapting(f"adapt={method}"), dict[str, Any]()
-    found = answer(ready.encoder, ready.model, questions[:10], made, facts, questions[:8])
+    found = answer(ready.encoder, questions[:10], made, facts, questions[:8])
     assert [p.id for p in found] == [q.id for q in questions[:10]]
     assert all(sum(p.p) == pytest.approx(1) for p in found)
     assert facts["adapt"]["method"] == method
@@ -137,11 +137,11 @@ def test_unlabelled_questions_are_answered_too(
 ) -> None:
     unlabelled = [replace(q, answer=None) for q in questions[:4]]
     ready, facts = adapting("adapt=tent"), dict[str, Any]()
-    found = answer(ready.encoder, ready.model, unlabelled, settings("adapt=tent"), facts)
+    found = answer(ready.encoder, unlabelled, settings("adapt=tent"), facts)
     assert len(found) == 4
     assert "frozen_accuracy" not in facts["adapt"]
 
 
 def test_an_adapter_is_needed_to_train_one(encoder: Any, questions: list[Question], settings: Make) -> None:
     with pytest.raises(UserError, match=r"adapt.parameters must be norm without an adapter"):
-        answer(encoder, encoder.base.model, questions[:2], settings("adapt=tent"))
+        answer(encoder, questions[:2], settings("adapt=tent"))

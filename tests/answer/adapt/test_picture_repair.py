@@ -44,7 +44,7 @@ def changed(questions: Sequence[Question], name: str, folder: Path) -> list[Ques
 def test_a_shift_that_a_correction_undoes_is_found(
     encoder: Encoder, questions: list[Question], repair: Make, tmp_path: Path, name: str
 ) -> None:
-    method = PictureRepair(Adapting(encoder, encoder.base.model, repair().adapt, questions[:32]))
+    method = PictureRepair(Adapting(encoder, repair().adapt, questions[:32]))
     assert method.choose(changed(questions[32:], name, tmp_path)) == name
 
 
@@ -53,7 +53,7 @@ def test_pictures_like_the_training_ones_are_answered_as_they_are(
 ) -> None:
     facts: dict[str, dict[str, float]] = {}
     asked = questions[32:]
-    found, _ = adapted_scores(encoder, encoder.base.model, asked, repair().adapt, facts, questions[:32])
+    found, _ = adapted_scores(encoder, asked, repair().adapt, facts, questions[:32])
     frozen, _ = option_scores(encoder, asked, 16)
     torch.testing.assert_close(found.double(), frozen[:, 0], rtol=0, atol=1e-5)
     assert facts["adapt"]["as_it_is"] == 1
@@ -64,7 +64,7 @@ def test_a_negative_is_answered_as_the_picture_was(
 ) -> None:
     asked = questions[32:]
     inverted = changed(asked, "negative", tmp_path)
-    found, _ = adapted_scores(encoder, encoder.base.model, inverted, repair().adapt, None, questions[:32])
+    found, _ = adapted_scores(encoder, inverted, repair().adapt, None, questions[:32])
     frozen, _ = option_scores(encoder, asked, 16)
     torch.testing.assert_close(found.double(), frozen[:, 0], rtol=0, atol=1e-5)  # inverted twice
 
@@ -72,7 +72,7 @@ def test_a_negative_is_answered_as_the_picture_was(
 def test_a_lone_question_and_one_without_a_picture_are_left_alone(
     encoder: Encoder, questions: list[Question], repair: Make, tmp_path: Path
 ) -> None:
-    method = PictureRepair(Adapting(encoder, encoder.base.model, repair().adapt, questions[:32]))
+    method = PictureRepair(Adapting(encoder, repair().adapt, questions[:32]))
     blank = replace(questions[0], image=None, image_sha256="")
     assert method.choose(changed(questions[:1], "negative", tmp_path)) == ""
     assert method.scores([blank, blank])[0].shape == (2, 4)
@@ -80,7 +80,7 @@ def test_a_lone_question_and_one_without_a_picture_are_left_alone(
 
 def test_repair_without_training_pictures_is_refused(encoder: Encoder, repair: Make) -> None:
     with pytest.raises(UserError, match="adapt=repair needs training questions with pictures"):
-        PictureRepair(Adapting(encoder, encoder.base.model, repair().adapt, []))
+        PictureRepair(Adapting(encoder, repair().adapt, []))
 
 
 @pytest.mark.parametrize("name", TONES)

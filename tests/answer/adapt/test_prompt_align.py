@@ -20,7 +20,7 @@ SMALL = ("adapt=prompt_align", "adapt.views=4", "adapt.keep_share=0.5", "adapt.b
 
 
 def alignment(encoder: Encoder, settings: Make, source: list[Question], *more: str) -> Alignment:
-    return Alignment(Adapting(encoder, encoder.base.model, settings(*SMALL, *more).adapt, source))
+    return Alignment(Adapting(encoder, settings(*SMALL, *more).adapt, source))
 
 
 def test_the_sources_own_pictures_are_at_distance_zero(
@@ -50,13 +50,13 @@ def test_a_prompt_can_pull_the_visual_tokens_towards_the_source(
 
 
 def test_weight_zero_is_tpt(encoder: Encoder, questions: list[Question], settings: Make) -> None:
-    model, part = encoder.base.model, questions[:3]
+    part = questions[:3]
     ways = {
         name: settings(f"adapt={name}", *SMALL[1:], *more).adapt
         for name, more in {"tpt": [], "prompt_align": ["adapt.weight=0"]}.items()
     }
-    tpt, none = (adapted_scores(encoder, model, part, way, None, questions[8:12])[0] for way in ways.values())
-    full = adapted_scores(encoder, model, part, settings(*SMALL).adapt, None, questions[8:12])[0]
+    tpt, none = (adapted_scores(encoder, part, way, None, questions[8:12])[0] for way in ways.values())
+    full = adapted_scores(encoder, part, settings(*SMALL).adapt, None, questions[8:12])[0]
     assert torch.allclose(tpt, none, atol=1e-5)
     assert not torch.allclose(tpt, full, atol=1e-3)
 
@@ -65,9 +65,7 @@ def test_a_question_without_its_picture_has_nothing_to_align(
     encoder: Encoder, questions: list[Question], settings: Make
 ) -> None:
     blank = replace(questions[0], id="blank", image=None, image_sha256="")
-    found, _ = adapted_scores(
-        encoder, encoder.base.model, [blank], settings(*SMALL).adapt, None, questions[8:10]
-    )
+    found, _ = adapted_scores(encoder, [blank], settings(*SMALL).adapt, None, questions[8:10])
     assert bool(torch.isfinite(found).all())
 
 

@@ -21,11 +21,11 @@ ONLINE = ("adapt=prompt_tuning_online", *TPT[1:])
 
 
 def adapting(encoder: Encoder, settings: Make, *overrides: str) -> Adapting:
-    return Adapting(encoder, encoder.base.model, settings(*overrides).adapt)
+    return Adapting(encoder, settings(*overrides).adapt)
 
 
 def tuned(encoder: Encoder, settings: Make, questions: list[Question], *overrides: str) -> Scores:
-    return adapted_scores(encoder, encoder.base.model, questions, settings(*overrides).adapt)
+    return adapted_scores(encoder, questions, settings(*overrides).adapt)
 
 
 @pytest.mark.parametrize("way", [TPT, ONLINE], ids=["tpt", "online"])

@@ -22,7 +22,7 @@ def test_answers_are_the_mean_or_vote_of_the_views(
     adapt = settings(f"adapt={name}", "adapt.views=5", "adapt.keep_share=0.4", "adapt.batch_size=4").adapt
     blank = replace(questions[0], id="blank", image=None, image_sha256="")
     part = [*questions[:3], blank]
-    found, mass = adapted_scores(encoder, encoder.base.model, part, adapt)
+    found, mass = adapted_scores(encoder, part, adapt)
     asked = [view for question in part for view in viewed(question, 5, adapt.seed)]
     by_view, masses = option_scores(encoder, asked, 20)
     views = by_view[:, 0].view(4, 5, 4)
@@ -36,5 +36,5 @@ def test_one_view_of_a_picture_is_the_plain_answer(
     encoder: Encoder, questions: list[Question], settings: Make
 ) -> None:
     adapt = replace(settings("adapt=views").adapt, views=1)
-    found, _ = METHODS["views"](Adapting(encoder, encoder.base.model, adapt)).scores(questions[:4])
+    found, _ = METHODS["views"](Adapting(encoder, adapt)).scores(questions[:4])
     assert torch.allclose(found, option_scores(encoder, questions[:4], 4)[0][:, 0], atol=1e-5)

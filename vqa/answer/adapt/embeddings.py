@@ -1,4 +1,4 @@
-"""Embeddings of pictures and answers, from the hidden states of a row, and how far a batch's are off.
+"""Embeddings of pictures and answers, from the hidden states of a row; their distance from the training ones.
 
 Notation: B questions, N of them with a picture, T tokens of the row, H hidden size.
 """

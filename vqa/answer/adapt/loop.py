@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from vqa.answer.adapt.method import Adapting, Method, Scores
+from vqa.answer.adapt.method import Adapting, Method, Scores, joined
 from vqa.answer.adapt.picture_methods import PictureRepair, make_views, make_zero
 from vqa.answer.adapt.prompt_methods import PromptTuning, make_prompt_align
 from vqa.answer.adapt.weight_methods import Consistency, LoraAlign, Sar, Tent, WeightMethod
@@ -43,7 +43,6 @@ METHODS: dict[str, Callable[[Adapting], Method]] = {
 
 def adapted_scores(
     encoder: Encoder,
-    model: Any,
     questions: Sequence[Question],
     adapt: AdaptSettings,
     facts: dict[str, Any] | None = None,
@@ -53,7 +52,6 @@ def adapted_scores(
 
     Args:
         encoder: Makes batches; its base carries the adapter.
-        model: The PEFT model around the base's model, or that model itself.
         questions: In the order in which the method sees them, all with as many options; labels are not looked
             at.
         adapt: The method and its values.
@@ -70,7 +68,7 @@ def adapted_scores(
     """
     processes.refuse_several(f"adapt={adapt.method}")
     device = encoder.base.device
-    adapting = Adapting(encoder, model, adapt, source[: adapt.source_size])
+    adapting = Adapting(encoder, adapt, source[: adapt.source_size])
     adapting.generator.manual_seed(adapt.seed)
     before = weight_digest(encoder.base.model)
     encoder.look(questions)
@@ -98,7 +96,7 @@ def _in_batches(method: Method, questions: Sequence[Question], adapt: AdaptSetti
         log_p, log_mass = method.scores(batch)
         parts.append((log_p.detach().cpu(), log_mass.detach().cpu()))
         progress(f"adapting ({adapt.method})", start + len(batch), len(questions))
-    return torch.cat([log_p for log_p, _ in parts]), torch.cat([log_mass for _, log_mass in parts])
+    return joined(parts)
 
 
 def _extra_memory(device: torch.device, held: int) -> dict[str, float]:

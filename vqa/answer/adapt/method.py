@@ -1,4 +1,4 @@
-"""What a test-time method gets and has to give, and the guard that notices its collapse.
+"""The interface of a test-time method, and the guard that notices its collapse.
 
 A method has collapsed when it answers much more with one letter than the trained model does, or when its
 predictions are far from that model's.
@@ -6,6 +6,8 @@ predictions are far from that model's.
 Notation: B questions of a batch, C letters.
 """
 
+import logging
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +20,13 @@ from vqa.config.settings import AdaptSettings
 from vqa.model.encode import Encoder
 from vqa.question import LETTERS, Question
 
+log = logging.getLogger(__name__)
 Scores = tuple[torch.Tensor, torch.Tensor]  # (B, C) log probabilities of the letters, (B,) log of their mass
+
+
+def joined(parts: Sequence[Scores]) -> Scores:
+    """The scores of all parts of a batch together, in their order."""
+    return torch.cat([log_p for log_p, _ in parts]), torch.cat([log_mass for _, log_mass in parts])
 
 
 @dataclass
@@ -27,7 +35,6 @@ class Adapting:
 
     Args:
         encoder: Makes batches; its base carries the adapter.
-        model: The PEFT model around the base's model, or that model itself.
         settings: Of the method.
         source: Training questions, at most `settings.source_size`; empty where the method needs none.
         generator: For whatever a method draws; on the CPU.
@@ -35,7 +42,6 @@ class Adapting:
     """
 
     encoder: Encoder
-    model: Any
     settings: AdaptSettings
     source: Sequence[Question] = ()
     generator: torch.Generator = field(default_factory=torch.Generator)
@@ -140,3 +146,51 @@ class _Answer:
     asked: Any
     letter: int
     frozen: int | None
+
+
+class Guarded(ABC):
+    """A method that learns, under the guard; after an alarm it starts again.
+
+    Args:
+        adapting: What methods share.
+        start: What it goes back to, as the warning names it.
+        advice: What the user may change.
+    """
+
+    def __init__(self, adapting: Adapting, start: str, advice: str) -> None:
+        self.adapting, self.start, self.advice = adapting, start, advice
+        self.guard = CollapseGuard(adapting.settings.guard_label_share, adapting.settings.guard_kl)
+        self.warned = False
+
+    @abstractmethod
+    def ask_frozen(self, asked: Sequence[Any]) -> Scores:
+        """Answer without what was learnt, as the trained model does."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Put everything back to the start, the guard's counts too."""
+
+    def watched(self, asked: Sequence[Any], scores: Scores, frozen: Scores | None) -> Scores:
+        """Give the scores of a batch, or after an alarm the trained model's.
+
+        Args:
+            asked: B questions, in the form that `ask_frozen` takes.
+            scores: The method's.
+            frozen: The trained model's, where `guard.wants_frozen` asked for them.
+        """
+        of_frozen = None if frozen is None else frozen[0]
+        alarm = self.guard.alarm(asked, scores[0], of_frozen, lambda some: self.ask_frozen(some)[0])
+        if alarm is None:
+            return scores
+        self.adapting.counts["guard_resets"] += 1
+        if not self.warned:
+            log.warning(
+                "adapt=%s: %s; back to the %s (said once; metrics.json counts). %s",
+                self.adapting.settings.method,
+                alarm,
+                self.start,
+                self.advice,
+            )
+        self.warned = True
+        self.reset()
+        return frozen or self.ask_frozen(asked)

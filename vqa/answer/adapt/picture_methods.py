@@ -12,7 +12,7 @@ import torch
 from vqa.answer.adapt.embeddings import Moments, misalignment, moments
 from vqa.answer.adapt.formulas import marginal, vote
 from vqa.answer.adapt.gradient import read_batch
-from vqa.answer.adapt.method import Adapting, Scores
+from vqa.answer.adapt.method import Adapting, Scores, joined
 from vqa.answer.adapt.soft_prompt import SoftPrompt
 from vqa.errors import UserError
 from vqa.machine.prefetch import prefetched
@@ -68,9 +68,8 @@ class ViewAnswers:
             ]
         else:
             found = [read_batch(encoder, chunk).scores for chunk in chunks]
-        log_p = torch.cat([part for part, _ in found]).double().cpu()
-        mass = torch.cat([part for _, part in found])
-        combined = [self.combine(views) for views in torch.split(log_p, settings.views)]
+        log_p, mass = joined(found)
+        combined = [self.combine(views) for views in torch.split(log_p.double().cpu(), settings.views)]
         return torch.stack(combined), mass[:: settings.views]
 
     def reset(self) -> None:

@@ -3,7 +3,6 @@
 Notation: B questions, V views of each, K soft tokens, C letters; H hidden size.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 
 import torch
@@ -11,7 +10,7 @@ import torch
 from vqa.answer.adapt.embeddings import Moments, misalignment
 from vqa.answer.adapt.formulas import marginal_entropy, most_confident
 from vqa.answer.adapt.gradient import HALF_SCALE
-from vqa.answer.adapt.method import Adapting, CollapseGuard, Scores
+from vqa.answer.adapt.method import Adapting, Guarded, Scores
 from vqa.answer.adapt.soft_prompt import SoftPrompt
 from vqa.answer.adapt.weights import MOMENTUM
 from vqa.errors import UserError
@@ -21,12 +20,11 @@ from vqa.model.packing import Suffix
 from vqa.model.vision.views import viewed
 from vqa.question import Question
 
-log = logging.getLogger(__name__)
 LAYERS = 3  # whose visual tokens PromptAlign aligns
 SecondLoss = Callable[[SoftPrompt, Row], torch.Tensor]
 
 
-class PromptTuning:
+class PromptTuning(Guarded):
     """Test-time prompt tuning: a soft prompt learnt from views of the picture; a `Method`.
 
     L = H(mean of p_v over the surest share of the views)
@@ -49,10 +47,9 @@ class PromptTuning:
     """
 
     def __init__(self, adapting: Adapting, online: bool, also: SecondLoss | None = None) -> None:
-        self.adapting, self.online, self.also = adapting, online, also
+        super().__init__(adapting, "written prompt", "Lower adapt.lr")
+        self.online, self.also = online, also
         self.prompt: SoftPrompt | None = None
-        self.guard = CollapseGuard(adapting.settings.guard_label_share, adapting.settings.guard_kl)
-        self.warned = False
         self.reset()
 
     def scores(self, questions: Sequence[Question]) -> Scores:
@@ -62,21 +59,17 @@ class PromptTuning:
         views = prefetched(self._views, questions, encoder.base.device)
         learnt = [self._learn(prompt, suffixes) for suffixes in views]
         suffixes, shifts = [suffix for suffix, _ in learnt], torch.stack([shift for _, shift in learnt])
-        size = self.adapting.settings.batch_size
-        scores = prompt.ask(suffixes, shifts, size)
+        scores = prompt.ask(suffixes, shifts, self.adapting.settings.batch_size)
         if not self.online:
             return scores
-        frozen = prompt.ask(suffixes, prompt.untouched(), size) if self.guard.wants_frozen() else None
-        alarm = self.guard.alarm(
-            suffixes,
-            scores[0],
-            None if frozen is None else frozen[0],
-            lambda asked: prompt.ask(asked, prompt.untouched(), size)[0],
-        )
-        if alarm is None:
-            return scores
-        self._start_again(alarm)
-        return frozen or prompt.ask(suffixes, prompt.untouched(), size)
+        frozen = self.ask_frozen(suffixes) if self.guard.wants_frozen() else None
+        return self.watched(suffixes, scores, frozen)
+
+    def ask_frozen(self, asked: Sequence[Suffix]) -> Scores:
+        """Ask with the prompt as it is written."""
+        if self.prompt is None:
+            raise ValueError("nothing was asked yet: the first questions make the prompt")
+        return self.prompt.ask(asked, self.prompt.untouched(), self.adapting.settings.batch_size)
 
     def reset(self) -> None:
         """Let the next question start with the prompt as it is written."""
@@ -123,17 +116,6 @@ class PromptTuning:
                 loss = loss + self.also(prompt, row)
             (gradient,) = torch.autograd.grad(loss * scale, shift)
         return gradient / scale
-
-    def _start_again(self, alarm: str) -> None:
-        self.adapting.counts["guard_resets"] += 1
-        if not self.warned:
-            log.warning(
-                "adapt=%s: %s; back to the written prompt (said once; metrics.json counts). Lower adapt.lr",
-                self.adapting.settings.method,
-                alarm,
-            )
-        self.warned = True
-        self.reset()
 
 
 class Alignment:

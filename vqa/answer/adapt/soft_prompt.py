@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import torch
 
+from vqa.answer.adapt.method import Scores, joined
 from vqa.machine.device import release_memory
 from vqa.model.decoder import Recompute, Row, SoftTokens, answer_logits
 from vqa.model.encode import Encoder
@@ -66,14 +67,12 @@ class SoftPrompt:
         each = shift.expand(len(asked), *shift.shape[-2:]).flatten(0, 1)
         return replace(row, soft=SoftTokens(places.flatten(), each))
 
-    def read(self, row: Row, recompute: Recompute = "nothing") -> tuple[torch.Tensor, torch.Tensor]:
+    def read(self, row: Row, recompute: Recompute = "nothing") -> Scores:
         """(B, C) log probabilities of the letters, (B,) log of their mass; with gradient to the shift."""
         logits = answer_logits(self.base.model, row, self.known, recompute)
         return option_log_probabilities(logits, self.letters)
 
-    def ask(
-        self, suffixes: Sequence[Suffix], shift: torch.Tensor, batch_size: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def ask(self, suffixes: Sequence[Suffix], shift: torch.Tensor, batch_size: int) -> Scores:
         """As `read`, without gradient.
 
         Args:
@@ -83,10 +82,9 @@ class SoftPrompt:
         """
         own = shift.expand(len(suffixes), *shift.shape[-2:])
         chunks = range(0, len(suffixes), batch_size)
-        parts = [self._halved(suffixes[i : i + batch_size], own[i : i + batch_size]) for i in chunks]
-        return torch.cat([log_p for log_p, _ in parts]), torch.cat([mass for _, mass in parts])
+        return joined([self._halved(suffixes[i : i + batch_size], own[i : i + batch_size]) for i in chunks])
 
-    def _halved(self, suffixes: Sequence[Suffix], shift: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _halved(self, suffixes: Sequence[Suffix], shift: torch.Tensor) -> Scores:
         try:
             with torch.no_grad():
                 return self.read(self.row(suffixes, shift))

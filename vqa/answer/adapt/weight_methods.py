@@ -6,15 +6,15 @@ Notation: B questions of a batch, W views of each, C letters.
 """
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 
 from vqa.answer.adapt.embeddings import Moments, misalignment, moments
 from vqa.answer.adapt.formulas import entropies, mean_entropy, reliable, view_divergence
-from vqa.answer.adapt.gradient import Outputs, letter_gradient, read_batch
-from vqa.answer.adapt.method import Adapting, CollapseGuard, Scores
+from vqa.answer.adapt.gradient import Gradients, Outputs, letter_gradient, read_batch
+from vqa.answer.adapt.method import Adapting, Guarded, Scores, joined
 from vqa.answer.adapt.weights import AdaptedWeights, worst_direction
 from vqa.errors import UserError
 from vqa.model.vision.views import viewed
@@ -25,20 +25,34 @@ KEPT = 0.9  # of a moving average, at each step of SAR
 COUNTED = ("steps", "filtered", "resets", "guard_resets", "not_finite")  # in metrics.json even where 0
 
 
-class Rule(Protocol):
-    """How the weights move."""
+class Rule(ABC):
+    """How the weights move.
 
+    Args:
+        adapting: What methods share.
+        weights: What is moved; `WeightMethod` puts them back.
+    """
+
+    def __init__(self, adapting: Adapting, weights: AdaptedWeights) -> None:
+        self.adapting, self.weights = adapting, weights
+
+    @abstractmethod
     def step(self, questions: Sequence[Question]) -> Scores:
         """Take one step on a batch; returns the predictions of the pass that gave its gradient."""
 
-    def note_frozen(self, log_p: torch.Tensor) -> None:
+    def note_frozen(self, log_p: torch.Tensor) -> None:  # noqa: B027  (most rules do not compare with it)
         """Take notice of the trained model's predictions (B, C), asked now and then for the guard."""
 
-    def reset(self) -> None:
-        """Drop moving averages; `WeightMethod` puts the weights back."""
+    def reset(self) -> None:  # noqa: B027  (most rules have none)
+        """Drop moving averages."""
+
+    def move(self, gradients: Gradients | None) -> None:
+        """Move the weights against their gradients, and count that; None: there was nothing to learn from."""
+        if gradients is not None:
+            self.adapting.counts["steps" if self.weights.step(gradients) else "not_finite"] += 1
 
 
-class WeightMethod:
+class WeightMethod(Guarded):
     """A rule with its weights and guard; a `vqa.answer.adapt.method.Method`.
 
     An online method answers from the forward pass it adapts on, as TENT and SAR are published: a question
@@ -51,34 +65,23 @@ class WeightMethod:
     """
 
     def __init__(self, adapting: Adapting, make_rule: Callable[[Adapting, AdaptedWeights], Rule]) -> None:
-        self.adapting = adapting
+        advice = "Lower adapt.lr (adapt.norm_lr) or raise adapt.batch_size"
+        super().__init__(adapting, "trained weights", advice)
         self.weights = AdaptedWeights(adapting.encoder.base.model, adapting.settings)
         self.rule = make_rule(adapting, self.weights)
-        self.guard = CollapseGuard(adapting.settings.guard_label_share, adapting.settings.guard_kl)
-        self.warned = False
         adapting.counts.update(dict.fromkeys(COUNTED, 0))
 
     def scores(self, questions: Sequence[Question]) -> Scores:
         """Adapt on a batch and answer it; after an alarm the trained weights answer it."""
-        encoder, settings = self.adapting.encoder, self.adapting.settings
-        frozen = None
+        settings, frozen = self.adapting.settings, None
         if self.guard.wants_frozen():
-            frozen = self._ask_frozen(questions)
+            frozen = self.ask_frozen(questions)
             self.rule.note_frozen(frozen[0])
         for _ in range(settings.steps):
             scores = self.rule.step(questions)
         if settings.episodic:
-            scores = read_batch(encoder, questions).scores
-        alarm = self.guard.alarm(
-            questions,
-            scores[0],
-            None if frozen is None else frozen[0],
-            lambda asked: self._ask_frozen(asked)[0],
-        )
-        if alarm is None:
-            return scores
-        self._start_again(alarm)
-        return frozen or read_batch(encoder, questions).scores
+            scores = read_batch(self.adapting.encoder, questions).scores
+        return self.watched(questions, scores, frozen)
 
     def reset(self) -> None:
         """Put weights, optimiser, the rule's averages and the guard's counts back to the start."""
@@ -86,29 +89,15 @@ class WeightMethod:
         self.rule.reset()
         self.guard.clear()
 
-    def _ask_frozen(self, questions: Sequence[Question]) -> Scores:
-        """The trained model's predictions, in the batches of the method."""
+    def ask_frozen(self, asked: Sequence[Question]) -> Scores:
+        """Ask with the trained weights, in the batches of the method."""
         encoder, size = self.adapting.encoder, self.adapting.settings.batch_size
         with self.weights.at_source():
-            parts = [
-                read_batch(encoder, questions[i : i + size]).scores for i in range(0, len(questions), size)
-            ]
-        return torch.cat([log_p for log_p, _ in parts]), torch.cat([mass for _, mass in parts])
-
-    def _start_again(self, alarm: str) -> None:
-        self.adapting.counts["guard_resets"] += 1
-        if not self.warned:
-            log.warning(
-                "adapt=%s: %s; back to the trained weights (said once; metrics.json counts). "
-                "Lower adapt.lr (adapt.norm_lr) or raise adapt.batch_size",
-                self.adapting.settings.method,
-                alarm,
-            )
-        self.warned = True
-        self.reset()
+            starts = range(0, len(asked), size)
+            return joined([read_batch(encoder, asked[i : i + size]).scores for i in starts])
 
 
-class Tent:
+class Tent(Rule):
     """TENT: one gradient step on the mean entropy of a batch's predictions.
 
     The paper trains scales and shifts of the norm layers (`adapt.parameters=norm`). Both teams asked for the
@@ -119,28 +108,16 @@ class Tent:
     2006.10726), section 3.
     """
 
-    def __init__(self, adapting: Adapting, weights: AdaptedWeights) -> None:
-        self.adapting, self.weights = adapting, weights
-
     def step(self, questions: Sequence[Question]) -> Scores:
-        """Take one step on a batch; returns the predictions of the pass that gave its gradient."""
-        outputs, gradients = letter_gradient(self.adapting.encoder, self.weights, questions, _loss)
-        if gradients is not None:
-            self.adapting.counts["steps" if self.weights.step(gradients) else "not_finite"] += 1
+        outputs, gradients = letter_gradient(self.adapting.encoder, self.weights, questions, self._loss)
+        self.move(gradients)
         return outputs.scores
 
-    def note_frozen(self, log_p: torch.Tensor) -> None:
-        """Do nothing: the trained model is not compared with."""
-
-    def reset(self) -> None:
-        """Do nothing: there is no state but the weights."""
+    def _loss(self, outputs: Outputs) -> torch.Tensor:
+        return mean_entropy(outputs.log_p)
 
 
-def _loss(outputs: Outputs) -> torch.Tensor:
-    return mean_entropy(outputs.log_p)
-
-
-class Sar:
+class Sar(Rule):
     """SAR: entropy minimisation on sure questions only, towards a flat minimum, with a way back.
 
     A step takes two passes: the first gives the worst point nearby, the second the gradient there. As in the
@@ -161,7 +138,7 @@ class Sar:
     """
 
     def __init__(self, adapting: Adapting, weights: AdaptedWeights) -> None:
-        self.adapting, self.weights = adapting, weights
+        super().__init__(adapting, weights)
         self.limit = adapting.settings.entropy_limit
         self.average: float | None = None
         self.of_trained: float | None = None  # moving average too, over the batches that the guard looks at
@@ -169,18 +146,18 @@ class Sar:
 
     def step(self, questions: Sequence[Question]) -> Scores:
         """Take one step on a batch; returns the predictions of the first pass, at the weights before it."""
-        encoder, counts = self.adapting.encoder, self.adapting.counts
+        encoder = self.adapting.encoder
         outputs, gradients = letter_gradient(encoder, self.weights, questions, self._loss)
         sure = reliable(outputs.log_p, self.limit).tolist()
         chosen = [question for question, keep in zip(questions, sure, strict=True) if keep]
-        counts["filtered"] += len(questions) - len(chosen)
+        self.adapting.counts["filtered"] += len(questions) - len(chosen)
         if gradients is None:
             return outputs.scores
         with self.weights.moved(worst_direction(gradients, self.adapting.settings.rho)):
             moved, gradients = letter_gradient(encoder, self.weights, chosen, self._loss)
         if gradients is None:
             return outputs.scores
-        counts["steps" if self.weights.step(gradients) else "not_finite"] += 1
+        self.move(gradients)
         self._recover(moved.log_p)
         return outputs.scores
 
@@ -236,7 +213,7 @@ def _followed(average: float | None, value: float) -> float:
     return value if average is None else KEPT * average + (1 - KEPT) * value
 
 
-class Consistency:
+class Consistency(Rule):
     """TENT plus agreement between views of a picture: one of the teams' own reading of "SAR".
 
     L = mean over questions of H(p_1) + weight * (H(mean_v p_v) - mean_v H(p_v))
@@ -250,23 +227,12 @@ class Consistency:
     Shannon Entropy, section V.
     """
 
-    def __init__(self, adapting: Adapting, weights: AdaptedWeights) -> None:
-        self.adapting, self.weights = adapting, weights
-
     def step(self, questions: Sequence[Question]) -> Scores:
-        """Take one step on a batch; returns the predictions of the pass that gave its gradient."""
         settings = self.adapting.settings
         asked = [view for question in questions for view in viewed(question, settings.views, settings.seed)]
         outputs, gradients = letter_gradient(self.adapting.encoder, self.weights, asked, self._loss)
-        if gradients is not None:
-            self.adapting.counts["steps" if self.weights.step(gradients) else "not_finite"] += 1
+        self.move(gradients)
         return outputs.log_p[:: settings.views], outputs.log_mass[:: settings.views]
-
-    def note_frozen(self, log_p: torch.Tensor) -> None:
-        """Do nothing: the trained model is not compared with."""
-
-    def reset(self) -> None:
-        """Do nothing: there is no state but the weights."""
 
     def _loss(self, outputs: Outputs) -> torch.Tensor:
         """From (B x W, C), a question's views side by side."""
@@ -275,7 +241,7 @@ class Consistency:
         return (entropies(by_view[:, 0]) + settings.weight * view_divergence(by_view)).mean()
 
 
-class LoraAlign:
+class LoraAlign(Rule):
     """Entropy plus alignment of picture and answer embeddings: the teams' own reading of PromptAlign.
 
     L = mean over questions of H(p) + weight * (misalignment of pictures + misalignment of answers)
@@ -295,22 +261,14 @@ class LoraAlign:
     def __init__(self, adapting: Adapting, weights: AdaptedWeights) -> None:
         if not adapting.source:
             raise UserError("adapt=lora_align needs training questions to align with; give data.train_csv")
-        self.adapting, self.weights = adapting, weights
+        super().__init__(adapting, weights)
         self.pictures, self.answers = self._source_moments()
 
     def step(self, questions: Sequence[Question]) -> Scores:
-        """Take one step on a batch; returns the predictions of the pass that gave its gradient."""
         encoder = self.adapting.encoder
         outputs, gradients = letter_gradient(encoder, self.weights, questions, self._loss, embeddings=True)
-        if gradients is not None:
-            self.adapting.counts["steps" if self.weights.step(gradients) else "not_finite"] += 1
+        self.move(gradients)
         return outputs.scores
-
-    def note_frozen(self, log_p: torch.Tensor) -> None:
-        """Do nothing: the trained model is not compared with."""
-
-    def reset(self) -> None:
-        """Do nothing: the source statistics stay those of the trained model."""
 
     def _loss(self, outputs: Outputs) -> torch.Tensor:
         apart = misalignment(outputs.answers, self.answers)
