@@ -374,7 +374,7 @@ class SharedStudy:
                 self._left_alone.add(number)
                 log.warning(
                     f"trial {number} has lost its lock in {self.locks}, but a process is still at work in its "
-                    "folder: it is left to that process. If that hangs, end it: another worker then goes on."
+                    "folder: it is left to that process. If that hangs, end it: another then goes on."
                 )
             return None
         return lock
