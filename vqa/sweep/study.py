@@ -373,8 +373,8 @@ class SharedStudy:
             if number not in self._left_alone:
                 self._left_alone.add(number)
                 log.warning(
-                    f"trial {number} has lost its lock in {self.locks}, but a process is still at work in its "
-                    "folder: it is left to that process. If that hangs, end it: another then goes on."
+                    f"trial {number} has lost its lock in {self.locks}, but a process is still at work in "
+                    "its folder: it is left to that process. If that hangs, end it: another then goes on."
                 )
             return None
         return lock
