@@ -27,6 +27,10 @@ class DoesNotFitError(UserError):
     """The device's memory does not suffice for the smallest piece of work; other trials may fit."""
 
 
+class InUseError(UserError):
+    """Another process is at work in a folder; what it does there is not lost."""
+
+
 def require(ok: bool, key: str, rule: str, value: object) -> None:
     """Refuse a configured value that breaks its rule.
 

@@ -4,10 +4,12 @@
 the grid's configurations, and counts what the paired test against the best (as before) and the range over all
 trials (as now) say. `pairs` compares trainings of one configuration with other seeds. `replay` lets studies
 choose among configurations: each once, and fewer of them with the tied best trained again, at equal cost.
+`choose` lets several rules choose among the same trials, each trained once, so that no rule costs more.
 
     python -m benchmarks.search.ranking simulate --grid GRID --out FILE
     python -m benchmarks.search.ranking pairs --trained TRAINED --out FILE
     python -m benchmarks.search.ranking replay --grid GRID --trained TRAINED --out FILE
+    python -m benchmarks.search.ranking choose --grid GRID --trained TRAINED --out FILE
 
 GRID is what `benchmarks.search.samplers grid` wrote, TRAINED what `benchmarks.search.retraining short` wrote.
 """
@@ -24,8 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.harness.record import add_output_arguments, write_rows
+from benchmarks.search.samplers import space
 from vqa.results.comparison import Trained, compare, next_trainings, retraining_noise, standing_order
 from vqa.results.uncertainty import mean_error, mean_p_value, tie_widths
+from vqa.sweep.search.thompson import features, matern
 
 Array = NDArray[np.float64]
 SIZES = (2, 4, 8, 16, 40)
@@ -237,6 +241,77 @@ def _real_study(
     return regrets(truth, rates, draw, cost, spare, pictures, rng)
 
 
+def choose(grid: Path, trained: Path, studies: int) -> list[dict[str, Any]]:
+    """Regret of what each rule chooses among trials that were trained once, on the grid with measured noise.
+
+    `best_of_drawn` is no rule: it is what a choice without any noise would lose, because the best of the grid
+    is not among the trials.
+    """
+    found, _, pictures = configurations(trained)
+    sd, apart = retraining_noise([as_trial(i, t, pictures) for i, t in enumerate(found)])
+    shared = math.sqrt(max(0.0, (sd or 0.0) ** 2 - apart**2))
+    rows = json.loads(grid.read_text())["rows"]
+    values, params = np.array([row["nll"] for row in rows]), [row["params"] for row in rows]
+    truth, places = (
+        values.mean(axis=1),
+        np.array([features(point, space().distributions) for point in params]),
+    )
+    out = []
+    for cost in (8, 12, 24):
+        regret: dict[str, list[float]] = {}
+        for seed in range(studies):
+            rng = np.random.default_rng([seed, cost])
+            drawn = values[:, rng.integers(0, values.shape[1], values.shape[1])]
+            trials = rng.permutation(len(values))[:cost]
+            scores = drawn[trials].mean(axis=1) + rng.normal(0, apart, cost) + rng.normal(0, shared)
+            best = int(scores.argmin())
+            differences = drawn[trials] - drawn[trials[best]]
+            errors = differences.std(axis=1, ddof=1) / math.sqrt(values.shape[1])
+            widths = np.sqrt(errors**2 + 2 * apart**2)
+            own = [params[index] for index in trials]
+            for name, chosen in choices(scores, widths, own, places[trials], apart).items():
+                regret.setdefault(name, []).append(float(truth[trials[chosen]] - truth.min()))
+            regret.setdefault("best_of_drawn", []).append(float(truth[trials].min() - truth.min()))
+        for name, lost in regret.items():
+            gain = np.array(regret["lowest_score"]) - np.array(lost)
+            row = {"kind": "choose", "trials": cost, "rule": name, "studies": studies, "sd_apart": apart}
+            row |= {"regret": float(np.mean(lost)), "p90": float(np.quantile(lost, 0.9))}
+            se = float(gain.std(ddof=1) / math.sqrt(studies))
+            out.append(_told(row | {"gain": {"mean": float(gain.mean()), "se": se}}))
+    return out
+
+
+def choices(
+    scores: Array, widths: Array, params: Sequence[dict[str, Any]], places: Array, noise: float
+) -> dict[str, int]:
+    """What each rule chooses.
+
+    Args:
+        scores: (T,) of the trials.
+        widths: (T,) standard error of each one's difference to the lowest, noise of training included.
+        params: Of each trial.
+        places: (T, F) features of the parameters.
+        noise: Standard deviation of a score from one training to the next, what all share left out.
+
+    Returns:
+        Rule -> the trial's index: the lowest score; the lowest learning rate, or the smallest rank and among
+        those the lowest rate, of all within so many standard errors of it; the lowest mean of a Gaussian
+        process over the parameters, which borrows from neighbours.
+    """
+    chosen = {"lowest_score": int(scores.argmin())}
+    for width in (0.25, 0.5, 1.0, 2.0):
+        tied = [i for i in range(len(scores)) if scores[i] - scores.min() <= width * widths[i]]
+        chosen[f"lowest_rate_within_{width}"] = min(tied, key=lambda i: params[i]["optimizer.lr"])
+        chosen[f"plainest_within_{width}"] = min(
+            tied, key=lambda i: (params[i]["lora.r"], params[i]["optimizer.lr"])
+        )
+    centred = (scores - scores.mean()) / scores.std()
+    kernel = matern(places, places)
+    share = (noise / float(scores.std())) ** 2
+    smooth = kernel @ np.linalg.solve(kernel + share * np.eye(len(scores)), centred)
+    return chosen | {"smoothed": int(smooth.argmin())}
+
+
 def _summary(what: dict[str, Any], results: Sequence[dict[str, float]]) -> dict[str, Any]:
     row = what | {"studies": len(results)}
     for name in results[0]:
@@ -255,7 +330,7 @@ def _told(row: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Parse the command line, run one step, write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("step", choices=("simulate", "pairs", "replay"))
+    parser.add_argument("step", choices=("simulate", "pairs", "replay", "choose"))
     parser.add_argument("--grid", type=Path)
     parser.add_argument("--trained", type=Path)
     parser.add_argument("--studies", type=int, default=400)
@@ -265,6 +340,8 @@ def main() -> None:
         rows = simulate(given.grid, given.studies)
     elif given.step == "pairs":
         rows = pairs(given.trained)
+    elif given.step == "choose":
+        rows = choose(given.grid, given.trained, given.studies)
     else:
         rows = replay(given.grid, given.trained, given.studies)
     write_rows(given.out, f"ranking_{given.step}", rows, given.machine, append=False)

@@ -17,9 +17,10 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median, stdev
 from typing import Any
 
 import optuna
@@ -27,6 +28,7 @@ from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
+from benchmarks.harness.paired import sign_flip_p_value
 from benchmarks.harness.record import add_output_arguments, write_rows
 from benchmarks.search.simulation import Grid, Point, Replay, see
 from vqa.config.check import register_resolvers
@@ -144,6 +146,13 @@ SEARCHES = (
 REFERENCE = Search("tpe", "successive_halving")
 
 
+def search_of(name: str) -> Search:
+    """The search that the command line names: SAMPLER+PRUNER+KEY=VALUE, with keys of the pruner."""
+    sampler, pruner, *keys = name.split("+")
+    pairs = [key.split("=", 1) for key in keys]
+    return Search(sampler, pruner, tuple((key, json.loads(value)) for key, value in pairs))
+
+
 def measure(points: list[Point], search: Search, given: argparse.Namespace, workers: int) -> dict[str, Any]:
     """One search over all seeds: the share of the grid's cost until it has a good configuration."""
     shares = []
@@ -211,9 +220,40 @@ def regret(
         "within_0.01": sum(value <= 0.01 for value in seen),
         "true_regret_mean": round(sum(true) / len(true), 4),
         "each": [round(value, 4) for value in seen],
+        "each_true": [round(value, 4) for value in true],
     }
-    print(json.dumps({key: value for key, value in row.items() if key != "each"}), flush=True)
+    print(json.dumps({key: value for key, value in row.items() if not key.startswith("each")}), flush=True)
     return row
+
+
+def gain_over(reference: Sequence[float], regrets: Sequence[float]) -> dict[str, float | None]:
+    """How much lower the regret of a search is than the reference's under the same seeds.
+
+    Returns:
+        Mean gain, its standard error, and the two-sided p value of sign flips; null where a search found
+        nothing under some seed.
+    """
+    gains = [before - now for before, now in zip(reference, regrets, strict=True)]
+    if len(gains) < 2 or not all(map(math.isfinite, gains)):
+        return {"mean": None, "se": None, "p": None}
+    se = stdev(gains) / math.sqrt(len(gains))
+    return {"mean": round(fmean(gains), 4), "se": round(se, 4), "p": round(sign_flip_p_value(gains), 4)}
+
+
+def compared(
+    points: list[Point],
+    searches: Sequence[tuple[Search, int]],
+    trials: int,
+    given: argparse.Namespace,
+) -> list[dict[str, Any]]:
+    """All searches at the cost of so many trials, beside the reference where it is among them."""
+    budget = cost_of(points, trials, given)
+    found = [(*pair, regret(points, pair[0], trials, budget, given, pair[1])) for pair in searches]
+    reference = {workers: row for search, workers, row in found if search == REFERENCE}
+    for _, workers, row in found:
+        if workers in reference:
+            row["gain_over_default"] = gain_over(reference[workers]["each_true"], row["each_true"])
+    return [row for _, _, row in found]
 
 
 def main() -> None:
@@ -239,7 +279,9 @@ def main() -> None:
     parser.add_argument(
         "--trials", type=int, nargs="*", default=[], help="regret at the cost of so many trials"
     )
-    parser.add_argument("--searches", nargs="+", help="SAMPLER+PRUNER; all when not given")
+    parser.add_argument(
+        "--searches", nargs="+", help="SAMPLER+PRUNER, or SAMPLER+PRUNER+KEY=VALUE; all when not given"
+    )
     given = parser.parse_args()
     register_resolvers()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -250,15 +292,10 @@ def main() -> None:
     else:
         points = [Point(**row) for row in json.loads(given.grid.read_text())["rows"]]
         points = [point.cut(given.folds) for point in points] if given.folds else points
-        named = [Search(*name.split("+")) for name in given.searches or ()]
+        named = [search_of(name) for name in given.searches or ()]
         searches = [(search, workers) for search in named or SEARCHES for workers in given.workers]
         if given.trials:
-            budgets = {trials: cost_of(points, trials, given) for trials in given.trials}
-            rows = [
-                regret(points, search, trials, budget, given, workers)
-                for trials, budget in budgets.items()
-                for search, workers in searches
-            ]
+            rows = [row for trials in given.trials for row in compared(points, searches, trials, given)]
         else:
             rows = [measure(points, search, given, workers) for search, workers in searches]
     name = "search_grid" if given.step == "grid" else "search_regret" if given.trials else "search"

@@ -44,8 +44,9 @@ def test_auto_cannot_count_the_gpus_of_other_machines() -> None:
     ],
 )
 def test_a_command_that_cannot_do_its_work_is_refused_at_the_start(
-    tmp_path: Path, overrides: list[str], message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], message: str
 ) -> None:
+    monkeypatch.setattr("vqa.sweep.sweep.program", lambda: ["app.py"])  # however pytest was started
     with pytest.raises(UserError, match=message):
         run_toy(tmp_path, *(f"hydra.sweeper.{override}" for override in overrides))
     assert not (tmp_path / "multirun/toy/trials").exists()

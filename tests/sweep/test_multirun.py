@@ -24,6 +24,12 @@ def test_a_folder_name_for_trials_is_refused() -> None:
     refuse_what_is_not_ours(config(("hydra.sweep.dir=x",)))
 
 
+@pytest.mark.parametrize("name", ["job_${hydra.job.num}", "${hydra.job.override_dirname}", "${nowhere}"])
+def test_a_folder_name_made_of_hydras_own_values_is_refused_by_the_same_message(name: str) -> None:
+    with pytest.raises(UserError, match=r"hydra\.sweep\.subdir=.*\$\{.* has no effect.*trials/000"):
+        refuse_what_is_not_ours(config((f"hydra.sweep.subdir={name}",)))
+
+
 def test_another_name_for_the_folder_of_a_jobs_configuration_is_refused() -> None:
     with pytest.raises(UserError, match=r"hydra\.output_subdir=meta has no effect.*\.hydra"):
         refuse_what_is_not_ours(config(("hydra.output_subdir=meta",)))
@@ -72,3 +78,15 @@ def test_quoted_choices_keep_their_text(tmp_path: Path) -> None:
     )
     assert sorted(row["+note"] for row in board_rows(tmp_path)) == ["'a, b'", "'c=d e'"]
     assert (tmp_path / "multirun/toy/multirun.yaml").exists()
+
+
+def test_an_override_of_hydras_may_hold_what_only_a_job_has(tmp_path: Path) -> None:
+    run_toy(
+        tmp_path,
+        "hydra/sweeper/pruner=none",
+        *("hydra.sweeper.n_trials=2", "hydra.sweeper.final=false", "hydra.job.chdir=true"),
+        "+hydra.job.env_set.VQA_TEST_OF_TRIAL=t${hydra.job.num}",
+    )
+    assert len(board_rows(tmp_path)) == 2
+    kept = OmegaConf.load(tmp_path / "multirun/toy/trials/001/.hydra/hydra.yaml")
+    assert OmegaConf.select(kept, "hydra.job.env_set.VQA_TEST_OF_TRIAL") == "t1"

@@ -10,6 +10,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
 from tests.helpers.studies import settings
+from vqa.results.run_lock import at_work
 from vqa.sweep.search.space import SearchSpace
 from vqa.sweep.study import SharedStudy, Tally
 
@@ -39,6 +40,25 @@ def test_a_dropped_trial_is_adopted_with_its_parameters_before_a_new_one_starts(
     assert again.adopted
     assert (again.trial.number, again.trial.params) == (0, first.trial.params)
     assert again.trial.user_attrs == {"deaths": 1}
+
+
+def test_a_trial_whose_folder_is_in_use_is_left_to_the_worker_that_lost_its_lock(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shared = open_study(tmp_path)
+    first = shared.claim()
+    assert first is not None
+    with at_work(tmp_path / "trials/000"):  # by a worker that stands still
+        (shared.locks / "0").unlink()  # a server forgets it
+        claims = [shared.claim() for _ in range(3)]
+        assert [claim and claim.trial.number for claim in claims] == [1, 2, None]
+        said = [record.message for record in caplog.records]
+        assert len(said) == 1
+        assert "trial 0 has lost its lock" in said[0]
+        assert "it is left to that process" in said[0]
+    again = shared.claim()
+    assert again is not None
+    assert (again.trial.number, again.trial.user_attrs) == (0, {"deaths": 1})
 
 
 def test_a_trial_that_dies_too_often_fails(tmp_path: Path) -> None:

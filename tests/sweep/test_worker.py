@@ -14,7 +14,7 @@ import pytest
 
 import tests.helpers.toy_app.app
 from tests.helpers.toy_app.harness import board_rows, outcome, run_toy, run_toy_cut_off, starts, trials_of
-from vqa.errors import UserError
+from vqa.errors import InUseError, UserError
 from vqa.progress import report
 from vqa.sweep.worker import Worker
 
@@ -190,6 +190,23 @@ def test_a_refused_combination_fails_alone_once_another_trial_ended_well(tmp_pat
     [failed] = [trial for trial in trials_of(tmp_path) if trial.state.name == "FAIL"]
     assert failed.number > 0
     assert failed.user_attrs["error"] == "lora.r=8 contradicts another setting. Take another r."
+
+
+def test_a_worker_that_finds_its_trial_taken_over_takes_the_next_one(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, taken = tests.helpers.toy_app.app.run_trial, []
+
+    def taken_over_once(cfg: Any, folder: Path) -> float:
+        if folder.name in ("000", "003") and folder.name not in taken:
+            taken.append(folder.name)
+            raise InUseError(f"{folder} is in use")
+        return run(cfg, folder)
+
+    monkeypatch.setattr(tests.helpers.toy_app.app, "run_trial", taken_over_once)
+    run_toy(tmp_path, *SHORT, "hydra.sweeper.max_retries=0")
+    assert taken == ["000", "003"]
+    assert outcome(tmp_path) == outcome(whole)  # no failure, no death
 
 
 def test_a_full_disk_stops_the_sweep_even_when_trials_have_ended_well(

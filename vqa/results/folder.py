@@ -109,6 +109,12 @@ class RunFolder:
         return True
 
     @property
+    def in_use(self) -> bool:
+        """Whether a process is at work in it now, see `vqa.results.run_lock`."""
+        lock = self.path / RUN_LOCK
+        return lock.exists() and is_locked(lock)
+
+    @property
     def claimed(self) -> bool:
         """Whether another run must leave the folder alone: one has begun here, and got beyond its records."""
         return self.config_file.exists() and any(p.name not in BOOKKEEPING for p in self.path.iterdir())
@@ -361,8 +367,7 @@ def folder_of_file(folder: Path, cfg: DictConfig) -> Path:
 
 def _in_use(folder: Path) -> bool:
     """Whether a run that has begun in a folder, with a configuration of its own, is at work now."""
-    lock = folder / RUN_LOCK
-    return RunFolder(folder).config_file.exists() and lock.exists() and is_locked(lock)
+    return RunFolder(folder).config_file.exists() and RunFolder(folder).in_use
 
 
 def _test_file(config: Mapping[str, Any]) -> str | None:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-from vqa.errors import UserError
+from vqa.errors import InUseError, UserError
 from vqa.machine.files import NoLocksError, holder, try_lock
 from vqa.results.folder import RUN_LOCK, RunFolder
 
@@ -36,7 +36,8 @@ def at_work(folder: Path) -> Iterator[None]:
         folder: The run's folder; made when missing.
 
     Raises:
-        UserError: Another process is at work there, or the folder cannot be written.
+        InUseError: Another process is at work there.
+        UserError: The folder cannot be written.
     """
     if RunFolder(folder).complete:
         yield
@@ -62,7 +63,7 @@ def _taken(path: Path) -> IO[str]:
         if (lock := try_lock(path)) is not None:
             return lock
         time.sleep(PAUSE_S)
-    raise UserError(
+    raise InUseError(
         f"{path.parent} is in use by {_holder(path)}. Nothing was changed: wait for its end, or end it; the "
         "same command then goes on from there. Another study (study=other) may run beside it"
     )

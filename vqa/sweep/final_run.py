@@ -13,6 +13,7 @@ from vqa.machine.safe_text import mask_secrets
 from vqa.results.folder import FINAL, StudyFolder
 from vqa.sweep.jobs import HydraJobs
 from vqa.sweep.leaderboard import Standing
+from vqa.sweep.multirun import hydra_overrides
 from vqa.sweep.search.space import overrides_of
 from vqa.sweep.study import SharedStudy, settings_of
 
@@ -87,9 +88,7 @@ def _run_command(shared: SharedStudy, jobs: HydraJobs, command: str, overrides: 
 
         release_resident()
     final = StudyFolder(shared.folder).final
-    given = [
-        text for text in jobs.config.hydra.overrides.hydra if not text.lstrip("+~").startswith(OF_THE_SWEEP)
-    ]
+    given = [text for text in hydra_overrides(jobs.config) if not text.lstrip("+~").startswith(OF_THE_SWEEP)]
     parent = [] if jobs.parent_run_id is None else [f"tracking.parent_run_id={jobs.parent_run_id}"]
     words = [*shlex.split(command), *program(), *given, f"hydra.run.dir='{final.path}'", *overrides, *parent]
     process = subprocess.Popen(words, process_group=0)  # a Ctrl-C reaches it once, through this process

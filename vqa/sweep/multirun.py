@@ -5,6 +5,7 @@ name.
 """
 
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -20,6 +21,19 @@ WITHOUT_EFFECT = {  # keys whose place a study has filled itself
 }
 
 
+def hydra_overrides(config: DictConfig) -> list[str]:
+    """Give the overrides of `hydra.*` as typed.
+
+    One may hold `${hydra.job.num}`, which has no value before there is a job. Going through the list itself
+    would resolve it.
+
+    Args:
+        config: The composed configuration of the sweep.
+    """
+    plain: Any = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
+    return [str(override) for override in plain]
+
+
 def refuse_what_is_not_ours(config: DictConfig) -> None:
     """Refuse what a study would silently leave without effect.
 
@@ -29,7 +43,7 @@ def refuse_what_is_not_ours(config: DictConfig) -> None:
     Raises:
         UserError: One of `WITHOUT_EFFECT` was given.
     """
-    for given in config.hydra.overrides.hydra:
+    for given in hydra_overrides(config):
         if (why := WITHOUT_EFFECT.get(given.lstrip("+~").partition("=")[0])) is not None:
             raise UserError(
                 f"{given} has no effect on a study: {why}. "

@@ -189,6 +189,7 @@ class SharedStudy:
         self.space = space
         self.folder = folder
         self.begun = begun
+        self._left_alone: set[int] = set()  # trials of which that was said
         self.locks = StudyFolder(folder).locks
         grid = is_grid(settings.sampler)  # the grid sampler would go on with points it had before
         self.n_trials = min(settings.n_trials, space.size()) if grid else settings.n_trials
@@ -330,7 +331,7 @@ class SharedStudy:
             claim = self._begin(trials)
             claim.trial.set_user_attr(UNTIL, piece.until)
             return claim
-        lock = try_lock(self.locks / str(piece.number))
+        lock = self._take(piece.number)
         if lock is None:
             return None  # whoever ran it has not let go yet
         self.study.sampler = optuna.samplers.RandomSampler()  # its values are drawn
@@ -360,8 +361,26 @@ class SharedStudy:
         proposed = proposer.propose(number, others)
         return optuna.samplers.PartialFixedSampler(proposed, optuna.samplers.RandomSampler())
 
+    def _take(self, number: int) -> IO[str] | None:
+        """Take the lock of a trial that was begun before; None while somebody is at work on it.
+
+        A worker that stood still may have lost that lock, as on a server that forgets locks. It still holds
+        the one in the trial's folder, and goes on when it wakes: the trial is left to it.
+        """
+        lock = try_lock(self.locks / str(number))
+        if lock is not None and StudyFolder(self.folder).trial(number).in_use:
+            lock.close()
+            if number not in self._left_alone:
+                self._left_alone.add(number)
+                log.warning(
+                    f"trial {number} has lost its lock in {self.locks}, but a process is still at work in "
+                    "its folder: it is left to that process. If that hangs, end it: another then goes on."
+                )
+            return None
+        return lock
+
     def _adopt(self, frozen: FrozenTrial) -> Claim | None:
-        lock = try_lock(self.locks / str(frozen.number))
+        lock = self._take(frozen.number)
         if lock is None:
             return None  # somebody is at work on it
         now = self.trials()[frozen.number]

@@ -32,7 +32,7 @@ from vqa.sweep.leaderboard import (
     read_winner,
     winner_of,
 )
-from vqa.sweep.multirun import refuse_what_is_not_ours, write_multirun
+from vqa.sweep.multirun import hydra_overrides, refuse_what_is_not_ours, write_multirun
 from vqa.sweep.search.sampling import SamplerFactory, probe_sampler
 from vqa.sweep.search.space import overrides_of, read_enqueued, read_search_space
 from vqa.sweep.settings import SweepSettings, read_settings
@@ -103,7 +103,7 @@ def run_sweep(
     if (plan := planned(jobs, settings, arguments, folder)) is not None:
         space = read_search_space(settings.params, [*arguments, *plan.overrides()], groups)
         settings = _read(sweeper_under(plan, config), launcher)
-    typed = any(given.startswith("hydra.sweeper.enqueue") for given in config.hydra.overrides.hydra)
+    typed = any(given.startswith("hydra.sweeper.enqueue") for given in hydra_overrides(config))
     enqueued = read_enqueued(settings.enqueue, space, leave_out=not typed)
     if own_slot() is None:
         warn_of_few_trials(settings)
@@ -145,7 +145,7 @@ def _read(node: Mapping[Any, Any], launcher: str | None) -> SweepSettings:
 
 def _refuse_commands(settings: SweepSettings, config: DictConfig) -> None:
     """Refuse a program that a file, maybe a stranger's, wants started, and one that is not there."""
-    given = [str(override).lstrip("+").split("=", 1)[0] for override in config.hydra.overrides.hydra]
+    given = [override.lstrip("+").split("=", 1)[0] for override in hydra_overrides(config)]
     for name in ("worker_command", "final_command"):
         key, command = f"hydra.sweeper.{name}", getattr(settings, name)
         if command is None:

@@ -12,7 +12,7 @@ from hydra.core.utils import JobStatus
 from optuna.pruners import WilcoxonPruner
 from optuna.trial import Trial, TrialState
 
-from vqa.errors import DoesNotFitError, UserError
+from vqa.errors import DoesNotFitError, InUseError, UserError
 from vqa.machine.interrupt import Interrupt
 from vqa.machine.retry import GoneError
 from vqa.progress import By, Paused, Pruned, progress_to, reporting_to
@@ -182,7 +182,8 @@ class Worker:
         else:
             self._run_job(trial, overrides)
         standing = standing_of(self.shared.now(trial), self.shared.folder)
-        self.board.event(describe_end(standing, self.board.lang))
+        if standing.state != TrialState.RUNNING.name:  # else another worker has it
+            self.board.event(describe_end(standing, self.board.lang))
 
     def _is_of_this_trial(self, error: UserError) -> bool:
         """Whether a refusal comes from the trial's own values, so that other trials can go on.
@@ -207,6 +208,9 @@ class Worker:
             self.shared.tell(trial, TrialState.FAIL, error=f"{type(error).__name__}: {error}")
             return
         value = job.return_value
+        if isinstance(value, InUseError):  # this worker stood still, lost its lock, and another took over
+            self.shared.forgive(trial)
+            return
         if isinstance(value, UserError):
             if not self._is_of_this_trial(value):
                 raise value

@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 from vqa.errors import UserError
 from vqa.machine.files import replace_text
 from vqa.progress import progress, report, report_questions
+from vqa.results.run_lock import at_work
 
 QUESTIONS_PER_FOLD = 6
 log = logging.getLogger(__name__)
@@ -110,7 +111,8 @@ def run_stage(cfg: DictConfig) -> float:
     if cfg.fails == "undefined":
         return math.nan
     if cfg.stage == "trial":
-        return run_trial(cfg, folder)
+        with at_work(folder):  # as a real one
+            return run_trial(cfg, folder)
     metrics = {"lr": cfg.lr, "r": cfg.lora.r, "tuned_at": cfg.budget.tuned_at}
     metrics |= {"note": cfg.note} if cfg.note else {}
     (folder / "metrics.json").write_text(json.dumps(metrics))

@@ -37,6 +37,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vqa.errors import UserError
 from vqa.machine.files import is_locked
 from vqa.results.folder import StudyFolder
+from vqa.sweep.multirun import hydra_overrides
 from vqa.sweep.study import SharedStudy
 from vqa.sweep.workers.pool import WorkerProcess, log_file, visible_gpus, worker_environment
 
@@ -73,7 +74,7 @@ def chosen_launcher(config: DictConfig) -> str | None:
             f"hydra/launcher must be one of {', '.join(TARGETS)} for a study, got {name}. Or leave it out: "
             "hydra.sweeper.n_workers and hydra.sweeper.worker_command place the workers too."
         )
-    given = dict(_given(config.hydra.overrides.hydra))
+    given = dict(_given(hydra_overrides(config)))
     if "hydra/launcher" not in given:
         raise UserError(
             "hydra/launcher starts programs, so it must be given on the command line, not in a file. "
@@ -296,7 +297,7 @@ def _with_own_files(config: DictConfig, folder: Path) -> DictConfig:
     changed = copy.deepcopy(config)
     with read_write(changed.hydra), open_dict(changed.hydra):
         changed.hydra.launcher.submitit_folder = f"{folder}/%j"
-        others = [given for given in changed.hydra.overrides.hydra if not given.startswith(f"{key}=")]
+        others = [given for given in hydra_overrides(config) if not given.startswith(f"{key}=")]
         changed.hydra.overrides.hydra = [*others, f"{key}='{folder}/%j'"]
     return changed
 
