@@ -4,6 +4,7 @@ import io
 import os
 import sys
 from pathlib import Path
+from traceback import extract_tb
 from typing import NoReturn
 
 import hydra
@@ -11,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, omegaconf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -19,11 +20,12 @@ from vqa.config.check import register_resolvers
 from vqa.config.completion import completion
 from vqa.config.near import with_advice
 from vqa.config.place import CONF
+from vqa.config.typed import guard_log_files, guard_secrets, refuse_broken_words, refuse_variables
 from vqa.config.words import spelled_out
 from vqa.errors import UserError, mendable
 from vqa.machine.notification import asked_for, notify
 from vqa.machine.retry import chain_of
-from vqa.machine.safe_text import make_logs_safe, mask_secrets, shown
+from vqa.machine.safe_text import is_secret_name, make_logs_safe, mask_secrets, shown
 from vqa.sweep.sweeper import StudySweeper
 
 USER_MISTAKE, INTERRUPTED = 2, 130
@@ -48,6 +50,7 @@ def app(cfg: DictConfig) -> float | None:
     hydra_cfg = HydraConfig.get()
     alone = hydra_cfg.mode == RunMode.RUN
     try:
+        refuse_variables(hydra_cfg)
         sweep = hydra_cfg.runtime.choices.get("sweep")
         if alone and cfg.stage == "trial" and sweep:
             raise UserError(
@@ -88,15 +91,18 @@ def _main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors on; this function words them
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     make_logs_safe()
+    guard_log_files()
     for stream in (sys.stdout, sys.stderr):  # a terminal without Korean gets codes instead of an error
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     register_resolvers()
+    guard_secrets(is_secret_name)
     Plugins.instance().register(StudySweeper)  # a checkout that was never installed has no entry points
     try:
         if sys.argv[1:] == ["--completion"]:
             print(completion())
             return
+        refuse_broken_words()
         sys.argv[1:] = spelled_out(sys.argv[1:])
         app()
     except UserError as error:
@@ -111,6 +117,10 @@ def _main() -> None:
         if not refused:
             raise
         _leave(UserError(f"hydra.job_logging or hydra.hydra_logging: {refused[0]}"))
+    except RecursionError as error:
+        if not any(frame.filename == omegaconf.__file__ for frame in extract_tb(error.__traceback__)):
+            raise
+        _leave(UserError("a configuration file is nested too deeply to be read; mend it"))
     except KeyboardInterrupt:
         print("vqa: stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(INTERRUPTED)

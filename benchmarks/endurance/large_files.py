@@ -13,7 +13,7 @@ import os
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from vqa.results.metrics import summary
 from vqa.results.predictions import Prediction, read_predictions, write_predictions
 
 Row = dict[str, Any]
+STAGES = ("doctor", "read", "split", "evaluate", "ensemble", "report")
 
 
 def make(folder: Path, rows: int, pictures: int) -> dict[str, Any]:
@@ -99,24 +100,26 @@ def answers(questions: list[Question], seed: int) -> list[Prediction]:
     ]
 
 
-def measure(folder: Path, rows: int, pictures: int) -> list[Row]:
-    """Run every stage on a file of so many rows, and half as many predictions."""
+def measure(folder: Path, rows: int, pictures: int, stages: Sequence[str]) -> list[Row]:
+    """Run stages on a file of so many rows, and half as many predictions.
+
+    Args:
+        folder: An empty folder.
+        rows: Of the training file.
+        pictures: That the rows share.
+        stages: Of `STAGES`.
+    """
     node = make(folder, rows, pictures)
     typed = ["data=csv", *(f"data.{key}={value}" for key, value in node.items() if value)]
     typed += [f"env.output_root={folder}/out", "tracking=none", "env.threads=1"]
-    found = [measured("doctor", rows, lambda: command("stage=doctor", *typed))]
     source = ContestCsv(**node)
-    found.append(measured("read", rows, source.train))
     questions = source.train()
-    found.append(measured("split", rows, lambda: make_folds(hold_out(questions, 0.2, 0).train, 3, 0)))
     half = questions[: rows // 2]
     files = [folder / f"{number}/test_predictions.csv" for number in range(2)]
     for number, file in enumerate(files):
         file.parent.mkdir()
         write_predictions(file, answers(half, number))
-    found.append(measured("evaluate", rows // 2, lambda: summary(read_predictions(files[0]))))
     members = f"ensemble.members=[{files[0]},{files[1]}]"
-    found.append(measured("ensemble", rows // 2, lambda: command("stage=ensemble", members, *typed)))
     final = write_study(folder / "out/made")
     config = final / ".hydra/config.yaml"
     stored = OmegaConf.to_container(OmegaConf.load(config))
@@ -126,8 +129,15 @@ def measure(folder: Path, rows: int, pictures: int) -> list[Row]:
     write_predictions(final / "base_valid_predictions.csv", answers(half, 1))
     write_predictions(final / "test_predictions.csv", answers(questions[-len(half) :], 2))
     report = ["stage=report", "study=made", f"env.output_root={folder}/out", "tracking=none"]
-    found.append(measured("report", rows // 2, lambda: command(*report)))
-    return found
+    works: dict[str, tuple[int, Callable[[], Any]]] = {
+        "doctor": (rows, lambda: command("stage=doctor", *typed)),
+        "read": (rows, source.train),
+        "split": (rows, lambda: make_folds(hold_out(questions, 0.2, 0).train, 3, 0)),
+        "evaluate": (len(half), lambda: summary(read_predictions(files[0]))),
+        "ensemble": (len(half), lambda: command("stage=ensemble", members, *typed)),
+        "report": (len(half), lambda: command(*report)),
+    }
+    return [measured(name, *works[name]) for name in stages]
 
 
 def main() -> None:
@@ -135,13 +145,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[50_000, 100_000])
     parser.add_argument("--pictures", type=int, default=5_000)
+    parser.add_argument("--run", nargs="+", default=list(STAGES), choices=list(STAGES))
     parser.add_argument("--append", action="store_true", help="keep the rows that the file has")
     add_output_arguments(parser)
     given = parser.parse_args()
     rows: list[Row] = []
     for number in given.rows:
         with tempfile.TemporaryDirectory() as name:
-            rows += measure(Path(name), number, given.pictures)
+            rows += measure(Path(name), number, given.pictures, given.run)
     write_rows(given.out, "large_files", rows, given.machine, append=given.append)
 
 

@@ -118,6 +118,35 @@ EXPERIMENTS = {
             "x": {"_target_": "vqa.sweep.workers.pool.JobCallback", "of": "sing.Bird"}}}}, []),
     "logging factory": ({"hydra": {"job_logging": {"handlers": {"file": {"()": "sing.sing"}}}}}, []),
     "logging class": ({"hydra": {"job_logging": {"handlers": {"console": {"class": "sing.Bird"}}}}}, []),
+    "log file": ({"hydra": {"job_logging": {"handlers": {"file": {"filename": "VICTIM"}}}}}, []),
+    "log file, emptied first": (
+        {"hydra": {"job_logging": {"handlers": {
+            "file": {"filename": "VICTIM", "mode": "w", "delay": False}}}}}, []),
+    "log file, emptied by a new handler": (
+        {"hydra": {"hydra_logging": {
+            "handlers": {"x": {"class": "logging.FileHandler", "filename": "VICTIM", "mode": "w"}},
+            "root": {"handlers": ["x"]}}}}, []),
+    "log file by its attribute": (
+        {"hydra": {"job_logging": {"handlers": {
+            "file": {".": {"baseFilename": "VICTIM", "mode": "w"}}}}}}, []),
+    "log file as a factory": (
+        {"hydra": {"job_logging": {"handlers": {
+            "x": {"()": "logging.FileHandler", "filename": "VICTIM"}}, "root": {"handlers": ["x"]}}}}, []),
+    "log file of a sweep": (
+        {"hydra": {"hydra_logging": {
+            "handlers": {"x": {"class": "logging.FileHandler", "filename": "VICTIM", "mode": "w"}},
+            "root": {"handlers": ["x"]}}}}, ["-m", "+sweep=lora"]),
+    "variables": ({"hydra": {"job": {"env_set": {"LD_PRELOAD": "VICTIM"}}}}, []),
+    "variables of workers": ({"hydra": {"job": {"env_set": {"PATH": "VICTIM"}}}}, ["-m", "+sweep=lora"]),
+    "a secret in an address": ({"tracking": {"uri": "http://127.0.0.1:9/${oc.env:HF_TOKEN}"}}, []),
+    "a secret under another name": ({"study": "${oc.env:${lang}_TOKEN}", "lang": "HF"}, []),
+    "a secret for a storage": (
+        {"hydra": {"sweeper": {"storage": "postgresql+psycopg://u:${oc.env:HF_TOKEN}@127.0.0.1:9/x"}}},
+        ["-m", "+sweep=lora"]),
+    "nested too deeply": ("x: " + "[" * 4000 + "]" * 4000, []),
+    "more than memory holds": (
+        "a0: &a0 [x,x,x,x,x,x,x,x,x]\n"
+        + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)), []),
     "launcher": ({"hydra": {"launcher": {"_target_": "sing.Bird"}}}, ["-m", "+sweep=lora"]),
     "launcher's own command": (
         {"defaults": [{"override /hydra/launcher": "submitit_local"}],
@@ -138,17 +167,43 @@ EXPERIMENTS = {
 
 @pytest.mark.parametrize("kind", EXPERIMENTS)
 def test_a_strangers_experiment_runs_nothing(
-    command: Command, canary: Path, tmp_path: Path, kind: str
+    command: Command, canary: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content, arguments = EXPERIMENTS[kind]
+    victim = tmp_path / "profile.sh"
+    victim.write_text("theirs\n")
+    monkeypatch.setenv("HF_TOKEN", "hf_planted_planted")
     folder = tmp_path / "theirs" / "experiment"
     folder.mkdir(parents=True)
-    text = content if isinstance(content, str) else json.dumps(content)
+    text = (content if isinstance(content, str) else json.dumps(content)).replace("VICTIM", str(victim))
     (folder / "evil.yaml").write_text(f"# @package _global_\n{text}\n")
     outcome = command(f"--config-dir={folder.parent}", "experiment=evil", "stage=status", *arguments)
     assert not canary.exists()
     assert outcome.code == 2, outcome.err
     assert "Traceback" not in outcome.err
+    assert "there is no sweep" not in outcome.err  # what stage=status says where nothing was refused
+    assert victim.read_text() == "theirs\n"
+    assert "planted" not in outcome.out + outcome.err
+
+
+def test_what_is_typed_may_name_a_log_file_a_variable_and_a_secret(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_planted_planted")
+    outcome = command(
+        "stage=status",
+        f"hydra.job_logging.handlers.file.filename={tmp_path}/mine.txt",
+        "+hydra.job.env_set.MINE=1",
+        "study=${oc.env:HF_TOKEN}",
+    )
+    assert outcome.code == 2
+    assert "there is no sweep" in outcome.err
+
+
+def test_a_word_that_is_no_text_is_refused(command: Command) -> None:
+    outcome = command("study=" + os.fsdecode(b"\xff"))
+    assert outcome.code == 2
+    assert "must be text in UTF-8" in outcome.err
 
 
 class Egg:

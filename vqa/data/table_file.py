@@ -13,6 +13,9 @@ from typing import Literal
 from vqa.machine.files import read_regular
 
 MAX_BYTES = 2 * 2**30
+MAX_COLUMNS = 1000  # each row could name its own: a table of them would be their number squared
+PARQUET_ROWS = 256  # read at a time: a text that is stored once can stand in each of them
+CELL_BYTES = 64  # what an empty cell takes in Python; parquet stores millions of them in nothing
 SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 Record = tuple[int, list[str]]  # the line it starts on, its fields
 
@@ -134,20 +137,52 @@ def _parquet(data: bytes) -> Table:
     except ImportError:
         text = "is parquet, which needs pyarrow: pip install pyarrow, or save it as CSV UTF-8"
         return Table(problems=[Problem(text, about="file")])
+    rows: list[dict[str, object]] = []
+    held = 0
     try:
-        rows = parquet.read_table(io.BytesIO(data)).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        return Table(problems=[Problem(f"is no parquet: {str(error).splitlines()[0]}", about="file")])
+        for batch in parquet.ParquetFile(io.BytesIO(data)).iter_batches(batch_size=PARQUET_ROWS):
+            found = batch.to_pylist()
+            held += sum(CELL_BYTES + _length(value) for row in found for value in row.values())
+            if held > MAX_BYTES:
+                text = f"unpacks to more than {MAX_BYTES // 2**30} GiB: leave out columns, or divide it"
+                return Table(problems=[Problem(text, about="file")])
+            rows += found
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # texts, dates no date has
+        reason = " ".join(str(error).split())[:300]
+        return Table(problems=[Problem(f"is no parquet: {reason}", about="file")])
     return _from_objects(list(enumerate(rows, start=1)), ["row numbers count from 1, without a header"])
 
 
 def _from_objects(rows: list[tuple[int, dict[str, object]]], notes: list[str]) -> Table:
     """One header of all names in the order met; what a row does not name is empty."""
-    header = list(dict.fromkeys(name for _, row in rows for name in row))
+    header: dict[str, None] = {}
+    for line, row in rows:
+        header.update(dict.fromkeys(row))
+        if wrong := next((text for text in (*row, *row.values()) if not _is_text(text)), None):
+            text = f"is no text: half of a surrogate pair in {_shortened(wrong)}; mend it"
+            return Table(problems=[Problem(text, line, about="file")])
+        if len(header) > MAX_COLUMNS:
+            text = f"names more than {MAX_COLUMNS:,} columns with the rows before it"
+            return Table(problems=[Problem(text, line, about="file")])
     if not rows:
         return Table(problems=[Problem("is empty", about="file")])
-    records = [(line, [_cell(row.get(name)) for name in header]) for line, row in rows]
-    return Table([(rows[0][0], header), *records], [], notes)
+    records = [(rows[0][0], list(header))]
+    records += [(line, [_cell(row.get(name)) for name in header]) for line, row in rows]
+    return Table(records, [], notes)
+
+
+def _length(value: object) -> int:
+    return len(value) if isinstance(value, str | bytes) else 0
+
+
+def _is_text(value: object) -> bool:
+    """Whether it can be written as UTF-8: JSON can spell half of a surrogate pair."""
+    text = value if isinstance(value, str) else _cell(value)
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _shortened(value: object) -> str:
+    return ascii(value) if len(ascii(value)) <= 60 else f"{ascii(value)[:60]}..."
 
 
 def _cell(value: object) -> str:

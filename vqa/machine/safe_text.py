@@ -46,12 +46,15 @@ def mask_secrets(value: Any, key: str = "") -> Any:
     return _SECRET_PAIR.sub(rf"\1{MASK}", text)
 
 
+def is_secret_name(name: str) -> bool:
+    """Whether a variable of the environment has a secret's name, such as HF_TOKEN and PGPASSWORD."""
+    return re.search(rf"(?:{_SECRET_WORDS})$", name, re.IGNORECASE) is not None
+
+
 def _environment_secrets() -> list[str]:
-    """Values of this process's variables with a secret's name, such as HF_TOKEN and PGPASSWORD."""
+    """Values of this process's variables with a secret's name."""
     found = {
-        value
-        for name, value in os.environ.items()
-        if len(value) >= SHORTEST_SECRET and re.search(rf"(?:{_SECRET_WORDS})$", name, re.IGNORECASE)
+        value for name, value in os.environ.items() if len(value) >= SHORTEST_SECRET and is_secret_name(name)
     }
     return sorted(found, key=len, reverse=True)
 

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vqa.config.messages import plain_message
+from vqa.config.typed import refuse_variables
 from vqa.data.places import missing_data_files
 from vqa.errors import UserError
 from vqa.machine import processes
@@ -84,6 +85,7 @@ def run_sweep(
     if not isinstance(node, dict):
         raise UserError("hydra.sweeper must be a mapping; choose hydra/sweeper=study.")
     refuse_what_is_not_ours(config)
+    refuse_variables(config.hydra)
     launcher = chosen_launcher(config)
     settings = _read(node, launcher)
     _refuse_commands(settings, config)
