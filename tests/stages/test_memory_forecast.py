@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Make
-from tests.model.test_footprint import true_size
+from tests.stages.test_footprint import true_size
 from vqa.model.base import model_folder
 from vqa.stages.memory_forecast import memory_lines
 

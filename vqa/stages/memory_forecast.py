@@ -9,10 +9,10 @@ from vqa.config.settings import Settings
 from vqa.data.source import data_source
 from vqa.model.base import ASSET, model_source, read_model_config
 from vqa.model.families.table import family_of
-from vqa.model.footprint import GIB, HALF, Footprint, estimate
 from vqa.model.prompt import as_written, render
 from vqa.question import Question
 from vqa.report.doctor_facts import sizes
+from vqa.stages.footprint import GIB, HALF, Footprint, estimate
 
 CARDS = (12, 16, 24, 40, 80)  # GB
 USABLE = 0.95  # of a card: the driver and other programs hold the rest

@@ -8,7 +8,7 @@ from transformers import Qwen2_5_VLConfig, Qwen3VLConfig
 from benchmarks.harness.full_size import QWEN2_5_7B, QWEN3_8B, TOKENS
 from tests.conftest import Make
 from vqa.model.families.table import family_of
-from vqa.model.footprint import Footprint, estimate
+from vqa.stages.footprint import Footprint, estimate
 
 PREFIX = 881  # tokens of prompt=fewshot_ko
 SUFFIX = {"qwen3_vl_8b": 326, "qwen2_5_vl_7b": 394}  # of a question with its picture of 512 x 512

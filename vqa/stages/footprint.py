@@ -1,7 +1,7 @@
 """How much GPU memory a training step takes, from configurations alone: no weight is loaded.
 
 For Qwen-VL's decoder, whose kept tensors are known (`kernels/lora_linear.py`, `kernels/attention.py`); for
-models on the generic path only weights and adapter are counted. tests/model/test_footprint.py holds the
+models on the generic path only weights and adapter are counted. tests/stages/test_footprint.py holds the
 estimates to peaks that were measured on a GPU, within a tenth.
 
 Notation: T tokens of a packed row, C hidden size, F width of the MLP, Q and K widths of all query and of all
