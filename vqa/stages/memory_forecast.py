@@ -78,7 +78,7 @@ def _tokens(settings: Settings, config: Any, questions: list[Question]) -> tuple
     from transformers import AutoTokenizer
 
     folder, where = model_source(settings)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **where)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **where)
     prefix = render(tokenizer, settings.prompt, questions[0], as_written(questions[0])).prefix
     before = len(tokenizer(prefix, add_special_tokens=False)["input_ids"])
     found = sizes(settings, questions, config, tokenizer)
