@@ -1,5 +1,6 @@
 """A configuration, checkpoint, adapter or model of a stranger runs nothing: canaries stay silent."""
 
+import ast
 import json
 import os
 import pickle
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import vqa as package
 from tests.helpers.command_line import Outcome, vqa
 from vqa.config.library import TRUSTED, check_target
 from vqa.errors import UserError
@@ -52,6 +54,18 @@ THROUGH = {
 def targets(name: str) -> list[object]:
     """What a node must not name."""
     return [*RUNNERS, *THROUGH[name], f"{TRUSTED[name][0][:-1]}os.system", "", 7, ["os.system"], None]
+
+
+def test_every_loader_of_transformers_is_told_to_run_no_code() -> None:
+    """`model_source` says it once; PEFT's loaders take a folder that was checked before, and no such word."""
+    calls = [
+        (path.name, {keyword.arg or ast.unparse(keyword.value) for keyword in node.keywords})
+        for path in Path(package.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".from_pretrained")
+    ]
+    assert len(calls) > 5
+    assert [name for name, given in calls if "where" not in given] == ["adapter.py", "adapter.py"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 
 from tests.conftest import Make
 from vqa.errors import UserError
-from vqa.model.base import Base, load_base, model_folder, read_model_config
+from vqa.model.base import Base, load_base, model_folder, model_source, read_model_config
 
 
 def quantized_names(base: Base) -> list[str]:
@@ -43,6 +43,10 @@ def test_a_path_is_a_hub_id_or_a_folder(
     (tmp_path / "model").mkdir()
     (tmp_path / "model/config.json").write_text("{}")
     assert model_folder(path) == folder.format(home=tmp_path)
+
+
+def test_what_every_loader_is_told_runs_no_code(settings: Make) -> None:
+    assert model_source(settings())[1]["trust_remote_code"] is False
 
 
 def test_an_asset_is_a_model_inside_the_package() -> None:

@@ -76,6 +76,42 @@ MESSAGES: dict[str, tuple[str, str]] = {
         "     features of {pictures} pictures take {gib:.1f} GiB of the host's memory",
         "     이미지 {pictures}장의 특징은 호스트 메모리 {gib:.1f} GiB를 씁니다",
     ),
+    "time": (
+        "     time, an estimate: a whole contest takes about {one} on one {card}, {several} on {cards} "
+        "(sweep {sweep}, shared by workers; final training {final}; answers {answers})",
+        "     시간 추정: 대회 전체에 {card} 1장으로 약 {one}, {cards}장으로 약 {several} "
+        "(스윕 {sweep}, 작업자가 나눔; 최종 학습 {final}; 답변 {answers})",
+    ),
+    "time span": ("{low} to {high}", "{low}~{high}"),
+    "time of": (
+        "     that is {trials} trials x {folds} folds x {sample} questions if none is pruned, "
+        "{passes} passes over {train} questions, {answers} answers",
+        "     시도 {trials}개 x 폴드 {folds}개 x 문항 {sample}개(중단 없을 때), "
+        "문항 {train}개 학습 {passes}회, 답변 {answers}개",
+    ),
+    "time estimated": (
+        "     from operations and the share of its peak that an H200 reached; the longer time is what a "
+        "power limit may make of it. No {card} was measured, and loading is not counted. {card}: {way}",
+        "     연산량과 H200에서 측정한 최대 성능 비율로 계산했고, 긴 쪽은 전력 제한을 감안한 값입니다. "
+        "{card}는 측정하지 않았으며 로딩 시간은 뺐습니다. {card}: {way}",
+    ),
+    "time measured": (
+        "     from operations and rates that were measured on a {card}; loading is not counted. "
+        "{card}: {way}",
+        "     연산량과 {card}에서 측정한 속도로 계산했고 로딩 시간은 뺐습니다. {card}: {way}",
+    ),
+    "time more": (
+        "     takes longer, and is not counted: {what}",
+        "     시간이 더 들지만 넣지 않은 설정: {what}",
+    ),
+    "time none": (
+        "     no time for a {card}: its memory is too small for this model (doctor.card names another)",
+        "     {card}의 시간은 추정하지 않음: 이 모델에 메모리가 부족합니다 (doctor.card로 다른 카드 지정)",
+    ),
+    "time unknown": (
+        "     no time is estimated for this family",
+        "     이 모델 계열은 시간을 추정하지 않음",
+    ),
     "control": (
         "     {count} {part} question(s) hold control words of the model, which are asked as plain text: "
         "{shown}",

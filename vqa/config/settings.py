@@ -292,6 +292,12 @@ class EnsembleSettings(Group):
 
 
 @dataclass
+class DoctorSettings(Group):
+    card: Literal["t4", "l4", "rtx3090", "rtx4090", "a100", "h100", "h200"] | None
+    """GPU for which `stage=doctor` estimates the time of a whole contest; null: the one found, or a T4."""
+
+
+@dataclass
 class TrackingSettings(Group):
     enabled: bool
     """Whether the run is recorded."""
@@ -373,6 +379,7 @@ class Settings(Group):
     adapt: AdaptSettings
     final: FinalSettings
     ensemble: EnsembleSettings
+    doctor: DoctorSettings
     tracking: TrackingSettings
     env: EnvSettings
     plain: dict[str, Any] = field(default_factory=dict)  # the whole configuration, resolved, for the records

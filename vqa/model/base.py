@@ -41,8 +41,6 @@ from vqa.model.vision.generic_pictures import GenericPictures
 from vqa.terminal import left_to_others
 
 log = logging.getLogger(__name__)
-# nothing of a model's folder is executed: no module of its own, no pickled weights
-NO_CODE: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
 # what transformers raises for files that are missing, cut off, or made up
 UNFIT = (OSError, ImportError, ValueError, LookupError, TypeError, AttributeError)
 ASSET = "asset:"
@@ -123,10 +121,16 @@ def model_folder(path: str) -> str:
 def model_source(settings: Settings) -> tuple[str, dict[str, Any]]:
     """Where transformers finds a run's model: folder or hub id, and `from_pretrained`'s further arguments.
 
+    Every loader gets these arguments, so that none executes a module of the model's own.
+
     Raises:
         UserError: A local folder was named that does not exist, or holds no model.
     """
-    where = {"revision": settings.model.revision, "local_files_only": settings.env.offline}
+    where = {
+        "revision": settings.model.revision,
+        "local_files_only": settings.env.offline,
+        "trust_remote_code": False,
+    }
     return model_folder(settings.model.path), where
 
 
@@ -141,7 +145,7 @@ def read_model_config(settings: Settings) -> Any:
     path = settings.model.path
     folder, where = model_source(settings)
     try:
-        config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False, **where)
+        config: Any = AutoConfig.from_pretrained(folder, **where)
     except UNFIT as error:
         raise UserError(_cannot_load(path, error)) from error
     _refuse_kernels_of_the_hub(config, path)
@@ -165,7 +169,7 @@ def read_processor(settings: Settings, config: Any) -> Any | None:
         return None
     folder, where = model_source(settings)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **where)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **where)
         pixels = load_image_processor(folder, config, family, where)
         return load_processor(folder, config, tokenizer, pixels, where)
     except UNFIT as error:
@@ -263,10 +267,10 @@ def _load(settings: Settings, device: torch.device, dtype: torch.dtype) -> Base:
                 device_map={"": device},
                 attn_implementation="sdpa",
                 **quantized,
-                **NO_CODE,
+                use_safetensors=True,  # no pickled weights
                 **where,
             )
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **where)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **where)
         processor = load_image_processor(folder, config, family, where)
     except (*UNFIT, SafetensorError) as error:
         raise UserError(_cannot_load(settings.model.path, error)) from error

@@ -98,7 +98,7 @@ def _sizes(settings: Settings, questions: Sequence[Question]) -> dict[str, Any]:
     folder, where = model_source(settings)
     try:
         config = read_model_config(settings)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **where)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **where)
     except (OSError, ValueError):  # no tokenizer beside the configuration; loading the model will say why
         return {}
     family = family_of(config)

@@ -44,6 +44,7 @@ MAY_DIFFER = (
     "winner",
     "lang",
     "compare",
+    "doctor",
     "notify",
     "model.license",
     "budget.micro_batch_size",

@@ -19,9 +19,10 @@ from vqa.machine.device import choose_device, choose_dtype
 from vqa.model.base import read_model_config, read_processor
 from vqa.progress import shown_progress
 from vqa.report.doctor_page import write_doctor_page
-from vqa.stages.memory_forecast import memory_lines
+from vqa.stages.memory_forecast import foreseen, memory_lines
 from vqa.stages.preflight import cache_problem, drive_problem, hub_problem
 from vqa.stages.question_texts import text_findings
+from vqa.stages.time_forecast import time_lines, words_of_sweep
 from vqa.tracking.mlflow_runs import open_tracker
 
 LOW_DISK_GIB = 5.0
@@ -51,7 +52,9 @@ def run_doctor(settings: Settings, folder: Path | None = None) -> None:
     if not problems:
         long, notes = text_findings(settings)
         problems += [f"data: {problem}" for problem in long]
-        for line in [*notes, *memory_lines(settings)]:
+        known = foreseen(settings)
+        forecasts = [*memory_lines(settings, known), *time_lines(settings, known, _given())] if known else []
+        for line in [*notes, *forecasts]:
             console.print(line)
     with shown_progress(partial(worded, lang)):
         page = _page(settings, problems)
@@ -69,13 +72,14 @@ def sweep_command(given: Sequence[str]) -> str:
     Args:
         given: What the command line of the check gave, `key=value` each.
     """
-    kept = [word for word in given if not word.startswith(("stage=", "hydra."))]
-    sweep = [] if any(word.startswith("+sweep=") for word in kept) else ["+sweep=lora"]
-    return shell_line(["python", "-m", "vqa.run", "-m", *sweep, *kept])
+    return shell_line(["python", "-m", "vqa.run", "-m", *words_of_sweep(given)])
 
 
 def _given() -> list[str]:
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    if not HydraConfig.initialized():
+        return []
+    given = HydraConfig.get().overrides
+    return [*given.task, *given.hydra]
 
 
 def _page(settings: Settings, problems: list[str]) -> Path | None:

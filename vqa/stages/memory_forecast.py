@@ -1,65 +1,110 @@
 """What `stage=doctor` says of memory before anything is loaded: the fastest way that fits on a card."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from vqa.config.messages import message
-from vqa.config.settings import Settings
+from vqa.config.settings import BudgetSettings, Settings
 from vqa.data.source import data_source
 from vqa.model.base import ASSET, model_source, read_model_config
 from vqa.model.families.table import family_of
-from vqa.model.footprint import GIB, HALF, Footprint, estimate
+from vqa.model.memory import Rung
 from vqa.model.prompt import as_written, render
 from vqa.question import Question
 from vqa.report.doctor_facts import sizes
+from vqa.stages.footprint import GIB, HALF, Footprint, estimate
 
 CARDS = (12, 16, 24, 40, 80)  # GB
 USABLE = 0.95  # of a card: the driver and other programs hold the rest
 SAMPLED = 64  # questions whose tokens are counted
 
 
-def memory_lines(settings: Settings) -> list[str]:
-    """One line a card, and one on the features of pictures in the host's memory.
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of the prefix, of a question with its picture, and of its picture.
 
-    Nothing is said of the embedded model, which fits anywhere, and nothing without questions or a tokenizer.
+    Of the latter two the median, and what 95 % of the questions do not exceed; all 0 where nobody counted.
+    """
+
+    prefix: int = 0
+    suffix_median: int = 0
+    suffix: int = 0
+    visual_median: int = 0
+    visual: int = 0
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """What is known of a run before anything is loaded.
+
+    Args:
+        config: The model's configuration.
+        footprint: Of its training.
+        lengths: Of its questions.
+        train: All labelled questions.
+        test: Those to answer.
+        pictures: Pictures of both.
+    """
+
+    config: Any
+    footprint: Footprint
+    lengths: Lengths
+    train: Sequence[Question]
+    test: Sequence[Question]
+    pictures: int
+
+
+def foreseen(settings: Settings) -> Foreseen | None:
+    """Model and data of a run; None for the embedded model, which fits anywhere and is quick, and without
+    questions or a tokenizer.
 
     Raises:
         UserError: The model's configuration or the data cannot be read.
     """
     if settings.model.path.startswith(ASSET):
-        return []
+        return None
     config = read_model_config(settings)
     family = family_of(config)
     source = data_source(settings)
-    train = source.train()
+    train, test = source.train(), source.test() or []
     if not train:
-        return []
+        return None
     try:
-        tokens = _tokens(settings, config, train[:SAMPLED]) if family.is_own(config) else (0, 0, 0)
+        lengths = _lengths(settings, config, train[:SAMPLED]) if family.is_own(config) else Lengths()
     except (OSError, ValueError):  # no tokenizer beside the configuration; loading the model will say why
-        return []
-    footprint = estimate(settings, config, family)
+        return None
+    pictures = len({q.image_sha256 for q in [*train, *test] if q.image})
+    return Foreseen(config, estimate(settings, config, family), lengths, train, test, pictures)
+
+
+def memory_lines(settings: Settings, known: Foreseen) -> list[str]:
+    """One line a card, and one on the features of pictures in the host's memory."""
     lines = []
     for card in CARDS:
-        way = _way(settings, footprint, card * 1e9 / GIB * USABLE, tokens[0], tokens[1])
+        way = way_on(settings, known, card * 1e9 / GIB * USABLE)
         lines.append(message(settings.lang, "memory", card=card, way=way))
-    pictures = len({q.image_sha256 for q in [*train, *(source.test() or [])] if q.image})
-    if tokens[2]:
-        taps = len(getattr(config.vision_config, "deepstack_visual_indexes", None) or [])
-        gib = pictures * tokens[2] * config.get_text_config().hidden_size * HALF * (1 + taps) / GIB
-        lines.append(message(settings.lang, "features", pictures=pictures, gib=gib))
+    if visual := known.lengths.visual:
+        taps = len(getattr(known.config.vision_config, "deepstack_visual_indexes", None) or [])
+        gib = known.pictures * visual * known.config.get_text_config().hidden_size * HALF * (1 + taps) / GIB
+        lines.append(message(settings.lang, "features", pictures=known.pictures, gib=gib))
     return lines
 
 
-def _way(settings: Settings, footprint: Footprint, gib: float, prefix: int, suffix: int) -> str:
-    """The fastest way to make a step on a card."""
-    lang, b = settings.lang, settings.budget
+def way_on(settings: Settings, known: Foreseen, gib: float, flash: bool = True) -> str:
+    """The fastest way to make a step on a card, in words.
+
+    Args:
+        settings: The run.
+        known: Its model and data.
+        gib: Memory of the card, GiB.
+        flash: Whether it has FlashAttention.
+    """
+    lang, b, footprint = settings.lang, settings.budget, known.footprint
     if not footprint.layers:
         peak = (footprint.weights + footprint.adapter) / GIB
         return message(lang, "weights only", peak=peak) if peak <= gib else message(lang, "too large")
-    most = min(b.micro_batch_size or b.batch_size, b.batch_size)
-    fitting = footprint.fitting(gib, most, prefix, suffix)
+    fitting = fitting_step(b, known, gib, flash)
     if fitting is None:
         return message(lang, "too large")
     rung, peak = fitting
@@ -73,14 +118,22 @@ def _way(settings: Settings, footprint: Footprint, gib: float, prefix: int, suff
     )
 
 
-def _tokens(settings: Settings, config: Any, questions: list[Question]) -> tuple[int, int, int]:
-    """Tokens of the prefix, of a question with its picture (95 % are shorter), and of its picture."""
+def fitting_step(
+    budget: BudgetSettings, known: Foreseen, gib: float, flash: bool
+) -> tuple[Rung, float] | None:
+    """As `Footprint.fitting`, for the batches of a budget."""
+    most = min(budget.micro_batch_size or budget.batch_size, budget.batch_size)
+    return known.footprint.fitting(gib, most, known.lengths.prefix, known.lengths.suffix, flash)
+
+
+def _lengths(settings: Settings, config: Any, questions: Sequence[Question]) -> Lengths:
     from transformers import AutoTokenizer
 
     folder, where = model_source(settings)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **where)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **where)
     prefix = render(tokenizer, settings.prompt, questions[0], as_written(questions[0])).prefix
     before = len(tokenizer(prefix, add_special_tokens=False)["input_ids"])
     found = sizes(settings, questions, config, tokenizer)
-    text, visual = (int(np.asarray(found.get(name, [0] * 4))[2]) for name in ("text tokens", "visual tokens"))
-    return before, text - before + visual, visual
+    text, visual = (found.get(name, [0] * 4) for name in ("text tokens", "visual tokens"))
+    median, most = (int(text[place]) - before + int(visual[place]) for place in (1, 2))
+    return Lengths(before, median, most, int(visual[1]), int(visual[2]))

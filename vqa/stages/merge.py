@@ -7,7 +7,7 @@ from typing import Any
 from vqa.config.settings import Settings
 from vqa.errors import UserError, system_error
 from vqa.machine.files import replacing_folder
-from vqa.model.base import NO_CODE, model_source, read_model_config
+from vqa.model.base import model_source, read_model_config
 from vqa.model.families.processor import copy_processor, load_image_processor
 from vqa.model.families.table import family_of
 from vqa.results.finish import Results, finish_run
@@ -42,7 +42,9 @@ def run_merge(settings: Settings, folder: Path) -> dict[str, Any]:
     adapter = adapter_folder(settings)
     _refuse_members(adapter)
     base, where = model_source(settings)
-    model: Any = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.bfloat16, **NO_CODE, **where)
+    model: Any = AutoModelForImageTextToText.from_pretrained(
+        base, dtype=torch.bfloat16, use_safetensors=True, **where
+    )
     merged = plain_adapter(model, adapter, settings.model.path).merge_and_unload(safe_merge=True)
     run = RunFolder(folder)
     out = run.merged_model
@@ -53,7 +55,7 @@ def run_merge(settings: Settings, folder: Path) -> dict[str, Any]:
             merged.save_pretrained(str(unfinished))
         except SafetensorError as error:
             raise system_error(error, out) or error from error
-        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False, **where)
+        tokenizer = AutoTokenizer.from_pretrained(base, **where)
         tokenizer.save_pretrained(str(unfinished))
         if family.is_own(config):
             load_image_processor(base, config, family, where).save_pretrained(str(unfinished))

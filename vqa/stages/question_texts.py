@@ -29,7 +29,7 @@ def text_findings(settings: Settings) -> tuple[list[str], list[str]]:
     config = read_model_config(settings)
     folder, where = model_source(settings)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **where)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **where)
     except (OSError, ValueError):  # no tokenizer beside the configuration; loading the model will say why
         return [], []
     problems, notes = [], []

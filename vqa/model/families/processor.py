@@ -26,7 +26,7 @@ def load_image_processor(folder: str, config: Any, family: Family, where: dict[s
     if family.image_processor is not None:
         return family.image_processor(folder, **where)
     try:
-        return auto.from_pretrained(folder, backend="pil", trust_remote_code=False, **where)
+        return auto.from_pretrained(folder, backend="pil", **where)
     except (ImportError, ValueError) as error:
         raise UserError(
             f"model.path: the image processor of {config.model_type} cannot be loaded "
@@ -44,7 +44,7 @@ def load_processor(
         config: The model's configuration.
         tokenizer: The model's tokenizer.
         image_processor: The model's image processor.
-        where: revision, local_files_only.
+        where: `from_pretrained`'s further arguments, as `vqa.model.base.model_source` gives them.
 
     Raises:
         UserError: transformers has no processor for such models, or it writes no placeholders.
@@ -86,7 +86,7 @@ def copy_processor(base: str, out: Path, where: dict[str, Any]) -> None:
     Args:
         base: Folder or hub id.
         out: The new model's folder.
-        where: revision, local_files_only.
+        where: `from_pretrained`'s further arguments, as `vqa.model.base.model_source` gives them.
     """
     from transformers.utils.hub import cached_file
 

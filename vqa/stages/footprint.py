@@ -1,7 +1,7 @@
 """How much GPU memory a training step takes, from configurations alone: no weight is loaded.
 
 For Qwen-VL's decoder, whose kept tensors are known (`kernels/lora_linear.py`, `kernels/attention.py`); for
-models on the generic path only weights and adapter are counted. tests/model/test_footprint.py holds the
+models on the generic path only weights and adapter are counted. tests/stages/test_footprint.py holds the
 estimates to peaks that were measured on a GPU, within a tenth.
 
 Notation: T tokens of a packed row, C hidden size, F width of the MLP, Q and K widths of all query and of all
@@ -37,6 +37,48 @@ CONTEXT_GIB = 0.3  # buffers of kernels and pieces that the allocator cannot joi
 
 
 @dataclass(frozen=True)
+class Widths:
+    """Sizes of a decoder.
+
+    Args:
+        C: Hidden size.
+        F: Width of the MLP.
+        Q: Width of all query heads.
+        K: Width of all key heads.
+        layers: Number of layers.
+    """
+
+    C: int
+    F: int
+    Q: int
+    K: int
+    layers: int
+
+    @property
+    def gated(self) -> int:
+        """Weights of one layer's first two matrices of the MLP."""
+        return 2 * self.C * self.F
+
+    @property
+    def linear(self) -> int:
+        """Weights of one layer's linear layers."""
+        return self.C * (2 * self.Q + 2 * self.K) + 3 * self.C * self.F
+
+
+def widths_of(config: Any) -> Widths:
+    """The sizes in a model's configuration."""
+    text = config.get_text_config()
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return Widths(
+        C=text.hidden_size,
+        F=text.intermediate_size,
+        Q=text.num_attention_heads * width,
+        K=text.num_key_value_heads * width,
+        layers=text.num_hidden_layers,
+    )
+
+
+@dataclass(frozen=True)
 class Footprint:
     """What stays in memory, and what every token adds.
 
@@ -48,6 +90,8 @@ class Footprint:
         gated: Those of them that computing the MLP again saves.
         hidden: Bytes of a token's hidden state.
         widest: Bytes of a token in the widest temporary tensors of one layer's backward.
+        copied: Bytes that a key leaves in one layer for each question that it is copied for; see `peak_gib`.
+        copying: The same of temporary tensors.
         layers: Number of layers; 0: what tokens add is not known.
     """
 
@@ -58,22 +102,30 @@ class Footprint:
     gated: float
     hidden: float
     widest: float
+    copied: float
+    copying: float
     layers: int
 
-    def peak_gib(self, tokens: int, recompute: str, parked: bool) -> float:
+    def peak_gib(self, tokens: int, recompute: str, parked: bool, copies: int = 0) -> float:
         """Largest memory of a training step, GiB.
 
         Args:
             tokens: T of a micro-batch.
             recompute: nothing, mlp or layer.
             parked: The vision tower waits in host memory.
+            copies: Keys times questions that they are copied for, where there is no FlashAttention: each
+                question of a micro-batch gets a copy of the prefix's keys, and each query head its own.
         """
         weights = self.weights - (self.tower if parked else 0)
         in_layer = self.kept - (self.gated if recompute == "mlp" else 0)
         layers = self.hidden * self.layers + self.kept if recompute == "layer" else in_layer * self.layers
-        return (weights + self.adapter + tokens * (layers + self.widest)) / GIB + CONTEXT_GIB
+        copied = self.copied * (1 if recompute == "layer" else self.layers) + self.copying
+        steps = tokens * (layers + self.widest) + copies * copied
+        return (weights + self.adapter + steps) / GIB + CONTEXT_GIB
 
-    def fitting(self, gib: float, batch_size: int, prefix: int, suffix: int) -> tuple[Rung, float] | None:
+    def fitting(
+        self, gib: float, batch_size: int, prefix: int, suffix: int, flash: bool = True
+    ) -> tuple[Rung, float] | None:
         """The fastest way to make a step within that memory, and its peak in GiB; None: it does not fit.
 
         Args:
@@ -81,9 +133,14 @@ class Footprint:
             batch_size: Questions of an optimiser step.
             prefix: Tokens of the shared prefix.
             suffix: Tokens of a question with its picture.
+            flash: Whether the card has FlashAttention.
         """
-        for i, rung in enumerate(rungs(batch_size)):  # one step down, and the tower is parked
-            peak = self.peak_gib(prefix + rung.micro_batch_size * suffix, rung.recompute, parked=i > 0)
+        for i, rung in enumerate(rungs(batch_size)):
+            B = rung.micro_batch_size
+            tokens, copies = prefix + B * suffix, 0 if flash else B * (prefix + suffix)
+            peak = self.peak_gib(tokens, rung.recompute, False, copies)
+            if peak > gib and i > 0:  # one step down, and the tower is parked where room is short
+                peak = self.peak_gib(tokens, rung.recompute, True, copies)
             if peak <= gib:
                 return rung, peak
         return None
@@ -106,16 +163,25 @@ def estimate(settings: Settings, config: Any, family: Family) -> Footprint:
     weights = _weight_bytes(model, config, settings, structure)
     tower = sum(p.numel() for n, p in model.named_parameters() if n.startswith(structure.pictures)) * HALF
     if not family.is_own(config):
-        return Footprint(weights, tower, adapter, 0, 0, 0, 0, 0)
-    text = config.get_text_config()
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    Q, K = text.num_attention_heads * width, text.num_key_value_heads * width
-    C, F, r = text.hidden_size, text.intermediate_size, settings.lora["r"]
+        return Footprint(weights, tower, adapter, 0, 0, 0, 0, 0, 0, 0)
+    widths = widths_of(config)
+    Q, K, C, F, r = widths.Q, widths.K, widths.C, widths.F, settings.lora["r"]
     normed = Q + K if hasattr(model.model.language_model.layers[0].self_attn, "q_norm") else 0
     # two residual streams; queries, keys, values after rotary embedding; the attention's result; gate and up
     values = 2 * C + normed + Q + 2 * K + Q + 2 * F + 7 * r
+    if settings.lora.get("use_dora"):  # its own results too, where something else of them is kept
+        values += 2 * C + (0 if normed else Q + K)
     return Footprint(
-        weights, tower, adapter, values * HALF, 2 * F * HALF, C * HALF, 4 * F * HALF, text.num_hidden_layers
+        weights=weights,
+        tower=tower,
+        adapter=adapter,
+        kept=values * HALF,
+        gated=2 * F * HALF,
+        hidden=C * HALF,
+        widest=4 * F * HALF,
+        copied=2 * Q * HALF,
+        copying=(2 * Q + 4 * K) * HALF,  # their gradients, and the copies before they are one a query head
+        layers=widths.layers,
     )
 
 
