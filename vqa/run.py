@@ -11,12 +11,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from vqa.config.check import register_resolvers
 from vqa.config.completion import completion
+from vqa.config.messages import asked_language, speak, spoken, told
 from vqa.config.near import with_advice
 from vqa.config.place import CONF
 from vqa.config.words import spelled_out
@@ -25,6 +26,7 @@ from vqa.machine.notification import asked_for, notify
 from vqa.machine.retry import chain_of
 from vqa.machine.safe_text import make_logs_safe, mask_secrets, shown
 from vqa.sweep.sweeper import StudySweeper
+from vqa.terminal import TerminalHandler
 
 USER_MISTAKE, INTERRUPTED = 2, 130
 
@@ -45,6 +47,7 @@ def app(cfg: DictConfig) -> float | None:
     """One job: a stage of a single run, or a trial of a sweep. Returns a trial's score."""
     from vqa.stage import run_stage  # torch and transformers: only when there is work
 
+    speak(OmegaConf.select(cfg, "lang"))
     hydra_cfg = HydraConfig.get()
     alone = hydra_cfg.mode == RunMode.RUN
     try:
@@ -88,6 +91,8 @@ def _main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors on; this function words them
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     make_logs_safe()
+    speak(asked_language(sys.argv[1:]))
+    TerminalHandler.worded = _told
     for stream in (sys.stdout, sys.stderr):  # a terminal without Korean gets codes instead of an error
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -112,7 +117,7 @@ def _main() -> None:
             raise
         _leave(UserError(f"hydra.job_logging or hydra.hydra_logging: {refused[0]}"))
     except KeyboardInterrupt:
-        print("vqa: stopped; the same command goes on from here", file=sys.stderr)
+        print(f"vqa: {_told('stopped; the same command goes on from here')}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except OSError as error:
         if (refusal := mendable(error)) is None:
@@ -120,8 +125,12 @@ def _main() -> None:
         _leave(refusal)
 
 
+def _told(text: str) -> str:
+    return told(spoken(), text)
+
+
 def _leave(error: Exception) -> NoReturn:
-    print(shown(f"vqa: {error}"), file=sys.stderr)
+    print(shown(f"vqa: {_told(str(error))}"), file=sys.stderr)
     sys.exit(USER_MISTAKE)
 
 

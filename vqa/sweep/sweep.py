@@ -14,6 +14,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vqa.config.check import language
 from vqa.config.messages import plain_message
 from vqa.data.places import missing_data_files
 from vqa.errors import UserError
@@ -83,6 +84,7 @@ def run_sweep(
         raise UserError(f"hydra.sweeper cannot be resolved: {error}") from error
     if not isinstance(node, dict):
         raise UserError("hydra.sweeper must be a mapping; choose hydra/sweeper=study.")
+    language(config)  # before anything is said in it
     refuse_what_is_not_ours(config)
     launcher = chosen_launcher(config)
     settings = _read(node, launcher)
@@ -206,12 +208,8 @@ def _run_as_copy(
 def _board(shared: SharedStudy, config: DictConfig) -> Board:
     """The live table of a study."""
     folds = OmegaConf.select(config, "budget.folds")  # of a configuration that is not ours: not known
-    names, lang = shared.space.keys, _language(config)
+    names, lang = shared.space.keys, language(config)
     return Board(shared.settings.study_name, names, shared.n_trials, lang=lang, folds=folds)
-
-
-def _language(config: DictConfig) -> str:
-    return str(OmegaConf.select(config, "lang", default="en"))
 
 
 def _parent_run(shared: SharedStudy, config: DictConfig, anew: bool) -> str | None:
@@ -249,7 +247,7 @@ class Sweep:
         self.interrupt = interrupt
         self.config = jobs.config
         self.name = f"study {self.settings.study_name}"
-        self.lang = _language(jobs.config)
+        self.lang = language(jobs.config)
 
     def run(self) -> float | None:
         """Run what is missing; see `run_sweep`."""

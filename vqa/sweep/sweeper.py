@@ -4,7 +4,9 @@ from typing import Any
 
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+
+from vqa.config.messages import speak
 
 
 class StudySweeper(Sweeper):
@@ -21,6 +23,7 @@ class StudySweeper(Sweeper):
         self.hydra_context: HydraContext = hydra_context
         self.task_function = task_function
         self.config: DictConfig = config
+        speak(OmegaConf.select(config, "lang"))
 
     def sweep(self, arguments: list[str]) -> float | None:
         """Run what is missing of the study, then the final run.
