@@ -16,7 +16,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vqa.config.check import language
 from vqa.config.messages import plain_message
-from vqa.data.places import missing_data_files
 from vqa.errors import UserError
 from vqa.machine import processes
 from vqa.machine.interrupt import Interrupt
@@ -94,7 +93,6 @@ def run_sweep(
     groups = context.config_loader
     space = read_search_space(settings.params, arguments, groups)
     folder = Path(config.hydra.sweep.dir).absolute()
-    _refuse_missing_files(config, arguments, folder)
     jobs = HydraJobs(context, task_function, config)
     if not StudyFolder(folder).terms.exists():
         refuse_unknown_keys(jobs.configs, space, settings)
@@ -119,17 +117,6 @@ def run_sweep(
             return Sweep(shared, jobs, interrupt, launcher).run()
         _run_as_copy(shared, jobs, slot, interrupt)
         return None
-
-
-def _refuse_missing_files(config: DictConfig, arguments: list[str], folder: Path) -> None:
-    """Tell of a data file that is not there before anything is loaded; a complete study needs none."""
-    data = OmegaConf.select(config, "data")
-    searched = any(given.lstrip("+").startswith("data") and "," in given for given in arguments)
-    if not isinstance(data, DictConfig) or searched or StudyFolder(folder).final.complete:
-        return
-    plain: Any = OmegaConf.to_container(data, resolve=True)
-    if missing := missing_data_files(plain):
-        raise UserError("\n".join(missing))
 
 
 def _read(node: Mapping[Any, Any], launcher: str | None) -> SweepSettings:
