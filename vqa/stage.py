@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from vqa.config.check import language, read_settings
-from vqa.config.messages import message, told, worded
+from vqa.config.messages import in_language, message, told, worded
 from vqa.config.settings import Settings
 from vqa.config.stages import STAGES
 from vqa.data.places import missing_data_files
@@ -269,8 +269,8 @@ def _print_verdict(console: "Console", lang: str, folder: Path, metrics: dict[st
     from vqa.report.verdict import verdict
 
     study = RunFolder(folder).study
-    english, korean = verdict(metrics, study.trials(), ranges=study.ranges())
-    console.print(korean if lang == "ko" else english, style="bold", markup=False, highlight=False)
+    said = in_language(lang, verdict(metrics, study.trials(), ranges=study.ranges()))
+    console.print(said, style="bold", markup=False, highlight=False)
 
 
 def _scores(lang: str, metrics: dict[str, Any]) -> str:

@@ -139,22 +139,6 @@ MESSAGES: dict[str, tuple[str, str]] = {
         "Training it again moves its {title} by {sd:.4f} (1 s.d.){share}.",
         "다시 학습하면 {title} {sd:.4f}만큼 달라집니다 (표준편차){share}.",
     ),
-    "ties nll disagrees": (
-        "NLL disagrees: trial {n} has {other:.4f}, this one {best:.4f}.",
-        "NLL로는 다릅니다: 시도 {n}은 {other:.4f}, 이 시도는 {best:.4f}.",
-    ),
-    "ties accuracy disagrees": (
-        "Accuracy disagrees: trial {n} has {other:.4f}, this one {best:.4f}.",
-        "정확도로는 다릅니다: 시도 {n}은 {other:.4f}, 이 시도는 {best:.4f}.",
-    ),
-    "lower edge": (
-        "{value} lies at the lower edge of {range}: search wider.",
-        "{value}: {range}의 아래쪽 끝입니다. 더 넓게 찾아보세요.",
-    ),
-    "upper edge": (
-        "{value} lies at the upper edge of {range}: search wider.",
-        "{value}: {range}의 위쪽 끝입니다. 더 넓게 찾아보세요.",
-    ),
     "objective nll": ("NLL", "NLL"),
     "objective accuracy": ("accuracy", "정확도"),
     "objective calibrated_nll": ("calibrated NLL", "보정한 NLL"),
@@ -241,6 +225,11 @@ def message(lang: str, name: str, **values: object) -> str:
 def plain_message(lang: str, name: str, **values: object) -> str:
     """The same for a log line or a `rich.text.Text`, where brackets mean nothing."""
     return MESSAGES[name][LANGUAGES.index(lang if shows(lang) else "en")].format(**values)
+
+
+def in_language(lang: str, both: tuple[str, str]) -> str:
+    """One of an English and a Korean text; a terminal without Korean letters gets the English one."""
+    return both[lang == "ko" and shows(lang)]
 
 
 def told(lang: str, text: str) -> str:
