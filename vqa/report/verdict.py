@@ -108,7 +108,7 @@ def edge_part(trials: Sequence[TrialRow], ranges: Mapping[str, Range]) -> Both |
 
 
 def edge_words(key: str, value: Any, ranged: Range) -> Both | None:
-    """That a value lies at the edge of its range, in words for terminal and report; None where it does not."""
+    """That a value lies at the edge of its range, worded for terminal and report; None where it does not."""
     edge = ranged.edge_of(value)
     if edge is None:
         return None
