@@ -12,12 +12,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, omegaconf
+from omegaconf import DictConfig, OmegaConf, omegaconf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from vqa.config.check import register_resolvers
 from vqa.config.completion import completion
+from vqa.config.messages import asked_language, speak, spoken, told
 from vqa.config.near import with_advice
 from vqa.config.place import CONF
 from vqa.config.typed import guard_log_files, guard_secrets, refuse_broken_words, refuse_variables
@@ -27,6 +28,7 @@ from vqa.machine.notification import asked_for, notify
 from vqa.machine.retry import chain_of
 from vqa.machine.safe_text import is_secret_name, make_logs_safe, mask_secrets, shown
 from vqa.sweep.sweeper import StudySweeper
+from vqa.terminal import TerminalHandler
 
 USER_MISTAKE, INTERRUPTED = 2, 130
 
@@ -47,6 +49,7 @@ def app(cfg: DictConfig) -> float | None:
     """One job: a stage of a single run, or a trial of a sweep. Returns a trial's score."""
     from vqa.stage import run_stage  # torch and transformers: only when there is work
 
+    speak(OmegaConf.select(cfg, "lang"))
     hydra_cfg = HydraConfig.get()
     alone = hydra_cfg.mode == RunMode.RUN
     try:
@@ -92,6 +95,8 @@ def _main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     make_logs_safe()
     guard_log_files()
+    speak(asked_language(sys.argv[1:]))
+    TerminalHandler.worded = _told
     for stream in (sys.stdout, sys.stderr):  # a terminal without Korean gets codes instead of an error
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -122,7 +127,7 @@ def _main() -> None:
             raise
         _leave(UserError("a configuration file is nested too deeply to be read; mend it"))
     except KeyboardInterrupt:
-        print("vqa: stopped; the same command goes on from here", file=sys.stderr)
+        print(f"vqa: {_told('stopped; the same command goes on from here')}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except OSError as error:
         if (refusal := mendable(error)) is None:
@@ -130,8 +135,12 @@ def _main() -> None:
         _leave(refusal)
 
 
+def _told(text: str) -> str:
+    return told(spoken(), text)
+
+
 def _leave(error: Exception) -> NoReturn:
-    print(shown(f"vqa: {error}"), file=sys.stderr)
+    print(shown(f"vqa: {_told(str(error))}"), file=sys.stderr)
     sys.exit(USER_MISTAKE)
 
 

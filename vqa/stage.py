@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from vqa.config.check import read_settings
-from vqa.config.messages import message, worded
+from vqa.config.check import language, read_settings
+from vqa.config.messages import in_language, message, told, worded
 from vqa.config.settings import Settings
 from vqa.config.stages import STAGES
 from vqa.data.places import missing_data_files
@@ -70,17 +70,17 @@ def _with_adapters_record(cfg: DictConfig) -> DictConfig:
     """Take over what the adapter was trained with; what the command line says still wins, and is told.
 
     Raises:
-        UserError: There is no adapter.
+        UserError: There is no adapter, or no such language.
     """
     from hydra import compose
     from hydra.core.hydra_config import HydraConfig
 
+    lang = language(cfg)
     study = StudyFolder(Path(cfg.env.output_root) / str(cfg.study))
     adapter = Path(cfg.adapter) if cfg.adapter else study.final.adapter
     for folder in member_folders(adapter):
         refuse_no_adapter(folder)
     record = read_record(adapter)
-    lang = "ko" if cfg.get("lang") == "ko" else "en"
     if record is None:
         _tell(message(lang, "no record", adapter=adapter), "bold yellow")
         return cfg
@@ -251,7 +251,7 @@ def _say(settings: Settings, folder: Path, metrics: dict[str, Any]) -> None:
     if "test" in metrics:
         console.print(message(lang, "test", scores=_scores(lang, metrics["test"])))
     for alarm in metrics.get("alarms", []):
-        console.print(f"[bold red]{message(lang, 'alarm')}[/]: {escape(alarm)}")
+        console.print(f"[bold red]{message(lang, 'alarm')}[/]: {escape(told(lang, alarm))}")
     if settings.stage == "final":
         from vqa.stages.report import show_report
 
@@ -269,8 +269,8 @@ def _print_verdict(console: "Console", lang: str, folder: Path, metrics: dict[st
     from vqa.report.verdict import verdict
 
     study = RunFolder(folder).study
-    english, korean = verdict(metrics, study.trials(), ranges=study.ranges())
-    console.print(korean if lang == "ko" else english, style="bold", markup=False, highlight=False)
+    said = in_language(lang, verdict(metrics, study.trials(), ranges=study.ranges()))
+    console.print(said, style="bold", markup=False, highlight=False)
 
 
 def _scores(lang: str, metrics: dict[str, Any]) -> str:

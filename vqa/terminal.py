@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Self
+from typing import IO, TYPE_CHECKING, ClassVar, Self
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -120,11 +120,23 @@ def left_to_others() -> Iterator[None]:
 
 
 class TerminalHandler(logging.StreamHandler[IO[str]]):
-    """Brings log lines to standard output; on a terminal without date and logger, above the live part."""
+    """Brings log lines to standard output; on a terminal without date and logger, above the live part.
+
+    The words of a line may be another language's than those of run.log: `worded` gives them.
+    """
+
+    worded: ClassVar[Callable[[str], str]] = str
 
     def __init__(self, stream: IO[str] | None = None) -> None:
         super().__init__(stream or sys.stdout)
         self.short = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of a pipe or a file."""
+        return self._in_words(super().format(record), record)
+
+    def _in_words(self, line: str, record: logging.LogRecord) -> str:
+        return line.replace(record.message, type(self).worded(record.message), 1)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line, unless the end of the run prints the same."""
@@ -136,6 +148,7 @@ class TerminalHandler(logging.StreamHandler[IO[str]]):
         from rich.cells import cell_len
         from rich.text import Text
 
-        line = Text(self.short.format(record), style=STYLES.get(record.levelno, ""))
+        words = self._in_words(self.short.format(record), record)
+        line = Text(words, style=STYLES.get(record.levelno, ""))
         # broken at spaces; an address longer than the line is left to the terminal, so that it stays whole
         console().print(line, soft_wrap=max(map(cell_len, line.plain.split())) > console().width)

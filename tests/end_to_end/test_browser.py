@@ -1,21 +1,27 @@
 """Pages in a real browser: no error, no request outside, keyboard, languages, filters. Needs Chromium."""
 
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
 from tests.conftest import Compose, served
 from tests.helpers.browser_pages import DESKTOP, PHONE, opened
-from tests.helpers.written_study import write_study
+from tests.helpers.written_study import answers, write_study
 from vqa.answer.score import score
 from vqa.config.check import read_settings
+from vqa.data.easy_vqa import EasyVqa
 from vqa.model.encode import Encoder
 from vqa.question import Question
+from vqa.report.comparison import compare_runs, write_comparison
 from vqa.report.doctor_page import write_doctor_page
 from vqa.report.report import write_report
+from vqa.results.folder import RunFolder
+from vqa.results.predictions import write_predictions
 from vqa.stages.serve import make_app
 
 pytestmark = pytest.mark.browser
@@ -174,3 +180,64 @@ def test_the_bars_of_the_tables_are_seen_whole(browser: Any, report: Path) -> No
             "bar.closest('.scroll').getBoundingClientRect().right + 1).length"
         )
         assert cut == 0
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two studies of 600 answers each; the names are long, and they differ in rank, rate and answers."""
+    root = tmp_path_factory.mktemp("studies")
+    names = ("first-study-with-a-long-name", "second-study-with-a-long-name")
+    runs = [RunFolder(write_study(root / name, train_size=600, test_size=60)) for name in names]
+    write_predictions(runs[1].valid_predictions, answers(EasyVqa(600, 60, 0).train(), wrong_every=3))
+    config = OmegaConf.load(runs[1].config_file)
+    config.lora.r, config.optimizer.lr = 32, 0.0002
+    OmegaConf.save(config, runs[1].config_file)
+    return write_comparison(compare_runs(*runs, names), root / "page.html", "en")
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_the_comparison_fits_its_window_without_an_error(
+    browser: Any, comparison: Path, viewport: dict[str, int], dark: bool
+) -> None:
+    page, trouble = opened(browser, comparison.as_uri(), viewport, dark=dark)
+    assert page.inner_text("#verdict").startswith("first-study-with-a-long-name is more accurate")
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0  # nothing sticks out
+    paper, ink = (
+        page.evaluate(f"getComputedStyle(document.body).{name}") for name in ("backgroundColor", "color")
+    )
+    assert (luminance(paper) < luminance(ink)) == dark
+    assert trouble == []
+
+
+def luminance(colour: str) -> float:
+    """The mean of red, green and blue of `rgb(...)`."""
+    return sum(map(float, re.findall(r"[\d.]+", colour)[:3])) / 3
+
+
+def test_the_tables_of_the_comparison_sort_by_any_column(browser: Any, comparison: Path) -> None:
+    page, trouble = opened(browser, comparison.as_uri(), DESKTOP)
+    keys = page.locator("#differing tbody th")
+    written = keys.all_inner_texts()
+    assert written == ["lora.r", "optimizer.lr"]
+    page.locator("#differing button.sort").first.click()
+    page.locator("#differing button.sort").first.click()
+    assert keys.all_inner_texts() == written[::-1]
+    cells = page.locator("table.changed").first.locator("tbody tr td:nth-child(3)")
+    page.locator("table.changed").first.locator("button.sort").nth(2).click()
+    sure = [float(cell.split()[-1]) for cell in cells.all_inner_texts()]
+    assert len(sure) > 100
+    assert sure == sorted(sure)
+    assert trouble == []
+
+
+def test_the_comparison_speaks_korean(browser: Any, comparison: Path) -> None:
+    page, trouble = opened(browser, comparison.as_uri(), PHONE)
+    page.click("#language")
+    assert page.inner_text("#scores") == "점수"
+    assert "정확도가 더 높음" in page.inner_text("#verdict")
+    assert page.locator("#differing button.sort").first.inner_text() == "키"
+    left = page.locator("main").inner_text()
+    assert not {"training speed", "tie", "differ", "held-out"} & set(left.split("\n"))
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    assert trouble == []

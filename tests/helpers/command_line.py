@@ -8,6 +8,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from vqa import run
+from vqa.config.messages import speak
 
 
 @dataclass(frozen=True)
@@ -32,5 +33,6 @@ def vqa(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *ar
         code = int(exit_.code or 0)
     finally:
         logging.getLogger().handlers[:] = handlers
+        speak("en")  # what the next test expects
     shown = capsys.readouterr()
     return Outcome(code, shown.out, shown.err)

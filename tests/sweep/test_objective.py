@@ -46,23 +46,23 @@ def test_the_objective_orders_the_complete_trials(
 
 def test_a_disagreement_of_nll_and_accuracy_is_told(trials: tuple[list[FrozenTrial], Path]) -> None:
     by_nll = ranking(trials[0], trials[1], "minimize")
-    assert "Accuracy disagrees: trial 1 has 1.0000, this one 0.7500." in describe_ties(by_nll)
+    assert "By accuracy trial 1 leads, 1.0000 against 0.7500." in describe_ties(by_nll)
     by_accuracy = ranking(trials[0], trials[1], "minimize", "accuracy")
-    assert "NLL disagrees: trial 0 has 0.4252, this one 0.9163." in describe_ties(by_accuracy)
-    assert "disagrees" not in describe_ties(by_nll[1:2])
+    assert "By NLL trial 0 leads, 0.4252 against 0.9163." in describe_ties(by_accuracy)
+    assert "leads" not in describe_ties(by_nll[1:2])
 
 
 def test_the_leaderboard_says_what_it_is_ranked_by(trials: tuple[list[FrozenTrial], Path]) -> None:
     board = StudyFolder(trials[1]).leaderboard
     board.write_text(leaderboard_text(ranking(trials[0], trials[1], "minimize"), []))
     assert "objective" not in board.read_text()
-    assert "by accuracy trial 1 leads" in verdict({}, read_leaderboard(board))[0]
+    assert "by accuracy trial 1 leads, 1.0000 against 0.7500" in verdict({}, read_leaderboard(board))[0]
     text = leaderboard_text(ranking(trials[0], trials[1], "minimize", "accuracy"), [])
     board.write_text(text)
     first = read_leaderboard(board)[0]
     assert (first.number, first.objective, first.parameters) == (1, "accuracy", {})
     assert text.splitlines()[1].endswith(",accuracy,1.000000")
-    assert "by NLL trial 0 leads" in verdict({}, read_leaderboard(board))[0]
+    assert "by NLL trial 0 leads, 0.4252 against 0.9163" in verdict({}, read_leaderboard(board))[0]
 
 
 def test_a_temperature_that_was_fitted_elsewhere_makes_a_question_surer() -> None:
@@ -112,7 +112,8 @@ def test_a_study_by_accuracy_says_so_and_is_ranked_anew_by_another_command(
     run_toy(tmp_path, *words, *narrow)
     assert "objective" not in board_rows(tmp_path)[0]
     study = StudyFolder(tmp_path / "multirun/toy")
-    assert "lies at the upper edge" in verdict({}, study.trials(), ranges=study.ranges())[0]
+    in_report = verdict({}, study.trials(), ranges=study.ranges())[0]
+    assert "lr=0.00014 lies at the upper edge of 1e-05..0.00015: search wider." in in_report
 
 
 def test_nothing_is_said_of_a_value_inside_its_range(trials: tuple[list[FrozenTrial], Path]) -> None:

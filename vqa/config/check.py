@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vqa.config.library import TRUSTED, check_target
+from vqa.config.messages import LANGUAGES
 from vqa.config.near import known_words, nearest
 from vqa.config.place import detected
 from vqa.config.reference import help_text, rule, type_of
@@ -73,6 +74,17 @@ def read_settings(cfg: DictConfig) -> Settings:
     for name in TRUSTED:
         check_target(name, _node(settings, name))
     return settings
+
+
+def language(cfg: DictConfig) -> str:
+    """The language of a configuration of which nothing is checked yet; without the key English.
+
+    Raises:
+        UserError: It is none of ours.
+    """
+    lang = OmegaConf.select(cfg, "lang", default="en")
+    require(lang in LANGUAGES, "lang", rule(type_of(["lang"])), lang)
+    return str(lang)
 
 
 def _explain(error: OmegaConfBaseException) -> str:

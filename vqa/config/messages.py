@@ -1,7 +1,14 @@
-"""What the command line says, in the language the user asked for (`lang=ko`). Errors stay English."""
+"""What the command line says, in the language the user asked for (`lang=ko`).
+
+What the user is told of a run stands here by name. Errors, warnings and alarms are raised in English and put
+into Korean as they are shown: `vqa.config.korean`.
+"""
 
 import re
 import sys
+from collections.abc import Sequence
+
+from vqa.config.korean import in_korean
 
 LANGUAGES = ("en", "ko")
 
@@ -168,22 +175,6 @@ MESSAGES: dict[str, tuple[str, str]] = {
         "Training it again moves its {title} by {sd:.4f} (1 s.d.){share}.",
         "다시 학습하면 {title} {sd:.4f}만큼 달라집니다 (표준편차){share}.",
     ),
-    "ties nll disagrees": (
-        "NLL disagrees: trial {n} has {other:.4f}, this one {best:.4f}.",
-        "NLL로는 다릅니다: 시도 {n}은 {other:.4f}, 이 시도는 {best:.4f}.",
-    ),
-    "ties accuracy disagrees": (
-        "Accuracy disagrees: trial {n} has {other:.4f}, this one {best:.4f}.",
-        "정확도로는 다릅니다: 시도 {n}은 {other:.4f}, 이 시도는 {best:.4f}.",
-    ),
-    "lower edge": (
-        "{value} lies at the lower edge of {range}: search wider.",
-        "{value}: {range}의 아래쪽 끝입니다. 더 넓게 찾아보세요.",
-    ),
-    "upper edge": (
-        "{value} lies at the upper edge of {range}: search wider.",
-        "{value}: {range}의 위쪽 끝입니다. 더 넓게 찾아보세요.",
-    ),
     "objective nll": ("NLL", "NLL"),
     "objective accuracy": ("accuracy", "정확도"),
     "objective calibrated_nll": ("calibrated NLL", "보정한 NLL"),
@@ -256,7 +247,7 @@ def message(lang: str, name: str, **values: object) -> str:
     """One message, filled in, for rich: a name with square brackets in it is no markup.
 
     Args:
-        lang: "en" or "ko".
+        lang: One of `LANGUAGES`.
         name: A key of `MESSAGES`.
         values: Its fields.
     """
@@ -270,6 +261,37 @@ def message(lang: str, name: str, **values: object) -> str:
 def plain_message(lang: str, name: str, **values: object) -> str:
     """The same for a log line or a `rich.text.Text`, where brackets mean nothing."""
     return MESSAGES[name][LANGUAGES.index(lang if shows(lang) else "en")].format(**values)
+
+
+def in_language(lang: str, both: tuple[str, str]) -> str:
+    """One of an English and a Korean text; a terminal without Korean letters gets the English one."""
+    return both[lang == "ko" and shows(lang)]
+
+
+def told(lang: str, text: str) -> str:
+    """An error, warning or alarm of the code in the user's language; one that is not known stays English."""
+    return in_korean(text) if lang == "ko" and shows(lang) else text
+
+
+_spoken = "en"
+
+
+def speak(lang: object) -> None:
+    """Have `spoken` tell this language from now on; one that is none of ours is refused later."""
+    global _spoken
+    if lang in LANGUAGES:
+        _spoken = str(lang)
+
+
+def spoken() -> str:
+    """The language of this process's errors and log lines."""
+    return _spoken
+
+
+def asked_language(words: Sequence[str]) -> str:
+    """What a command line says of the language, before anything of it is read or checked; else "en"."""
+    asked = [word.lstrip("+").removeprefix("lang=") for word in words if word.lstrip("+").startswith("lang=")]
+    return asked[-1] if asked else "en"
 
 
 KOREAN_WORK = {  # what `vqa.progress.progress` is told -> in Korean

@@ -139,7 +139,8 @@ class ContestCsv:
             raise UserError("\n".join(problems))
         reading = self._read(file, part)
         if reading.problems:
-            count = f"{len(reading.problems)} problem{'s' if len(reading.problems) > 1 else ''} in {file}:"
+            n = len(reading.problems)
+            count = f"{n} problem in {file}:" if n == 1 else f"{n} problems in {file}:"
             remedy = self._remedy({problem.about for problem in reading.problems}, part)
             raise UserError(f"{count}\n{_first(reading.lines())}\n{remedy}")
         for note in reading.notes:

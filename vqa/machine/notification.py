@@ -10,8 +10,6 @@ import os
 import shlex
 import subprocess
 from collections.abc import Sequence
-from urllib.error import URLError
-from urllib.request import Request, urlopen
 
 log = logging.getLogger(__name__)
 KEY = "notify"
@@ -44,6 +42,8 @@ def notify(target: str, text: str, code: int) -> None:
     """
     try:
         if target.startswith(("http://", "https://")):
+            from urllib.request import Request, urlopen  # a tenth of a second that no other command needs
+
             body = json.dumps({"text": text, "exit_code": code}).encode()
             request = Request(target, body, {"Content-Type": "application/json"})
             with urlopen(request, timeout=PATIENCE_S):
@@ -55,7 +55,7 @@ def notify(target: str, text: str, code: int) -> None:
             check=True,
             stdout=subprocess.DEVNULL,
         )
-    except (OSError, URLError, ValueError, subprocess.SubprocessError) as error:
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
         # neither address nor arguments are repeated: they may hold a secret
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
         log.warning(f"{KEY}: the message could not be delivered ({reason}); the run itself is not affected")

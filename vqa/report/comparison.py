@@ -14,8 +14,14 @@ from vqa.results.predictions import read_predictions
 
 Both = tuple[str, str]  # English, Korean
 OWN_NAME = ("study", "stage", "data.sample_submission")  # which run it is, not how it was made
-# of metrics.json
-COSTS = ("train_samples_per_s", "peak_memory_gib", "learning_rate", "temperature", "n_train")
+COSTS: dict[str, Both] = {  # of metrics.json, and of the manifest
+    "train_samples_per_s": ("training speed, questions/s", "학습 속도, 문항/초"),
+    "peak_memory_gib": ("peak memory, GiB", "최대 메모리, GiB"),
+    "learning_rate": ("learning rate", "학습률"),
+    "temperature": ("temperature of the probabilities", "확률 보정 온도"),
+    "n_train": ("training questions", "학습 문항 수"),
+    "wall_time_s": ("wall time, s", "걸린 시간, 초"),
+}
 MOST_ROWS = 300  # of the questions that one answers rightly and the other does not
 
 
@@ -148,8 +154,8 @@ def write_comparison(compared: Compared, path: Path, language: str) -> Path:
     return path
 
 
-def _costs(compared: Compared) -> list[tuple[str, Any, Any]]:
+def _costs(compared: Compared) -> list[tuple[Both, Any, Any]]:
     runs = (compared.first, compared.second)
     a, b = (run.metrics() | {"wall_time_s": run.manifest().get("wall_time_s")} for run in runs)
-    rows = [(name, a.get(name), b.get(name)) for name in (*COSTS, "wall_time_s")]
+    rows = [(words, a.get(name), b.get(name)) for name, words in COSTS.items()]
     return [row for row in rows if row[1:] != (None, None)]

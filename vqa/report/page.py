@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from vqa.config.korean import in_korean
 from vqa.data.image import ImageError, load_image
 from vqa.question import Question
 from vqa.results.predictions import Prediction
@@ -48,6 +49,7 @@ def render(template: str, **values: Any) -> str:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals["t"] = in_both_languages
+    environment.filters["told"] = lambda text: in_both_languages(text, in_korean(text))
     return environment.get_template(template).render(**values) + "\n"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from vqa.results.metrics import chance_of
 from vqa.results.ranges import Range
-from vqa.results.trials import TrialRow, best_trial, complete_trials, other_leader
+from vqa.results.trials import OtherLeader, TrialRow, best_trial, complete_trials, other_leader
 
 Both = tuple[str, str]  # English, Korean
 
@@ -85,28 +85,38 @@ def disagreement_part(trials: Sequence[TrialRow]) -> Both | None:
     alike = [trial for trial in complete if trial.trainings == complete[0].trainings]
     by_accuracy = bool(alike) and alike[0].objective == "accuracy"
     other = other_leader([(trial.number, trial.nll, trial.accuracy) for trial in alike], by_accuracy)
-    if other is None:
-        return None
-    score = ("NLL", "NLL") if by_accuracy else ("accuracy", "정확도")
-    return f"by {score[0]} trial {other} leads", f"{score[1]} 기준으로는 시도 {other}이(가) 앞섬"
+    return None if other is None else disagreement_words(other)
+
+
+def disagreement_words(other: OtherLeader) -> Both:
+    """That NLL and accuracy disagree on the best trial; terminal and report say it alike."""
+    english, korean = {"nll": ("NLL", "NLL"), "accuracy": ("accuracy", "정확도")}[other.by]
+    return (
+        f"by {english} trial {other.trial} leads, {other.score:.4f} against {other.best:.4f}",
+        f"{korean} 기준으로는 시도 {other.trial}이(가) 앞섬({other.score:.4f}, 최고 시도 {other.best:.4f})",
+    )
 
 
 def edge_part(trials: Sequence[TrialRow], ranges: Mapping[str, Range]) -> Both | None:
     """Which values of the best trial lie at the edge of their range; None when none does."""
     complete = complete_trials(trials)
     best = best_trial(complete).parameters if complete else {}
-    at = [(key, best[key], r, edge) for key, r in ranges.items() if (edge := r.edge_of(best.get(key)))]
-    if not at:
+    said = [words for key, ranged in ranges.items() if (words := edge_words(key, best.get(key), ranged))]
+    if not said:
         return None
-    english = [
-        f"{key}={value:.3g} lies at the {edge} edge of {ranged}, search wider"
-        for key, value, ranged, edge in at
-    ]
-    korean = [
-        f"{key}={value:.3g}은(는) {ranged}의 {'아래' if edge == 'lower' else '위'} 끝: 더 넓게 찾아보세요"
-        for key, value, ranged, edge in at
-    ]
-    return ", ".join(english), ", ".join(korean)
+    return "; ".join(english for english, _ in said), "; ".join(korean for _, korean in said)
+
+
+def edge_words(key: str, value: Any, ranged: Range) -> Both | None:
+    """That a value lies at the edge of its range, worded for terminal and report; None where it does not."""
+    edge = ranged.edge_of(value)
+    if edge is None:
+        return None
+    end = {"lower": "아래쪽", "upper": "위쪽"}[edge]
+    return (
+        f"{key}={value:.3g} lies at the {edge} edge of {ranged}: search wider",
+        f"{key}={value:.3g}: {ranged}의 {end} 끝이므로 더 넓게 찾아보세요",
+    )
 
 
 def next_part(following: str) -> Both | None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from vqa.errors import UserError
 
@@ -128,7 +129,26 @@ def best_trial(complete: Sequence[TrialRow]) -> TrialRow:
     return min(complete, key=lambda trial: (trial.rank, trial.nll))
 
 
-def other_leader(scores: Sequence[tuple[int, float | None, float | None]], by_accuracy: bool) -> int | None:
+@dataclass(frozen=True)
+class OtherLeader:
+    """A trial that leads by the score that the trials are not ranked by.
+
+    Args:
+        trial: Its number.
+        by: That score: "nll" or "accuracy".
+        score: What it has there.
+        best: What the best trial has there.
+    """
+
+    trial: int
+    by: Literal["nll", "accuracy"]
+    score: float
+    best: float
+
+
+def other_leader(
+    scores: Sequence[tuple[int, float | None, float | None]], by_accuracy: bool
+) -> OtherLeader | None:
     """Find the trial that leads by the score that the trials are not ranked by.
 
     Args:
@@ -137,7 +157,7 @@ def other_leader(scores: Sequence[tuple[int, float | None, float | None]], by_ac
             accuracy.
 
     Returns:
-        Its number; None where it is the best trial itself, or no better than it by that score.
+        The trial; None where it is the best one itself, or no better than it by that score.
     """
     known = [
         (number, nll if by_accuracy else -accuracy)
@@ -146,8 +166,12 @@ def other_leader(scores: Sequence[tuple[int, float | None, float | None]], by_ac
     ]
     if not known or known[0][0] != scores[0][0]:
         return None
-    number, value = min(known, key=lambda pair: pair[1])
-    return number if value < known[0][1] else None
+    (number, value), best = min(known, key=lambda pair: pair[1]), known[0][1]
+    if value >= best:
+        return None
+    if by_accuracy:
+        return OtherLeader(number, "nll", value, best)
+    return OtherLeader(number, "accuracy", -value, -best)
 
 
 def varied_parameters(trials: Sequence[TrialRow]) -> list[str]:

@@ -20,9 +20,10 @@ from omegaconf.errors import OmegaConfBaseException
 from optuna.trial import FrozenTrial, TrialState
 from yaml import YAMLError
 
-from vqa.config.messages import plain_message
+from vqa.config.messages import in_language, plain_message
 from vqa.errors import UserError
 from vqa.machine.files import replace_text
+from vqa.report.verdict import disagreement_words, edge_words
 from vqa.results.comparison import Trained, Verdict, compare, standing_order
 from vqa.results.folder import RunFolder, StudyFolder
 from vqa.results.metrics import per_question_nll, pictures_of
@@ -352,21 +353,17 @@ def _disagreement(standings: Sequence[Standing], lang: str) -> list[str]:
         ],
         by_accuracy,
     )
-    if other is None:
-        return []
-    leader = next(s for s in standings if s.trial == other)
-    theirs, mine = (leader.nll, best.nll) if by_accuracy else (leader.accuracy, best.accuracy)
-    by = "nll" if by_accuracy else "accuracy"
-    return [plain_message(lang, f"ties {by} disagrees", n=other, other=theirs, best=mine)]
+    return [] if other is None else [_as_sentence(in_language(lang, disagreement_words(other)))]
+
+
+def _as_sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}."
 
 
 def describe_edges(best: Standing, ranges: Mapping[str, Range], lang: str = "en") -> str:
     """Say which values of the best trial lie at the edge of their range; empty when none does."""
-    return " ".join(
-        plain_message(lang, f"{edge} edge", value=f"{key}={override_value(best.params[key])}", range=ranged)
-        for key, ranged in ranges.items()
-        if (edge := ranged.edge_of(best.params.get(key))) is not None
-    )
+    said = [edge_words(key, best.params.get(key), ranged) for key, ranged in ranges.items()]
+    return " ".join(f"{in_language(lang, words)}." for words in said if words)
 
 
 def _doubts_in_words(best: Standing, lang: str) -> list[str]:

@@ -14,9 +14,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vqa.config.check import language
 from vqa.config.messages import plain_message
 from vqa.config.typed import refuse_variables
-from vqa.data.places import missing_data_files
 from vqa.errors import UserError
 from vqa.machine import processes
 from vqa.machine.interrupt import Interrupt
@@ -84,6 +84,7 @@ def run_sweep(
         raise UserError(f"hydra.sweeper cannot be resolved: {error}") from error
     if not isinstance(node, dict):
         raise UserError("hydra.sweeper must be a mapping; choose hydra/sweeper=study.")
+    language(config)  # before anything is said in it
     refuse_what_is_not_ours(config)
     refuse_variables(config.hydra)
     launcher = chosen_launcher(config)
@@ -94,7 +95,6 @@ def run_sweep(
     groups = context.config_loader
     space = read_search_space(settings.params, arguments, groups)
     folder = Path(config.hydra.sweep.dir).absolute()
-    _refuse_missing_files(config, arguments, folder)
     jobs = HydraJobs(context, task_function, config)
     if not StudyFolder(folder).terms.exists():
         refuse_unknown_keys(jobs.configs, space, settings)
@@ -119,17 +119,6 @@ def run_sweep(
             return Sweep(shared, jobs, interrupt, launcher).run()
         _run_as_copy(shared, jobs, slot, interrupt)
         return None
-
-
-def _refuse_missing_files(config: DictConfig, arguments: list[str], folder: Path) -> None:
-    """Tell of a data file that is not there before anything is loaded; a complete study needs none."""
-    data = OmegaConf.select(config, "data")
-    searched = any(given.lstrip("+").startswith("data") and "," in given for given in arguments)
-    if not isinstance(data, DictConfig) or searched or StudyFolder(folder).final.complete:
-        return
-    plain: Any = OmegaConf.to_container(data, resolve=True)
-    if missing := missing_data_files(plain):
-        raise UserError("\n".join(missing))
 
 
 def _read(node: Mapping[Any, Any], launcher: str | None) -> SweepSettings:
@@ -208,12 +197,8 @@ def _run_as_copy(
 def _board(shared: SharedStudy, config: DictConfig) -> Board:
     """The live table of a study."""
     folds = OmegaConf.select(config, "budget.folds")  # of a configuration that is not ours: not known
-    names, lang = shared.space.keys, _language(config)
+    names, lang = shared.space.keys, language(config)
     return Board(shared.settings.study_name, names, shared.n_trials, lang=lang, folds=folds)
-
-
-def _language(config: DictConfig) -> str:
-    return str(OmegaConf.select(config, "lang", default="en"))
 
 
 def _parent_run(shared: SharedStudy, config: DictConfig, anew: bool) -> str | None:
@@ -251,7 +236,7 @@ class Sweep:
         self.interrupt = interrupt
         self.config = jobs.config
         self.name = f"study {self.settings.study_name}"
-        self.lang = _language(jobs.config)
+        self.lang = language(jobs.config)
 
     def run(self) -> float | None:
         """Run what is missing; see `run_sweep`."""

@@ -1,10 +1,15 @@
 """The Hydra plugin of the sweep. Hydra loads it at every start, so nothing heavy is imported here."""
 
+from pathlib import Path
 from typing import Any
 
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+
+from vqa.config.check import language
+from vqa.config.messages import speak
+from vqa.errors import UserError
 
 
 class StudySweeper(Sweeper):
@@ -21,6 +26,7 @@ class StudySweeper(Sweeper):
         self.hydra_context: HydraContext = hydra_context
         self.task_function = task_function
         self.config: DictConfig = config
+        speak(OmegaConf.select(config, "lang"))
 
     def sweep(self, arguments: list[str]) -> float | None:
         """Run what is missing of the study, then the final run.
@@ -32,8 +38,26 @@ class StudySweeper(Sweeper):
             The objective of the best trial; None while no trial is complete.
 
         Raises:
-            UserError: A key, the search space or the study's state does not allow to go on.
+            UserError: A data file is missing, or a key, the search space or the study's state does not allow
+                to go on.
         """
-        from vqa.sweep.sweep import run_sweep  # here: a start that is no sweep needs no Optuna
+        _refuse_missing_files(self.config, arguments)
+        from vqa.sweep.sweep import run_sweep  # here: neither a refusal nor a single run needs Optuna
 
         return run_sweep(self.hydra_context, self.task_function, self.config, arguments)
+
+
+def _refuse_missing_files(config: DictConfig, arguments: list[str]) -> None:
+    """Tell of a data file that is not there before anything is loaded; a complete study needs none."""
+    from vqa.data.places import missing_data_files
+    from vqa.results.folder import StudyFolder
+
+    language(config)  # a mistake of its own, and what the next line is said in
+    data = OmegaConf.select(config, "data")
+    searched = any(given.lstrip("+").startswith("data") and "," in given for given in arguments)
+    complete = StudyFolder(Path(config.hydra.sweep.dir)).final.complete
+    if not isinstance(data, DictConfig) or searched or complete:
+        return
+    plain: Any = OmegaConf.to_container(data, resolve=True)
+    if missing := missing_data_files(plain):
+        raise UserError("\n".join(missing))
