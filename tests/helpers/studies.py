@@ -20,6 +20,7 @@ def settings(**changed: Any) -> SweepSettings:
         "sampler": {"_target_": "optuna.samplers.RandomSampler"},
         "pruner": {"_target_": "optuna.pruners.SuccessiveHalvingPruner", "min_resource": 1},
         "params": {},
+        "conditions": {},
         "enqueue": [],
         "final": False,
         "final_overrides": [],

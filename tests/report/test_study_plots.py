@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vqa.report.study_plots import study_plots
+from vqa.report.report import study_charts
+from vqa.report.study_plots import _Scale, study_plots
 from vqa.results.trials import TrialRow
 
 
@@ -52,3 +53,24 @@ def test_a_small_study_gets_the_pictures_it_has_data_for(
     tmp_path: Path, trials: list[TrialRow], names: list[str]
 ) -> None:
     assert [path.stem for path in study_plots(trials, tmp_path)] == names
+
+
+def test_a_parameter_that_some_trials_did_not_search_is_drawn_below_its_numbers() -> None:
+    scale = _Scale([8.0, "", 32.0])
+    assert (scale.place(8.0), scale.place(32.0)) == (0.0, 1.0)  # it stays a scale of numbers
+    assert scale.place("") < 0
+    assert scale.ticks()[0][1] == "–"
+    assert scale.filled("") == 20.0
+    words = _Scale(["tent", ""])
+    assert (words.words, words.filled("")) == (["tent"], "")
+
+
+def test_importance_takes_trials_that_did_not_search_a_parameter(tmp_path: Path) -> None:
+    trials = [
+        trial(i, 0.3 + 0.1 * i, lora_r=8.0 * (1 + i % 2) if i % 3 else "", adapt="tent" if i % 3 else "none")
+        for i in range(6)
+    ]
+    drawn = study_plots(trials, tmp_path)
+    assert "parameter_importance" in [path.stem for path in drawn]
+    charts = study_charts(trials)
+    assert "adapt = none." in charts["parallel_coordinates"].text[0]  # the best trial's, without lora.r

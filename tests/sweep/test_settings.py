@@ -22,6 +22,7 @@ GOOD: dict[str, Any] = {
     "sampler": {"_target_": "optuna.samplers.TPESampler"},
     "pruner": {"_target_": "optuna.pruners.HyperbandPruner", "max_resource": 9},
     "params": {"lr": "interval(0,1)"},
+    "conditions": {},
     "enqueue": [{"lr": 0.5}],
     "final": True,
     "final_overrides": ["stage=final"],

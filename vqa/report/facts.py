@@ -11,7 +11,7 @@ from vqa.question import Guessing, Question, letters_of
 from vqa.results.folder import StudyFolder
 from vqa.results.metrics import accuracy_ci95, guessing_of, most_options
 from vqa.results.predictions import Prediction, read_predictions
-from vqa.results.trials import TrialRow, Value, best_trial, complete_trials
+from vqa.results.trials import NOT_SEARCHED, TrialRow, Value, best_trial, complete_trials
 from vqa.results.uncertainty import Z95
 
 SIZE_GROUPS = 4
@@ -218,7 +218,8 @@ def long_runs(study: Path, trials: Sequence[TrialRow]) -> list[dict[str, Any]]:
             continue
         metrics = run.metrics()
         for trial in complete_trials(trials):
-            if all(_same(_lookup(config, name), value) for name, value in trial.parameters.items()):
+            searched = {name: v for name, v in trial.parameters.items() if v != NOT_SEARCHED}
+            if all(_same(_lookup(config, name), value) for name, value in searched.items()):
                 found.append({"name": run.path.name, "trial": trial, "metrics": metrics})
                 break
     return found

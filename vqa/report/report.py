@@ -24,7 +24,7 @@ from vqa.results.calibration import UNCHANGED, tempered
 from vqa.results.folder import RunFolder, StudyFolder, read_yaml
 from vqa.results.metrics import guessing_of
 from vqa.results.predictions import Prediction, read_predictions
-from vqa.results.trials import TrialRow, best_trial, complete_trials, varied_parameters
+from vqa.results.trials import NOT_SEARCHED, TrialRow, best_trial, complete_trials, varied_parameters
 
 
 def write_report(run: Path, language: str) -> Path:
@@ -181,7 +181,8 @@ def study_charts(trials: Sequence[TrialRow], by_guessing: Guessing | None = None
     if not complete:
         return {}
     best = best_trial(complete)
-    values = ", ".join(f"{name} = {_short(value)}" for name, value in best.parameters.items())
+    searched = {name: value for name, value in best.parameters.items() if value != NOT_SEARCHED}
+    values = ", ".join(f"{name} = {_short(value)}" for name, value in searched.items())
     names = ", ".join(varied_parameters(trials))
     pruned = sum(trial.state == "PRUNED" for trial in trials)
     paused = sum(trial.state == "PAUSED" for trial in trials)

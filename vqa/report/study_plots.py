@@ -22,7 +22,7 @@ from vqa.report.plots import (
     new_figure,
     save_figure,
 )
-from vqa.results.trials import TrialRow, Value, best_trial, complete_trials, varied_parameters
+from vqa.results.trials import NOT_SEARCHED, TrialRow, Value, best_trial, complete_trials, varied_parameters
 from vqa.results.uncertainty import Z95
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 RANK_NAMES = ("r", "rank")
 RATE_NAMES = ("lr", "learning_rate")
+BELOW = -0.12  # where a parallel line passes a parameter that its trial did not search
 LOG_RATIO = 8  # a parameter whose largest value is that many times its smallest is drawn on a log axis
 
 
@@ -197,9 +198,14 @@ def _nll_label() -> str:
 
 
 class _Scale:
-    """Places one parameter's values between 0 and 1: numbers in proportion or by logarithm, words evenly."""
+    """Places one parameter's values between 0 and 1: numbers in proportion or by logarithm, words evenly.
+
+    A trial that did not search the parameter lies below 0.
+    """
 
     def __init__(self, values: Sequence[Value], may_be_log: bool = True) -> None:
+        self.whole = NOT_SEARCHED not in values
+        values = [value for value in values if value != NOT_SEARCHED]
         numbers = [float(value) for value in values if _is_number(value)]
         self.words = [] if len(numbers) == len(values) else sorted({_word(value) for value in values})
         self.distinct = sorted(set(numbers))
@@ -207,6 +213,8 @@ class _Scale:
         self.log = may_be_log and not self.words and self.low > 0 and self.high / self.low >= LOG_RATIO
 
     def place(self, value: Value) -> float:
+        if value == NOT_SEARCHED:
+            return BELOW
         if self.words:
             return (self.words.index(_word(value)) + 0.5) / len(self.words)
         low, high, x = self.low, self.high, float(value)
@@ -214,7 +222,18 @@ class _Scale:
             low, high, x = math.log(low), math.log(high), math.log(x)
         return 0.5 if high == low else (x - low) / (high - low)
 
+    def filled(self, value: Value) -> Value:
+        """The value for an analysis that wants one of every trial: the middle of the numbers, or no word."""
+        if value != NOT_SEARCHED:
+            return _word(value) if self.words else value
+        if self.words:
+            return NOT_SEARCHED
+        return math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
+
     def ticks(self) -> list[tuple[float, str]]:
+        return [*([] if self.whole else [(BELOW, "–")]), *self._ticks()]
+
+    def _ticks(self) -> list[tuple[float, str]]:
         if self.words:
             return [(self.place(word), word) for word in self.words]
         if len(self.distinct) <= 6:
@@ -250,11 +269,13 @@ def _as_study(trials: Sequence[TrialRow]) -> "Study":
 
     complete, names = complete_trials(trials), varied_parameters(trials)
     distributions: dict[str, Any] = {}
+    scales: dict[str, _Scale] = {}
     for name in names:
         values = [trial.parameters[name] for trial in complete]
-        scale = _Scale(values)
+        scale = scales[name] = _Scale(values)
         if scale.words:
-            distributions[name] = optuna.distributions.CategoricalDistribution(scale.words)
+            words = [*scale.words, *([] if scale.whole else [NOT_SEARCHED])]
+            distributions[name] = optuna.distributions.CategoricalDistribution(words)
         else:
             distributions[name] = optuna.distributions.FloatDistribution(scale.low, scale.high, log=scale.log)
     verbosity = optuna.logging.get_verbosity()
@@ -262,12 +283,7 @@ def _as_study(trials: Sequence[TrialRow]) -> "Study":
     study = optuna.create_study(storage=optuna.storages.InMemoryStorage())
     optuna.logging.set_verbosity(verbosity)
     for trial in complete:
-        parameters = {
-            name: _word(trial.parameters[name])
-            if isinstance(distributions[name], optuna.distributions.CategoricalDistribution)
-            else trial.parameters[name]
-            for name in names
-        }
+        parameters = {name: scales[name].filled(trial.parameters[name]) for name in names}
         frozen = optuna.create_trial(params=parameters, distributions=distributions, value=trial.nll)
         study.add_trial(frozen)
     return study

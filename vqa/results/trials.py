@@ -14,6 +14,7 @@ RESULT_COLUMNS = ("trial", "state", "folds", "nll", "nll_se", "accuracy", "accur
 TIED = "tied_with_best"  # after the searched parameters, as are the next
 DOUBTS = ("nll_corrected", "trainings", "retraining_sd", "retraining_share")
 OBJECTIVE_COLUMNS = ("objective", "objective_value")  # last, where the trials are not ranked by NLL
+NOT_SEARCHED = ""  # an empty text that was searched stands in quotes
 Value = float | str
 
 
@@ -31,7 +32,8 @@ class TrialRow:
         accuracy: Out-of-fold accuracy, 0..1.
         accuracy_se: Its standard error.
         seconds: Wall time.
-        parameters: Searched parameters by config path; numbers as floats.
+        parameters: Searched parameters by config path; numbers as floats, NOT_SEARCHED where the trial had
+            another choice that one depends on.
         tied: Whether it is not told apart from the best trial.
         rank: Its place in the file, from 0; the best trial is the first.
         corrected: The best trial's NLL corrected for selection bias; NaN for all others.

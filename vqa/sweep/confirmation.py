@@ -73,7 +73,7 @@ def _train(shared: SharedStudy, jobs: HydraJobs, standing: Standing, again: int)
     folder = StudyFolder(shared.folder).trial(standing.trial).again(again)
     seed = int(jobs.config[TRAIN_SEED]) + again
     log.info(f"trial {standing.trial} is trained again with {TRAIN_SEED}={seed}")
-    chosen = {name: standing.params[name] for name in shared.space.keys}
+    chosen = {name: standing.params[name] for name in shared.space.keys if name in standing.params}
     overrides = [*overrides_of(chosen), f"{TRAIN_SEED}={seed}"]
     subdir = str(folder.relative_to(shared.folder))
     value = jobs.run(subdir, standing.trial, shared.space.fixed, overrides).return_value

@@ -36,7 +36,7 @@ def make_final_run(shared: SharedStudy, jobs: HydraJobs, best: Standing, lang: s
         UserError: The run refused its settings, its command failed, or another winner began it.
     """
     settings = shared.settings
-    params = {name: best.params[name] for name in shared.space.keys}
+    params = {name: best.params[name] for name in shared.space.keys if name in best.params}
     chosen = [*overrides_of(params), *overrides_of(settings.record), *settings.final_overrides]
     overrides = [*shared.space.fixed, *chosen]
     if (lock := try_lock(shared.locks / FINAL)) is None:

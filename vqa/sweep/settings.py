@@ -32,6 +32,8 @@ class SweepSettings:
         pruner: `_target_: optuna.pruners.*`, or our PromotionPruner, and its arguments.
         params: Search space: key -> Hydra sweep syntax such as `tag(log, interval(1e-4, 1e-2))`;
             null takes a key out of the space.
+        conditions: Key -> other key -> its choices under which the key is searched: see
+            `vqa.sweep.search.conditions`.
         enqueue: Configurations to try first, each a mapping of searched key -> value.
         final: Whether the final run follows with the winner.
         final_overrides: Overrides that turn the winner's job into the final run.
@@ -62,6 +64,7 @@ class SweepSettings:
     sampler: dict[str, Any]
     pruner: dict[str, Any]
     params: dict[str, Any]
+    conditions: dict[str, dict[str, Any]]
     enqueue: list[dict[str, Any]]
     final: bool
     final_overrides: list[str]
@@ -141,6 +144,10 @@ _RULES: dict[str, Rule] = {
     "sampler": _target_in("optuna.samplers", THOMPSON, BOTORCH),
     "pruner": _target_in("optuna.pruners", PROMOTION),
     "params": _MAPPING,
+    "conditions": (
+        "a mapping of key -> other key -> its choices",
+        lambda v: isinstance(v, dict) and all(isinstance(wanted, dict) and wanted for wanted in v.values()),
+    ),
     "enqueue": _list_of(dict, "mappings of searched key -> value"),
     "final": _SWITCH,
     "final_overrides": _list_of(str, "overrides such as stage=final"),

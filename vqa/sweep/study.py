@@ -31,6 +31,7 @@ from vqa.errors import UserError
 from vqa.machine.files import is_locked, replace_text, try_lock, wait_for_lock
 from vqa.machine.safe_text import mask_secrets, shown
 from vqa.results.folder import MAY_DIFFER, StudyFolder, read_yaml
+from vqa.sweep.search.conditions import in_words
 from vqa.sweep.search.promotion import UNTIL, Piece, PromotionPruner, is_paused
 from vqa.sweep.search.proposals import Proposer
 from vqa.sweep.search.sampling import SamplerFactory, build_pruner, draw, is_grid, quieten_optuna
@@ -50,6 +51,7 @@ NOT_PART_OF_THE_TERMS = ("study", "final", *MAY_DIFFER)
 
 def study_terms(settings: SweepSettings, space: SearchSpace) -> dict[str, Any]:
     """Give the terms as plain values: equal terms give equal mappings."""
+    conditions = {name: in_words(wanted) for name, wanted in space.conditions.items()}
     return {
         "direction": settings.direction,
         "seed": settings.seed,
@@ -57,6 +59,7 @@ def study_terms(settings: SweepSettings, space: SearchSpace) -> dict[str, Any]:
         "pruner": settings.pruner,
         "space": {name: str(distribution) for name, distribution in space.distributions.items()},
         "fixed": sorted(mask_secrets(override) for override in space.fixed if _matters(override)),
+        **({"conditions": conditions} if conditions else {}),
     }
 
 
@@ -94,7 +97,7 @@ def refuse_other_terms(study: str, before: Mapping[str, Any], now: Mapping[str, 
             gone, come = [x for x in old if x not in new], [x for x in new if x not in old]
             lines.append(f"  {key}: {' '.join(gone) or 'nothing'} before, {' '.join(come) or 'nothing'} now")
         else:
-            lines.append(f"  {key}: {old} before, {new} now")
+            lines.append(f"  {key}: {old or 'nothing'} before, {new or 'nothing'} now")
     if lines:
         raise UserError(
             f"study {study!r} was begun under other terms, its trials would not compare:\n"

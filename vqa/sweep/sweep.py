@@ -34,8 +34,9 @@ from vqa.sweep.leaderboard import (
     winner_of,
 )
 from vqa.sweep.multirun import hydra_overrides, refuse_what_is_not_ours, write_multirun
+from vqa.sweep.search.conditions import read_space
 from vqa.sweep.search.sampling import SamplerFactory, probe_sampler
-from vqa.sweep.search.space import overrides_of, read_enqueued, read_search_space
+from vqa.sweep.search.space import overrides_of, read_enqueued
 from vqa.sweep.settings import SweepSettings, read_settings
 from vqa.sweep.study import SharedStudy
 from vqa.sweep.time_budget import MEASURING, measure, planned, sweeper_under, warn_of_few_trials
@@ -93,7 +94,7 @@ def run_sweep(
     if launcher is not None:
         _refuse_beside_a_launcher(settings, launcher)
     groups = context.config_loader
-    space = read_search_space(settings.params, arguments, groups)
+    space = read_space(settings, arguments, groups)
     folder = Path(config.hydra.sweep.dir).absolute()
     jobs = HydraJobs(context, task_function, config)
     if not StudyFolder(folder).terms.exists():
@@ -103,7 +104,7 @@ def run_sweep(
         measure(jobs, space)
         return None
     if (plan := planned(jobs, settings, arguments, folder)) is not None:
-        space = read_search_space(settings.params, [*arguments, *plan.overrides()], groups)
+        space = read_space(settings, [*arguments, *plan.overrides()], groups)
         settings = _read(sweeper_under(plan, config), launcher)
     typed = any(given.startswith("hydra.sweeper.enqueue") for given in hydra_overrides(config))
     enqueued = read_enqueued(settings.enqueue, space, leave_out=not typed)

@@ -22,9 +22,10 @@ from vqa.errors import UserError
 from vqa.machine.files import replace_text, wait_for_lock
 from vqa.results.folder import SPEED, StudyFolder, read_json
 from vqa.sweep.jobs import HydraJobs
+from vqa.sweep.search.conditions import read_space
 from vqa.sweep.search.promotion import PromotionPruner
 from vqa.sweep.search.sampling import build_pruner, quieten_optuna
-from vqa.sweep.search.space import SearchSpace, overrides_of, read_search_space
+from vqa.sweep.search.space import SearchSpace, overrides_of
 from vqa.sweep.settings import SweepSettings
 from vqa.sweep.workers.pool import own_command, own_slot, visible_gpus, worker_environment
 
@@ -241,7 +242,7 @@ def planned(
         if plan is not None and (plan.budget_minutes == minutes or own_slot() is not None):
             return plan
         if plan is None:
-            space = read_search_space(settings.params, arguments, jobs.context.config_loader)
+            space = read_space(settings, arguments, jobs.context.config_loader)
             least, _ = trials_needed(settings.pruner)
             wanted = StudySize(settings.n_trials, *_size_of(jobs.config))
             plan = plan_study(minutes, workers, _speed(jobs, space, workers, folder), wanted, least)

@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from vqa.sweep.search.sampling import SamplerFactory
+from vqa.sweep.search.sampling import SamplerFactory, draw
 from vqa.sweep.search.space import SearchSpace
 from vqa.sweep.search.thompson import to_unit
 
@@ -49,7 +49,9 @@ class Proposer:
             number: Its number; with the study's seed it fixes every random draw.
             trials: The others, with what they have reported.
         """
-        taken = [trial.params for trial in trials if trial.params.keys() >= self.space.distributions.keys()]
+        taken = [
+            trial.params for trial in trials if trial.params.keys() >= {*self.space.applicable(trial.params)}
+        ]
         random = np.random.default_rng(self.samplers.seed_of(number, 1))
         study = optuna.create_study(direction=self.direction)
         study.add_trials([_as_known(trial) for trial in trials if trial.params])
@@ -59,7 +61,8 @@ class Proposer:
         for attempt in range(by_sampler + TRIES):
             if attempt == by_sampler:
                 study.sampler = optuna.samplers.RandomSampler(seed=int(random.integers(2**31)))
-            trial = study.ask(self.space.distributions)
+            trial = study.ask()
+            draw(trial, self.space)
             study.tell(trial, state=TrialState.FAIL)  # a proposal that is not taken teaches nothing
             if not any(self._near(trial.params, other) for other in taken):
                 return trial.params
@@ -76,13 +79,18 @@ class Proposer:
 
     def _near(self, left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
         ranges = self.space.distributions.items()
-        return all(is_near(left[name], right[name], ranged) for name, ranged in ranges)
+        return left.keys() == right.keys() and all(
+            is_near(left[name], right[name], ranged) for name, ranged in ranges if name in left
+        )
 
     def _distance(self, left: Mapping[str, Any], right: Mapping[str, Any]) -> float:
-        """How far two points are apart: choices that differ count as a whole range."""
+        """How far two points are apart: choices that differ, and a name that one has not, count as a whole
+        range."""
         total = 0.0
         for name, ranged in self.space.distributions.items():
-            if isinstance(ranged, FloatDistribution):
+            if name not in left or name not in right:
+                total += (name in left) != (name in right)
+            elif isinstance(ranged, FloatDistribution):
                 total += abs(to_unit(left[name], ranged) - to_unit(right[name], ranged))
             else:
                 total += left[name] != right[name]

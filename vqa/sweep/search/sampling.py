@@ -14,12 +14,14 @@ from hydra.utils import instantiate
 from optuna.trial import Trial
 
 from vqa.errors import UserError
+from vqa.sweep.search.conditions import ImputingSampler
 from vqa.sweep.search.space import SearchSpace
 from vqa.sweep.search.thompson import ThompsonSampler
 from vqa.sweep.settings import BOTORCH, PROMOTION, THOMPSON
 
 SAMPLERS = ("optuna.samplers.*", THOMPSON, BOTORCH)  # what may be built
 PRUNERS = ("optuna.pruners.*", PROMOTION)
+ONE_SPACE = ("optuna.samplers.GPSampler", THOMPSON, BOTORCH)  # these know no conditions: see ImputingSampler
 PROBE_TRIALS = 12  # more than the samplers' default of random trials to begin with
 
 
@@ -44,7 +46,11 @@ class SamplerFactory:
             raise UserError(f"hydra.sweeper.sampler: Optuna has no {self.node['_target_']}.")
         _refuse_hidden_targets("hydra.sweeper.sampler", node, optuna.samplers)
         self.takes_seed = "seed" in inspect.signature(kind).parameters
+        self.space = space
+        self._points: list[dict[str, Any]] = []
         self.grid = {"search_space": space.grid()} if is_grid(node) else {}
+        if space.conditions and self.node["_target_"] == "optuna.samplers.TPESampler":
+            self.node = {"group": True, **self.node}  # or what not every trial has would be drawn by itself
         self.build(0)  # refuses a wrong argument before the study exists
 
     def seed_of(self, *words: int) -> int | None:
@@ -66,7 +72,23 @@ class SamplerFactory:
             raise UserError(f"hydra.sweeper.sampler: {self.node} cannot be built: {error}") from error
         if not isinstance(built, optuna.samplers.BaseSampler):
             raise UserError(f"hydra.sweeper.sampler: {self.node['_target_']} is no sampler.")
-        return built
+        if not self.space.conditions:
+            return built
+        if is_grid(self.node):
+            return optuna.samplers.PartialFixedSampler(self._point(number), optuna.samplers.RandomSampler())
+        return ImputingSampler(built, self.space) if self.node["_target_"] in ONE_SPACE else built
+
+    def _point(self, number: int) -> dict[str, Any]:
+        """The point of a grid with conditions that trial `number` visits: all in one shuffled order.
+
+        Optuna's own grid is a product, and would visit a point once for each value of what does not apply.
+        """
+        if not self._points:
+            points = list(self.space.points())
+            self._points = [
+                points[at] for at in np.random.default_rng(self.seed or 0).permutation(len(points))
+            ]
+        return self._points[number % len(self._points)]
 
 
 def _class_of(target: str) -> object:
@@ -94,7 +116,9 @@ def probe_sampler(samplers: SamplerFactory, space: SearchSpace) -> None:
     study = optuna.create_study()
     for number in range(PROBE_TRIALS):  # a history to draw from; its values mean nothing
         study.sampler = optuna.samplers.RandomSampler(seed=number)
-        study.tell(study.ask(space.distributions), number)
+        trial = study.ask()
+        draw(trial, space)
+        study.tell(trial, number)
     study.sampler = samplers.build(PROBE_TRIALS)
     try:
         draw(study.ask(), space)
@@ -152,13 +176,16 @@ def draw(trial: Trial, space: SearchSpace) -> None:
     """Suggest every parameter of `trial`.
 
     A trial that was cut off may have some parameters in the storage. These keep their values, but are drawn
-    again, so that those after them get the same random numbers as in an uninterrupted run.
+    again, so that those after them get the same random numbers as in an uninterrupted run. A parameter that
+    does not apply beside those before it is not drawn.
     """
     known = set(trial.params)
-    if known >= set(space.distributions):
+    if known.issuperset(space.applicable(trial.params)):
         return
     filtered = optuna.pruners._filter_study(trial.study, trial._cached_frozen_trial)
     for name, distribution in space.distributions.items():
+        if space.conditions and not space.applies(name, trial.params):
+            continue
         spent = name in known and not distribution.single() and name not in trial._fixed_params
         if spent and name not in trial.relative_params:
             trial.study.sampler.sample_independent(filtered, trial._cached_frozen_trial, name, distribution)

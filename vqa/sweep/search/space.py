@@ -15,11 +15,10 @@ settings in `conf/model/` could not be enqueued, and each further pair of keys w
 Source: Hydra's tags, which its grammar keeps for sweepers, as in tag(log, interval(1e-5, 1e-3)).
 """
 
-import itertools
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -154,19 +153,42 @@ class SearchSpace:
         distributions: Searched name -> its range or choices, in the order in which they are drawn. A name is
             a key, or `key / other` for a multiple.
         fixed: Overrides that every job of the study gets, as typed.
+        conditions: Name -> other name -> the choices of the other under which the name is searched; all of
+            them must hold. Elsewhere the name is not drawn, and its key keeps the configuration's value. The
+            others stand before the name in `distributions`.
+        left_out: Keys that do not apply under the values that are fixed.
     """
 
     distributions: dict[str, BaseDistribution]
     fixed: tuple[str, ...]
+    conditions: Mapping[str, Mapping[str, tuple[Any, ...]]] = field(default_factory=dict)
+    left_out: frozenset[str] = frozenset()
 
     @property
     def keys(self) -> list[str]:
         """The keys that differ between trials, in order."""
         return [key_of(name) for name in self.distributions]
 
+    def applies(self, name: str, params: Mapping[str, Any]) -> bool:
+        """Whether a name is searched beside these values of the names before it."""
+        wanted = self.conditions.get(name, {})
+        return all(other in params and params[other] in choices for other, choices in wanted.items())
+
+    def applicable(self, params: Mapping[str, Any]) -> list[str]:
+        """The names that are searched beside these values; those whose other is not drawn yet are not."""
+        if not self.conditions:
+            return list(self.distributions)
+        held: dict[str, Any] = {}
+        names = []
+        for name in self.distributions:
+            if self.applies(name, held):
+                names.append(name)
+                held |= {name: params[name]} if name in params else {}
+        return names
+
     def values(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Key -> value of a trial whose parameters are all drawn."""
-        return plain_values({name: params[name] for name in self.distributions})
+        return plain_values({name: params[name] for name in self.applicable(params)})
 
     def grid(self) -> dict[str, list[Any]]:
         """Every value of every key.
@@ -186,8 +208,12 @@ class SearchSpace:
         return values
 
     def size(self) -> int:
-        """Number of points of the grid."""
-        return math.prod(len(values) for values in self.grid().values())
+        """Number of points of the grid; a name that is not searched does not make two of one point."""
+        values = self.grid()
+        return sum(
+            math.prod(len(values[name]) for name in self.applicable(branch) if name not in branch)
+            for branch in self.branches()
+        )
 
     def is_finite(self) -> bool:
         """Whether the space has an end: choices and stepped ranges only."""
@@ -198,20 +224,51 @@ class SearchSpace:
 
     def points(self) -> Iterator[dict[str, Any]]:
         """Every point of a finite space, as the study draws it."""
-        values = self.grid()
-        for point in itertools.product(*values.values()):
-            yield dict(zip(values, point, strict=True))
+        yield from self._points(self.grid(), {})
+
+    def branches(self) -> list[dict[str, Any]]:
+        """The choices on which conditions depend, in every way in which they can meet; [{}] without any."""
+        deciding = {other for wanted in self.conditions.values() for other in wanted}
+        choices = {
+            name: list(distribution.choices)
+            for name, distribution in self.distributions.items()
+            if name in deciding and isinstance(distribution, CategoricalDistribution)
+        }
+        return list(self._points(choices, {}))
+
+    def _points(self, values: Mapping[str, list[Any]], held: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Every way to give the names of `values` one of theirs, each beside what `held` has; the last name
+        changes first."""
+        left = iter(values)
+        name = next((name for name in left if self.applies(name, held)), None)
+        if name is None:
+            yield held
+            return
+        others = {other: values[other] for other in left}
+        for value in values[name]:
+            yield from self._points(others, {**held, name: value})
 
     def samples(self) -> list[dict[str, Any]]:
         """Give trials that together have every key and every choice, to see whether they compose."""
-        first = {name: _first(distribution) for name, distribution in self.distributions.items()}
-        others = [
-            {**first, name: choice}
-            for name, distribution in self.distributions.items()
-            if isinstance(distribution, CategoricalDistribution)
-            for choice in distribution.choices[1:]
-        ]
-        return [plain_values(params) for params in (first, *others)]
+        drawn: list[dict[str, Any]] = []
+        seen: set[tuple[str, Any]] = set()
+        for branch in self.branches():
+            sample = self._sample(branch)
+            choices = {(name, branch.get(name)) for name in sample}
+            if not choices <= seen:
+                drawn.append(sample)
+            seen |= choices
+        for name, distribution in self.distributions.items():
+            if isinstance(distribution, CategoricalDistribution):
+                beside = next(sample for sample in drawn if name in sample)
+                known = {sample[name] for sample in drawn if name in sample}
+                others = [choice for choice in distribution.choices if choice not in known]
+                drawn += [{**beside, name: choice} for choice in others]
+        return [plain_values(params) for params in drawn]
+
+    def _sample(self, branch: Mapping[str, Any]) -> dict[str, Any]:
+        first = {name: _first(self.distributions[name]) for name in self.applicable(branch)}
+        return {name: branch.get(name, value) for name, value in first.items()}
 
 
 def _first(distribution: BaseDistribution) -> Any:
@@ -324,7 +381,7 @@ def read_enqueued(
         Parameters of each trial to enqueue, without empty entries and repetitions.
 
     Raises:
-        UserError: A key is not searched, or a value lies outside its range.
+        UserError: A key is not searched, or not beside the others, or a value lies outside its range.
     """
     fixed = {_key(override.split("=", 1)[0]) for override in space.fixed}
     result: list[dict[str, Any]] = []
@@ -343,12 +400,29 @@ def read_enqueued(
                     log.info(f"{where} is left out: {name}={value} lies outside {space.distributions[name]}")
                     params = {}
                     break
-            elif _key(name) not in fixed:
+            elif _key(name) not in fixed and _key(name) not in space.left_out:
                 searched = ", ".join(space.keys)
                 raise UserError(f"{where} names {name!r}, which is not searched. Searched: {searched}.")
+        try:
+            _refuse_what_does_not_apply(where, params, space)
+        except UserError as error:
+            if not leave_out:
+                raise
+            log.info(f"{error} It is left out.")
+            continue
         if params and params not in result:
             result.append(params)
     return result
+
+
+def _refuse_what_does_not_apply(where: str, params: Mapping[str, Any], space: SearchSpace) -> None:
+    for name in params:
+        for other, choices in space.conditions.get(name, {}).items():
+            if other in params and params[other] not in choices:
+                raise UserError(
+                    f"{where} names {key_of(name)}, which is not searched beside {other}={params[other]}. "
+                    "Take one of the two out."
+                )
 
 
 def _inside(where: str, name: str, value: Any, distribution: BaseDistribution) -> Any:
