@@ -41,9 +41,9 @@ def test_an_unlabelled_question_has_no_target(encoder: Encoder, question: Questi
 
 def test_the_placeholder_is_repeated_for_every_visual_token(encoder: Encoder, question: Question) -> None:
     (suffix,) = encoder.suffixes([question])
-    assert suffix.features is not None
+    (features,) = suffix.features
     count = int((suffix.ids == encoder.base.image_token).sum())
-    assert count == len(suffix.features.pooled) == 16  # a 64 x 64 picture
+    assert count == len(features.pooled) == 16  # a 64 x 64 picture
     assert [len(suffix.ids)] == [length + count - 1 for length in encoder.text_lengths([question])]
 
 
@@ -52,7 +52,7 @@ def test_without_its_picture_a_question_keeps_only_its_text(encoder: Encoder, qu
     (suffix,), (whole,) = encoder.suffixes([blank]), encoder.suffixes([question])
     config = encoder.base.model.config
     marks = [config.vision_start_token_id, config.image_token_id, config.vision_end_token_id]
-    assert suffix.features is None
+    assert suffix.features == ()
     assert not torch.isin(suffix.ids, torch.tensor(marks)).any()
     assert torch.equal(suffix.ids, whole.ids[~torch.isin(whole.ids, torch.tensor(marks))])
 

@@ -1,4 +1,4 @@
-"""Which questions are trained on, held out, and in which fold: stratified by letter, grouped by image."""
+"""Which questions are trained on, held out, and in which fold: stratified by letter, grouped by picture."""
 
 import csv
 import hashlib
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vqa.errors import UserError
 from vqa.machine.files import replace_text
-from vqa.question import LETTERS, Question
+from vqa.question import LETTERS, Question, picture_groups
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,8 @@ def _strata(questions: Sequence[Question], least: int) -> list[str]:
 
 
 def _groups(questions: Sequence[Question]) -> list[str]:
-    """Twins share a group; a question without its image is alone."""
-    return [q.image_sha256 or f"alone {index}" for index, q in enumerate(questions)]
+    """Questions that share a picture share a group; a question without pictures is alone."""
+    return picture_groups([q.pictures_sha256 for q in questions])
 
 
 def _group_folds(

@@ -1,6 +1,7 @@
 """Questions that are longer than the model's context, told before any of them is computed."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from vqa.config.settings import PromptSettings
@@ -12,6 +13,23 @@ from vqa.question import Question
 SHOWN = 5
 
 
+@dataclass(frozen=True)
+class TooLong:
+    """A question that does not fit.
+
+    Args:
+        id: Its id.
+        tokens: Those of its message without pictures.
+        room: Tokens that prefix and pictures leave for it; below zero where they fill the context alone.
+        pictures: How many it has.
+    """
+
+    id: str
+    tokens: int
+    room: int
+    pictures: int
+
+
 def context_length(config: Any) -> int | None:
     """Tokens that a model of this configuration can look at; None where it does not say."""
     length = getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -19,28 +37,45 @@ def context_length(config: Any) -> int | None:
 
 
 def too_long(
-    tokenizer: Any, prompt: PromptSettings, questions: Sequence[Question], room: int
-) -> list[tuple[str, int]]:
-    """Id and tokens of each question whose message is longer than the room for it.
+    tokenizer: Any, prompt: PromptSettings, questions: Sequence[Question], room: int, visual: int | None
+) -> list[TooLong]:
+    """Each question whose message is longer than the room that its pictures leave for it.
 
     A token is at least one byte, so only texts of more bytes than that are encoded.
+
+    Args:
+        tokenizer: The model's.
+        prompt: The texts.
+        questions: Any.
+        room: Tokens of the context without the prefix.
+        visual: Most visual tokens of a picture; None: not limited, so that none are counted.
     """
     words, found = control_words(tokenizer), []
     for question in questions:
         text = user_text(prompt, question, as_written(question), words)
-        if len(text.encode("utf-8", errors="replace")) > room:
+        left = room - (visual or 0) * max(1, len(question.pictures))
+        if len(text.encode("utf-8", errors="replace")) > left:
             tokens = len(token_ids(tokenizer, text))
-            found += [(question.id, tokens)] if tokens > room else []
+            found += [TooLong(question.id, tokens, left, len(question.pictures))] if tokens > left else []
     return found
 
 
-def describe_too_long(found: Sequence[tuple[str, int]], room: int, context: int) -> str:
+def describe_too_long(found: Sequence[TooLong], context: int) -> str:
     """The message about such questions."""
-    shown = ", ".join(f"{id_!r} has {tokens}" for id_, tokens in found[:SHOWN])
+    shown = ", ".join(f"{long.id!r} has {long.tokens}" for long in found[:SHOWN])
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    several = [long for long in found if long.pictures > 1]
+    least, most = min(long.room for long in found), max(long.room for long in found)
+    room = f"{most}" if least == most else f"{max(least, 0)} to {most}"
+    remedy = "shorten them, or choose another model"
+    if several:
+        beside = f" beside {max(long.pictures for long in several)} pictures"
+        remedy = "lower image.max_visual_tokens (it holds for each picture), " + remedy
+    else:
+        beside = ""
     return (
         f"{len(found)} question(s) do not fit the model's context of {context} tokens: {room} are left for a "
-        f"question with its options, question {shown}{more}; shorten them, or choose another model"
+        f"question with its options{beside}, question {shown}{more}; {remedy}"
     )
 
 
@@ -56,6 +91,6 @@ def refuse_too_long(encoder: Encoder, questions: Sequence[Question]) -> None:
     context = context_length(encoder.base.model.config)
     if context is None or not questions:
         return
-    room = context - len(encoder.prefix(questions[0])) - (encoder.image.max_visual_tokens or 0)
-    if found := too_long(encoder.base.tokenizer, encoder.prompt, questions, room):
-        raise UserError(describe_too_long(found, room, context))
+    room, visual = context - len(encoder.prefix(questions[0])), encoder.image.max_visual_tokens
+    if found := too_long(encoder.base.tokenizer, encoder.prompt, questions, room, visual):
+        raise UserError(describe_too_long(found, context))

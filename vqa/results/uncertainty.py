@@ -16,6 +16,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from vqa.question import picture_groups
+
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]
 
@@ -29,11 +31,14 @@ CHUNK = 2**22  # counts drawn at once, to bound memory
 def picture_codes(pictures: Sequence[str]) -> Codes:
     """Number the pictures of questions, shape (n,), from 0 in the order in which they first occur.
 
+    Of questions on several pictures those that share any have one number, and those linked through others.
+
     Args:
-        pictures: A digest for each question; "" = no picture is known, so that the question is on its own.
+        pictures: A digest for each question, or several with a blank between; "" = no picture is known, so
+            that the question is on its own.
     """
     numbers: dict[str, int] = {}
-    names = (picture or f"alone {index}" for index, picture in enumerate(pictures))
+    names = picture_groups(pictures)
     return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
 
 

@@ -432,7 +432,7 @@ def _train(
 
 def _unpicked(best: dict[str, Any], valid: Sequence[Question]) -> dict[str, float]:
     """Held-out scores without an epoch chosen on them; {} where the pictures cannot be halved."""
-    codes = picture_codes([question.image_sha256 for question in valid])
+    codes = picture_codes([question.pictures_sha256 for question in valid])
     if int(codes.max()) == 0 or not best["scored"]:
         return {}
     nll, right = (np.array(rows) for rows in zip(*best["scored"], strict=True))

@@ -44,7 +44,7 @@ def memory_lines(settings: Settings) -> list[str]:
     for card in CARDS:
         way = _way(settings, footprint, card * 1e9 / GIB * USABLE, tokens[0], tokens[1])
         lines.append(message(settings.lang, "memory", card=card, way=way))
-    pictures = len({q.image_sha256 for q in [*train, *(source.test() or [])] if q.image})
+    pictures = len({p.sha256 for q in [*train, *(source.test() or [])] for p in q.pictures})
     if tokens[2]:
         taps = len(getattr(config.vision_config, "deepstack_visual_indexes", None) or [])
         gib = pictures * tokens[2] * config.get_text_config().hidden_size * HALF * (1 + taps) / GIB

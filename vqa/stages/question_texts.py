@@ -54,7 +54,7 @@ def text_findings(settings: Settings) -> tuple[list[str], list[str]]:
             notes.append(message(settings.lang, "control", part=part, count=len(found), shown=shown + more))
         if context is not None:
             system = len(token_ids(tokenizer, settings.prompt.system))
-            room = context - system - (settings.image.max_visual_tokens or 0)
-            long = too_long(tokenizer, settings.prompt, questions, room)
-            problems += [f"{part}: {describe_too_long(long, room, context)}"] if long else []
+            visual = settings.image.max_visual_tokens
+            long = too_long(tokenizer, settings.prompt, questions, context - system, visual)
+            problems += [f"{part}: {describe_too_long(long, context)}"] if long else []
     return problems, notes

@@ -17,7 +17,7 @@ def asked(model: torch.nn.Module, blank: bool) -> list[list[Suffix]]:
     generator = torch.Generator().manual_seed(1)
     made = []
     for rows, columns, n in SHAPES:
-        seen = None if blank else features(model, rows, columns, generator)
+        seen = () if blank else (features(model, rows, columns, generator),)
         picture = torch.full((0 if blank else rows * columns,), IMAGE)
         text = torch.randint(20, VOCAB, (n,), generator=generator)
         options = torch.randint(20, VOCAB, (4, 3), generator=generator)
