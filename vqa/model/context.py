@@ -1,4 +1,4 @@
-"""Questions that are longer than the model's context, told before any of them is computed."""
+"""Questions that a model cannot be asked: too long for its context, or on more pictures than it takes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from vqa.config.settings import PromptSettings
 from vqa.errors import UserError
 from vqa.model.encode import Encoder
 from vqa.model.prompt import as_written, control_words, token_ids, user_text
+from vqa.model.vision.generic_pictures import budget_arguments, refuse_several_pictures
 from vqa.question import Question
 
 SHOWN = 5
@@ -65,8 +66,8 @@ def describe_too_long(found: Sequence[TooLong], context: int) -> str:
     shown = ", ".join(f"{long.id!r} has {long.tokens}" for long in found[:SHOWN])
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     several = [long for long in found if long.pictures > 1]
-    least, most = min(long.room for long in found), max(long.room for long in found)
-    room = f"{most}" if least == most else f"{max(least, 0)} to {most}"
+    rooms = sorted({max(long.room, 0) for long in found})
+    room = f"{rooms[0]}" if len(rooms) == 1 else f"{rooms[0]} to {rooms[-1]}"
     remedy = "shorten them, or choose another model"
     if several:
         beside = f" beside {max(long.pictures for long in several)} pictures"
@@ -79,6 +80,24 @@ def describe_too_long(found: Sequence[TooLong], context: int) -> str:
     )
 
 
+def refuse_several(encoder: Encoder, questions: Sequence[Question]) -> None:
+    """Refuse questions on several pictures where the model's processor cannot be asked about them.
+
+    Raises:
+        UserError: Why it cannot, and the first such question.
+    """
+    several = next((question for question in questions if question.further), None)
+    text = encoder.base.text
+    writer = getattr(getattr(text, "prompts", text), "writer", None)
+    if several is None or writer is None:  # our own prompts of Qwen-VL take any number
+        return
+    arguments = budget_arguments(writer.processor, encoder.base.family, encoder.image)
+    try:
+        refuse_several_pictures(writer.processor, arguments)
+    except UserError as error:
+        raise UserError(f"question {several.id!r} has {len(several.pictures)} pictures. {error}") from error
+
+
 def refuse_too_long(encoder: Encoder, questions: Sequence[Question]) -> None:
     """Refuse questions that would not fit: some models compute nonsense beyond their context, all slowly.
 
@@ -86,6 +105,7 @@ def refuse_too_long(encoder: Encoder, questions: Sequence[Question]) -> None:
         UserError: Names the questions, their length and the room; or the tokenizer lacks the letters of their
             options.
     """
+    refuse_several(encoder, questions)
     if questions:
         encoder.base.letters[max(len(question.choices) for question in questions)]
     context = context_length(encoder.base.model.config)

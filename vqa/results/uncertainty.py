@@ -107,7 +107,8 @@ def share_interval(right: NDArray[np.bool_], codes: Codes) -> tuple[float, float
     """Return the 95 % Wilson interval of a share, with as many questions as the pictures are worth.
 
     n is divided by the design effect, the clustered variance over that of independent questions, which is
-    never taken below 1. Where all are right or all wrong it cannot be seen, and G questions count.
+    never taken below 1. Where all are right or all wrong it cannot be seen, and G questions count. Of one
+    picture alone, where some are right, nothing can be said: 0 to 1.
 
     Args:
         right: Shape (n,).
@@ -116,6 +117,8 @@ def share_interval(right: NDArray[np.bool_], codes: Codes) -> tuple[float, float
     Source: Wilson 1927; effective sample size after Kish 1965, as in Franco et al. 2019.
     """
     n, p = len(right), float(right.mean())
+    if 0 < p < 1 and codes.max() == 0:
+        return 0.0, 1.0
     if 0 < p < 1:
         alone = p * (1 - p) / max(n - 1, 1)
         size = n / max(1.0, mean_error(right.astype(float), codes) ** 2 / alone)

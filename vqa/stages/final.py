@@ -348,6 +348,9 @@ def _metrics(
         "alarms": alarms(answers.valid, answers.test, job.train),
     }
     metrics |= base.vision.figures()
+    most = max(len(question.pictures) for question in [*job.train, *job.split.valid, *job.test])
+    if most > 1:
+        metrics["pictures"] = most
     if base.family.no_vllm:
         metrics["no_vllm"] = base.family.no_vllm
     if answers.test and all(p.gold for p in answers.test):

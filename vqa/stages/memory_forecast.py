@@ -74,7 +74,7 @@ def _way(settings: Settings, footprint: Footprint, gib: float, prefix: int, suff
 
 
 def _tokens(settings: Settings, config: Any, questions: list[Question]) -> tuple[int, int, int]:
-    """Tokens of the prefix, of a question with its picture (95 % are shorter), and of its picture."""
+    """Tokens of the prefix, of a question with its pictures (95 % are shorter), and of one picture."""
     from transformers import AutoTokenizer
 
     folder, where = model_source(settings)
@@ -82,5 +82,9 @@ def _tokens(settings: Settings, config: Any, questions: list[Question]) -> tuple
     prefix = render(tokenizer, settings.prompt, questions[0], as_written(questions[0])).prefix
     before = len(tokenizer(prefix, add_special_tokens=False)["input_ids"])
     found = sizes(settings, questions, config, tokenizer)
-    text, visual = (int(np.asarray(found.get(name, [0] * 4))[2]) for name in ("text tokens", "visual tokens"))
-    return before, text - before + visual, visual
+    none = [0] * 4
+    visual = found.get("visual tokens", none)
+    of_all = found.get("all visual tokens", visual)
+    texts = found.get("text tokens", none)
+    text, whole, single = (int(np.asarray(row)[2]) for row in (texts, of_all, visual))
+    return before, text - before + whole, single

@@ -69,6 +69,20 @@ def test_a_question_without_its_picture_has_no_features_and_is_no_hit(
     assert cache.features([blank], settings().image) == [()]
 
 
+def test_a_picture_that_questions_share_is_computed_once(
+    cache: VisionCache, picture: Picture, settings: Make
+) -> None:
+    small, wide = picture(32, 32), picture(64, 32)
+    both, turned = replace(small, further=wide.pictures), replace(wide, further=small.pictures)
+    found = cache.features([both, turned, wide], settings().image)
+    assert (cache.misses, cache.hits) == (2, 3)
+    assert [[f.grid for f in own] for own in found] == [[(2, 2), (2, 4)], [(2, 4), (2, 2)], [(2, 4)]]
+    assert cache.knows([both], settings().image)
+    turns = replace(both, view="levels")
+    assert [len(own) for own in cache.features([turns], settings().image)] == [2]
+    assert len(cache.kept) == 2
+
+
 def test_a_limit_of_zero_keeps_nothing(base: Base, picture: Picture, settings: Make) -> None:
     cache = VisionCache(base.model, base.vision.processor, 0.0)
     first, second = (cache.features([picture(32, 32)], settings().image)[0] for _ in range(2))
