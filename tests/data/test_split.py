@@ -2,13 +2,14 @@ import csv
 import random
 import warnings
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from vqa.data.split import Split, hold_out, make_folds, subsample, write_split
 from vqa.errors import UserError
-from vqa.question import LETTERS, Question
+from vqa.question import LETTERS, Picture, Question, picture_groups
 
 
 def quiz(size: int, images: int, letters: str = "abcd", seed: int = 0) -> list[Question]:
@@ -28,7 +29,47 @@ def quiz(size: int, images: int, letters: str = "abcd", seed: int = 0) -> list[Q
 
 
 def shas(questions: list[Question]) -> set[str]:
-    return {q.image_sha256 for q in questions}
+    return {digest for q in questions for digest in q.pictures_sha256.split()}
+
+
+def comparing(size: int, images: int, within: int) -> list[Question]:
+    """Random questions on one to three pictures of one block of so many each."""
+    rng = random.Random(1)
+    made = []
+    for question in quiz(size, 0):
+        block = within * rng.randrange(images // within)
+        own = [Picture(Path(f"{n}.png"), f"sha{n}") for n in rng.sample(range(block, block + within), 3)]
+        own = own[: rng.randint(1, 3)]
+        first = {"image": own[0].path, "image_sha256": own[0].sha256}
+        made.append(replace(question, **first, further=tuple(own[1:])))
+    return made
+
+
+def test_questions_that_share_any_picture_are_never_apart() -> None:
+    questions = comparing(300, 200, 4)
+    split = hold_out(questions, 0.2, 0)
+    assert not shas(split.train) & shas(split.valid)
+    assert len(split.valid) == pytest.approx(60, abs=6)
+    for fold in make_folds(questions, 3, 0):
+        assert not shas(fold.train) & shas(fold.valid)
+
+
+def test_questions_that_pictures_link_into_one_group_are_not_cut() -> None:
+    questions = comparing(300, 40, 40)
+    for cut in (lambda: hold_out(questions, 0.2, 0), lambda: make_folds(questions, 3, 0)):
+        with pytest.raises(UserError, match=r"images|is not possible: \d+ of 300 questions are linked"):
+            cut()
+    lone = [*questions, *quiz(20, 0)]
+    with pytest.raises(UserError, match=r"holding out 20% is not possible: 300 of 320 questions are linked"):
+        hold_out(lone, 0.2, 0)
+    with pytest.raises(UserError, match=r"budget.folds=3 is not possible: 300 of 320 questions are linked"):
+        make_folds(lone, 3, 0)
+
+
+def test_groups_are_linked_through_others() -> None:
+    digests = ["b", "c d", "", "d e", "b", "e a", ""]
+    assert picture_groups(digests) == ["b", "a", "alone 2", "a", "b", "a", "alone 6"]
+    assert picture_groups(["x", "y", "x"]) == ["x", "y", "x"]
 
 
 SHAPES_OF_DATA = [(500, 400), (500, 60), (100, 10), (40, 5)]

@@ -6,6 +6,7 @@ One family in the gate; the others are run by hand: pytest -m families.
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from vqa.data.source import split_questions
 from vqa.errors import UserError
 from vqa.model.adapter import attached, loaded, save_adapter
 from vqa.model.base import Base, load_base, read_model_config
+from vqa.model.context import refuse_too_long
 from vqa.model.encode import Encoder
 from vqa.model.forward import letter_logits
 from vqa.model.own_text import OwnText
@@ -98,8 +100,8 @@ def plain_logits(made: Settings, base: Base, questions: Any) -> torch.Tensor:
     processor, found = writer.processor, []
     for question in questions:
         inputs = processor(
-            images=[load_image(question.image)],
-            text=[writer.text(made.prompt, question)],
+            images=[[load_image(picture.path) for picture in question.pictures]],
+            text=[writer.text(made.prompt, question, pictures=len(question.pictures))],
             images_kwargs=budget_arguments(processor, base.family, made.image),
             add_special_tokens=False,
             return_tensors="pt",
@@ -134,6 +136,41 @@ def test_a_checkpoint_answers_as_transformers_alone(
         found = letter_logits(base, batch)
     expected = plain_logits(made, base, questions)
     assert float((found - expected).abs().max() / expected.abs().max()) <= 1e-4
+
+
+ALONE_ONLY = ("llava_onevision", "minicpmv4_6")
+SEVERAL = [n for n in WITHOUT_MORE_LIBRARIES if n not in ALONE_ONLY]
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen3_5", "internvl", "gemma3", *(pytest.param(n, marks=BY_HAND) for n in SEVERAL)]
+)
+def test_a_checkpoint_answers_on_several_pictures_as_transformers_alone(
+    name: str, checkpoint: Callable[[str], Path], settings: Make
+) -> None:
+    made, base = prepared(name, checkpoint, settings)
+    first, second, third = split_questions(made)[0].train[:3]
+    questions = [first, replace(second, further=third.pictures), replace(third, further=first.pictures * 2)]
+    encoder = Encoder(base, made.prompt, made.image)
+    refuse_too_long(encoder, questions)
+    with torch.no_grad():
+        found = letter_logits(base, encoder.batch(questions))
+    expected = plain_logits(made, base, questions)
+    assert float((found - expected).abs().max() / expected.abs().max()) <= 1e-4
+
+
+@pytest.mark.parametrize("name", ALONE_ONLY)
+def test_a_processor_that_treats_pictures_together_in_another_way_refuses_several(
+    name: str, checkpoint: Callable[[str], Path], settings: Make
+) -> None:
+    made, base = prepared(name, checkpoint, settings)
+    first, second = split_questions(made)[0].train[:2]
+    encoder = Encoder(base, made.prompt, made.image)
+    refuse_too_long(encoder, [first, second])
+    both = replace(first, id="both", further=second.pictures)
+    message = r"question 'both' has 2 pictures. model: \w+ treats a picture beside others in another way"
+    with pytest.raises(UserError, match=message):
+        refuse_too_long(encoder, [second, both])
 
 
 @pytest.mark.parametrize("name", ["gemma4_e", "qwen3_5"])

@@ -97,7 +97,7 @@ def step(model: Any, device: torch.device, recompute: Recompute, outside: bool) 
     for i, words in enumerate((60, 130, 90)):
         pooled = randn(16, model.config.get_text_config().hidden_size, seed=i).to(model.dtype) * 0.02
         features = VisionFeatures(pooled, (), (4, 4), (1, 8, 8))
-        suffixes.append(Suffix(torch.cat([torch.full((16,), IMAGE), own[:words]]), features, i, 4))
+        suffixes.append(Suffix(torch.cat([torch.full((16,), IMAGE), own[:words]]), (features,), i, 4))
     weights = [p for p in model.parameters() if p.requires_grad]
     for weight in weights:
         weight.grad = None

@@ -83,22 +83,21 @@ def features(model: Any, rows: int, columns: int, generator: torch.Generator) ->
     return VisionFeatures(out.pooler_output[0], tuple(tap[0] for tap in taps), (rows, columns), grid)
 
 
-Shapes = list[tuple[int, int, int] | None]  # rows, columns, text tokens; None: without a picture
+# rows and columns of each picture, then text tokens; None: without a picture
+Shapes = list[tuple[int, ...] | None]
 
 
 def make_suffixes(model: Any, shapes: Shapes) -> list[Suffix]:
-    """One suffix per (rows, columns, text tokens); None: a question without its picture."""
+    """One suffix per (rows, columns, ..., text tokens); None: a question without its picture."""
     generator = torch.Generator().manual_seed(1)
     made = []
     for i, shape in enumerate(shapes):
-        text = torch.randint(20, VOCAB, (shape[2] if shape else 6,), generator=generator)
-        if shape is None:
-            made.append(Suffix(text, None, i % 4, 4))
-            continue
-        found = features(model, shape[0], shape[1], generator)
-        picture = torch.full((shape[0] * shape[1],), IMAGE)
-        ids = torch.cat([torch.tensor([START]), picture, torch.tensor([END]), text])
-        made.append(Suffix(ids, found, i % 4, 4))
+        *sides, length = shape or (6,)
+        text = torch.randint(20, VOCAB, (length,), generator=generator)
+        grids = list(zip(sides[::2], sides[1::2], strict=True))
+        found = [features(model, rows, columns, generator) for rows, columns in grids]
+        pictures = [torch.tensor([START, *[IMAGE] * (rows * columns), END]) for rows, columns in grids]
+        made.append(Suffix(torch.cat([*pictures, text]), tuple(found), i % 4, 4))
     return made
 
 

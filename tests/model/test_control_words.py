@@ -111,7 +111,7 @@ def bare_processor(settings: Settings) -> Any:
 
 def check_every_control_word(writer: PromptWriter, prompt: PromptSettings) -> None:
     control = added(writer.tokenizer)
-    picture = writer.placeholders[0]
+    picture = writer.placeholders[:1]
     plain = Counter(writer.ids(prompt, asked("What?"), (0, 1, 2, 3), picture).tolist())
     for word in control.values():
         question = asked(f"What {word}?", (word, *COLOURS[1:]))

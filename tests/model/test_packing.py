@@ -27,6 +27,8 @@ CASES = {
     "unequal pictures": [(2, 2, 5), (3, 4, 7), (4, 2, 5), (2, 5, 4)],
     "a question without its picture": [(2, 3, 5), None, (4, 2, 9)],
     "one question": [(3, 3, 6)],
+    "two pictures each": [(2, 2, 3, 4, 5), (4, 2, 2, 2, 7), (3, 3, 2, 5, 4)],
+    "none, one, two and three pictures": [None, (2, 3, 5), (2, 2, 3, 4, 9), (4, 2, 2, 2, 2, 5, 3)],
 }
 
 
@@ -83,9 +85,29 @@ def test_positions_are_those_of_transformers(family: str) -> None:
     expected, _ = model.model.get_rope_index(
         whole, mm_token_type_ids=(whole == IMAGE).int(), image_grid_thw=torch.tensor([[1, 6, 8]])
     )
-    assert torch.equal(suffix_positions(ids, IMAGE, (3, 4), len(prefix)), expected[:, 0, len(prefix) :])
+    assert torch.equal(suffix_positions(ids, IMAGE, [(3, 4)], len(prefix)), expected[:, 0, len(prefix) :])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("between", [[END, START], [END, 33, 34, START], [31]])
+def test_positions_of_several_pictures_are_those_of_transformers(family: str, between: list[int]) -> None:
+    model = FAMILIES[family]()
+    grids = [(3, 4), (2, 2), (1, 5)]
+    ids = [30, START]
+    for rows, columns in grids:
+        ids += [IMAGE] * (rows * columns) + between
+    ids += [35, 36]
+    prefix = torch.arange(40, 45)
+    whole = torch.cat([prefix, torch.tensor(ids)])[None]
+    expected, _ = model.model.get_rope_index(
+        whole,
+        mm_token_type_ids=(whole == IMAGE).int(),
+        image_grid_thw=torch.tensor([[1, rows * 2, columns * 2] for rows, columns in grids]),
+    )
+    found = suffix_positions(torch.tensor(ids), IMAGE, grids, len(prefix))
+    assert torch.equal(found, expected[:, 0, len(prefix) :])
 
 
 def test_a_grid_that_does_not_match_the_placeholders_is_refused() -> None:
-    with pytest.raises(ValueError, match="suffix must hold 6 image tokens for grid"):
-        suffix_positions(torch.tensor([START, IMAGE, IMAGE, END]), IMAGE, (2, 3), 0)
+    with pytest.raises(ValueError, match=r"suffix must hold 6 image tokens for grids \[\(2, 3\)\], got 2"):
+        suffix_positions(torch.tensor([START, IMAGE, IMAGE, END]), IMAGE, [(2, 3)], 0)

@@ -1,11 +1,12 @@
 """The gallery holds every answer; pictures go to the surest mistakes first."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from vqa.question import Question
+from vqa.question import Picture, Question
 from vqa.report import page as module
 from vqa.report.page import gallery
 from vqa.results.predictions import Prediction
@@ -56,6 +57,15 @@ def test_pictures_go_to_the_surest_mistakes_first(tmp_path: Path, monkeypatch: p
     assert [row[-2] for row in whole["rows"]] == [2, 1, 0]
     monkeypatch.setattr(module, "PICTURE_BYTES", len(whole["pictures"][0]))
     assert [row[-2] for row in gallery({"valid": predictions}, {"valid": questions})["rows"]] == [-1, -1, 0]
+
+
+def test_several_pictures_are_a_list(tmp_path: Path) -> None:
+    first, second = asked(tmp_path, "q"), asked(tmp_path, "r")
+    gone = Picture(tmp_path / "gone.png", "gone")
+    both = replace(first, further=(*second.pictures, gone))
+    made = gallery({"valid": [said("q", "b", 0.7)]}, {"valid": {"q": both}})
+    assert made["rows"][0][-2] == [0, 1, -1]
+    assert len(made["pictures"]) == 2
 
 
 def test_an_answer_without_its_question_is_shown_without_text() -> None:

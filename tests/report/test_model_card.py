@@ -66,6 +66,8 @@ def test_vllm_gets_a_rank_it_takes(rank: int, allowed: int) -> None:
     assert words[:3] == ["vllm", "serve", "Qwen/Q"]
     assert words[words.index("--max-lora-rank") + 1] == str(allowed)
     assert json.loads(words[words.index("--limit-mm-per-prompt") + 1]) == {"image": 1}
+    three = shlex.split(str(vllm_command("Qwen/Q", "./adapter", {"r": rank}, pictures=3)))
+    assert json.loads(three[three.index("--limit-mm-per-prompt") + 1]) == {"image": 3}
 
 
 @pytest.mark.parametrize(
@@ -81,8 +83,8 @@ def readme_example(adapter: Path, several: bool = False) -> Callable[..., str]:
     codes = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     code = codes[several]
     statements = [line for line in code.splitlines() if line and not re.match(r"from |import |\s*#", line)]
-    # three of them keep control words text, two pick the template for as many options
-    assert len(statements) <= (24 if several else 16)
+    # three of them keep control words text, two pick the template for as many options, one counts pictures
+    assert len(statements) <= (25 if several else 17)
     names: dict[str, Any] = {}
     tiny = README.parent / "vqa/assets/tiny"
     lines = code.replace("multirun/lora/final/adapter", str(adapter)).replace("vqa/assets/tiny", str(tiny))
@@ -113,11 +115,14 @@ def test_the_readmes_plain_peft_lines_give_the_same_answers(
     questions = [*questions, *(replace(q, text=forged.format(q.text)) for q in questions[:8])]
     few = [replace(q, choices=q.choices[:2], answer=None) for q in questions[:4]]
     questions += [*few, *(replace(q, choices=(*q.choices, "white", "none")) for q in questions[4:8])]
+    pictures = [picture for q in questions[:9] for picture in q.pictures]
+    questions += [replace(q, further=tuple(pictures[: 1 + i])) for i, q in enumerate(questions[:8])]
     with loaded(base, run / "adapter"):
         expected = [p.answer for p in score(encoder, questions, 16)]
     answer = readme_example(run / "adapter")
     found = [
-        answer(q.image, question=q.text, **dict(zip(q.letters, q.choices, strict=True))) for q in questions
+        answer(*(p.path for p in q.pictures), question=q.text, **dict(zip(q.letters, q.choices, strict=True)))
+        for q in questions
     ]
     assert len(set(expected)) > 1
     assert found == expected

@@ -25,6 +25,17 @@ def test_a_question_beyond_the_context_is_refused_by_name(
         refuse_too_long(encoder, [*questions, long])
 
 
+def test_all_pictures_of_a_question_count_for_the_context(
+    encoder: Encoder, questions: list[Question]
+) -> None:
+    many = replace(questions[0], id="q9", further=questions[1].pictures * 300)  # 16 visual tokens each
+    with pytest.raises(
+        UserError,
+        match=r"of 4096 tokens: 0 are left .* beside 301 pictures, .*'q9'.*for each picture",
+    ):
+        refuse_too_long(encoder, [*questions, many])
+
+
 def test_the_doctor_names_rows_with_control_words_and_long_ones(settings: Make, tmp_path: Path) -> None:
     from PIL import Image
 

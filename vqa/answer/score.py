@@ -200,5 +200,5 @@ def _prediction(question: Question, p: list[float], mass: float) -> Prediction:
         question.answer,
         question.kind,
         question.flag,
-        question.image_sha256,
+        question.pictures_sha256,
     )

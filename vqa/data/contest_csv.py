@@ -2,18 +2,24 @@
 
 import functools
 import logging
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vqa.data.csv_rows import FORMS, NAMES, VOTES, Part, Row, option_columns, read_rows
-from vqa.data.image import ImageError, check_image
-from vqa.data.places import NearNames, data_file, resolve_inside
+from vqa.data.csv_rows import (
+    FORMS,
+    VOTES,
+    Part,
+    Row,
+    columns_problems,
+    option_columns,
+    own_names,
+    read_rows,
+)
+from vqa.data.places import data_file
+from vqa.data.row_pictures import attach_pictures
 from vqa.data.table_file import Problem, read_table
 from vqa.errors import UserError
-from vqa.progress import progress
 from vqa.question import Question
 
 _log = logging.getLogger(__name__)
@@ -43,11 +49,14 @@ class ContestCsv:
             are never left out.
         on_bad_image: "error" stops at unusable images of test rows; "blank" keeps such a row without its
             image, flagged image_missing, image_broken or image_too_large.
-        columns: Our names of columns to the file's, where they differ: `{question: Q, path: file}`.
+        columns: Our names of columns to the file's, where they differ: `{question: Q, path: file}`. A list
+            of columns for `path` gives a question several pictures, in that order; blank cells are none.
         answers: "letter", "number" (1 is a), "text" (of the option), or "auto": what fits the file.
         sample_submission: The contest's sample; the test file must have its ids. None = not checked.
         fewer_options: True lets a question have fewer options than the file has columns: its last ones are
             empty. False: an empty option is a problem, and both files have the same options.
+        picture_separator: What stands between several pictures in one cell of `path`, such as ";". None:
+            a cell is one path, or a list (JSONL, parquet, `["a.jpg", "b.jpg"]`), which needs no separator.
     """
 
     train_csv: str | None
@@ -56,10 +65,11 @@ class ContestCsv:
     min_votes: int = 1
     on_bad_row: str = "error"
     on_bad_image: str = "error"
-    columns: dict[str, str] | None = None
+    columns: dict[str, str | list[str]] | None = None
     answers: str = "auto"
     sample_submission: str | None = None
     fewer_options: bool = False
+    picture_separator: str | None = None
 
     def train(self) -> list[Question]:
         """Read the training file: every question has its answer and an image that decodes.
@@ -102,7 +112,7 @@ class ContestCsv:
         """Where the ids of the test file and of the contest's sample submission differ."""
         if self.sample_submission is None:
             return []
-        name = (self.columns or {}).get("id", "id")
+        name = own_names(self.columns)["id"]
         table = read_table(data_file(self.sample_submission, self.image_root), name)
         if table.problems:
             return [problem.at(self.sample_submission) for problem in table.problems]
@@ -174,9 +184,11 @@ class ContestCsv:
             problems.append(f"data.fewer_options must be true or false, got {self.fewer_options}")
         if self.answers not in ("auto", *FORMS):
             problems.append(f"data.answers must be one of auto, {', '.join(FORMS)}, got {self.answers}")
-        unknown = [name for name in self.columns or {} if name not in NAMES]
-        if unknown:
-            problems.append(f"data.columns: unknown name {unknown[0]}; known: {', '.join(NAMES)}")
+        problems += columns_problems(self.columns)
+        if self.picture_separator is not None and not str(self.picture_separator).strip():
+            problems.append(
+                f"data.picture_separator must be a text such as ';', or null, got {self.picture_separator!r}"
+            )
         if self._root() is None:
             problems.append(
                 f"data.image_root must be a folder, got {self.image_root!r}: "
@@ -192,14 +204,14 @@ class ContestCsv:
         notes = [f"{file}: {note}" for note in notes]
         root = self._root()
         if root is not None:  # else one problem with the setting instead of one for each row
-            of_images, near = _attach_images(rows, root)
-            missing = {row.cells["path"] for row in rows if row.flag == "image_missing"}
-            all_missing = 1 < len(missing) == len({row.cells["path"] for row in rows})
+            attached = attach_pictures(rows, root, self.picture_separator)
+            of_images, missing = attached.problems, attached.missing
+            all_missing = 1 < len(missing) == len(attached.named)
             if all_missing and (part == "train" or self.on_bad_image == "error"):
                 text = f"none of its {len(missing)} pictures is in {root}, such as {min(missing)!r}"
                 of_images = [Problem(text, about="root")]
             problems += of_images
-            notes += [f"{file}: {note}" for note in near]
+            notes += [f"{file}: {note}" for note in attached.notes]
         problems.sort(key=lambda problem: problem.line)
         notes += _equal_options(rows, file)
         if part == "test" and self.on_bad_image == "blank":
@@ -227,67 +239,6 @@ class _Reading:
 
     def lines(self) -> list[str]:
         return [problem.at(self.file) for problem in self.problems]
-
-
-def _attach_images(rows: list[Row], root: Path) -> tuple[list[Problem], list[str]]:
-    """Set path and digest of each image that decodes to its end, and the flag of each row without one.
-
-    Returns:
-        The problems, and a note when files were found under another spelling than the rows'.
-    """
-    problems = []
-    paths: dict[int, Path] = {}
-    for row in rows:
-        if not row.cells["path"].strip():
-            continue
-        try:
-            paths[row.line] = resolve_inside(root, row.cells["path"])
-        except ValueError as error:
-            problems.append(Problem(str(error), row.line, "path"))
-    written = {path: row.cells["path"] for row in rows if (path := paths.get(row.line))}
-    # Decoding and hashing leave the interpreter's lock: threads are as fast as processes and start at once.
-    outcome: dict[Path, tuple[Path, str | ImageError]] = {}
-    near, names = [], NearNames(root)
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        for done, (path, found) in enumerate(zip(written, pool.map(_try_image, written), strict=True), 1):
-            progress("checking pictures", done, len(written))
-            place = path
-            if isinstance(found, ImageError) and found.reason == "missing":
-                others = names.find(written[path])
-                if len(others) == 1:
-                    place, found = others[0], _try_image(others[0])
-                    near.append(f"{written[path]!r} is {str(place.relative_to(names.root))!r}")
-                elif others:
-                    several = " and ".join(repr(other.name) for other in others)
-                    found = ImageError(path, "missing", f"there is no such file, but {several}")
-            outcome[path] = place, found
-    for row in rows:
-        if row.line not in paths:
-            continue
-        place, found = outcome[paths[row.line]]
-        if isinstance(found, ImageError):
-            row.flag = f"image_{found.reason.replace(' ', '_')}"
-            problems.append(Problem(str(found), row.line, "path", "image"))
-        else:
-            row.image, row.image_sha256 = place, found
-    said = f"{len(near)} pictures were found under another spelling, first: {near[0]}" if near else ""
-    return problems, [said] if said else []
-
-
-def _try_image(path: Path) -> str | ImageError:
-    try:
-        status = path.stat()
-        return _checked(path, status.st_size, status.st_mtime_ns, status.st_ino)
-    except (ImageError, OSError, ValueError):
-        try:
-            return check_image(path)  # for its words
-        except ImageError as error:
-            return error
-
-
-@functools.lru_cache(maxsize=2**18)  # the doctor reads the files twice, a worker for each trial
-def _checked(path: Path, size: int, changed: int, number: int) -> str:
-    return check_image(path)
 
 
 def _equal_options(rows: list[Row], file: str) -> list[str]:

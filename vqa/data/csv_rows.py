@@ -3,12 +3,12 @@
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from vqa.data.table_file import Problem, Record, read_table
-from vqa.question import FEWEST, LETTERS, Question, one_of
+from vqa.question import FEWEST, LETTERS, Picture, Question, one_of
 
 COLUMNS = ("id", "path", "question", *LETTERS[:FEWEST])  # c, d, e and f as far as questions have options
 USUAL = 4  # options that most contests have
@@ -17,18 +17,30 @@ VOTES = ("answer1", "answer2", "answer3", "answer4", "answer5")
 NAMES = ("id", "path", "question", *LETTERS, "answer", *VOTES)  # keys of data.columns
 FORMS = ("letter", "number", "text")  # how answers may be written
 
+PICTURES = ("image", "img", "picture", "photo", "path", "file", "filename", "이미지", "그림", "사진", "파일")
+
 Part = Literal["train", "test"]
+Columns = Mapping[str, str | Sequence[str]]  # our names to the file's; of `path` also several
 
 
 @dataclass
 class Row:
-    """A data row on its way to a `Question`; answer and image are filled in as they are found good."""
+    """A data row on its way to a `Question`; answer and pictures are filled in as they are found good.
+
+    Args:
+        line: Of the file.
+        cells: By our names of the columns.
+        picture_columns: Our names of the columns with pictures, in their order, to what messages call them.
+        answer: The gold letter.
+        pictures: Those that decode.
+        flag: Why the row is special.
+    """
 
     line: int
     cells: dict[str, str]
+    picture_columns: Mapping[str, str]
     answer: str | None = None
-    image: Path | None = None
-    image_sha256: str = ""
+    pictures: list[Picture] = field(default_factory=list)
     flag: str = ""
 
     @property
@@ -43,26 +55,51 @@ class Row:
         """The row as the stages see it, every value verbatim."""
         cells = self.cells
         choices = tuple(cells[letter] for letter in self.letters)
+        first = self.pictures[0] if self.pictures else None
         return Question(
             id=cells["id"],
-            image=self.image,
-            image_sha256=self.image_sha256,
+            image=first.path if first else None,
+            image_sha256=first.sha256 if first else "",
             text=cells["question"],
             choices=choices,
             answer=self.answer,
             flag=self.flag,
+            further=tuple(self.pictures[1:]),
         )
+
+
+def own_names(columns: Columns | None) -> dict[str, str]:
+    """Our name of every column we know to the file's: path 2, path 3, ... are further pictures' columns."""
+    names: dict[str, str] = {}
+    for name in NAMES:
+        theirs = (columns or {}).get(name, name)
+        several = [theirs] if isinstance(theirs, str) else theirs
+        names |= {name if at == 1 else f"{name} {at}": column for at, column in enumerate(several, start=1)}
+    return names
+
+
+def columns_problems(columns: Columns | None) -> list[str]:
+    """What is wrong with the setting `data.columns`."""
+    for name, theirs in (columns or {}).items():
+        if name not in NAMES:
+            return [f"data.columns: unknown name {name}; known: {', '.join(NAMES)}"]
+        several = [theirs] if isinstance(theirs, str) else theirs
+        texts = isinstance(several, Sequence) and bool(several) and all(isinstance(c, str) for c in several)
+        if not texts or len(set(several)) < len(several) or (name != "path" and len(several) > 1):
+            rule = "be a column's name" + (" or a list of different ones" if name == "path" else "")
+            return [f"data.columns.{name} must {rule}, got {theirs}"]
+    return []
 
 
 def read_rows(
     path: Path,
     part: Part,
     min_votes: int,
-    columns: Mapping[str, str] | None = None,
+    columns: Columns | None = None,
     answers: str = "auto",
     fewer_options: bool = False,
 ) -> tuple[list[Row], list[Problem], list[str]]:
-    """Read and check a file, images aside.
+    """Read and check a file, pictures aside.
 
     Args:
         path: CSV, JSONL or parquet file.
@@ -77,10 +114,11 @@ def read_rows(
         notes on how the file was read.
     """
     columns = columns or {}
-    table = read_table(path, columns.get("question", "question"))
+    table = read_table(path, own_names(columns)["question"])
     records, blank = _without_blank(table.records)
     notes = [*table.notes, *([f"{blank} rows without any text are left out"] if blank else [])]
     rows, of_rows = _make_rows(records, part, columns)
+    notes += _more_pictures_note(records[0][1] if records else [], columns)
     labels, of_labels = _label(rows, part, min_votes, answers)
     notes += _options_note(rows)
     return rows, [*table.problems, *of_rows, *_check_cells(rows, fewer_options), *of_labels], notes + labels
@@ -95,11 +133,30 @@ def _options_note(rows: Sequence[Row]) -> list[str]:
     return [f"questions have {said} options ({', '.join(LETTERS[: numbers[-1]])})"]
 
 
-def option_columns(path: Path, columns: Mapping[str, str] | None) -> list[str]:
+def option_columns(path: Path, columns: Columns | None) -> list[str]:
     """The letters for which a file has a column; [] of a file that cannot be read."""
-    names = columns or {}
-    records = read_table(path, names.get("question", "question")).records
-    return [letter for letter in LETTERS if records and names.get(letter, letter) in records[0][1]]
+    names = own_names(columns)
+    records = read_table(path, names["question"]).records
+    return [letter for letter in LETTERS if records and names[letter] in records[0][1]]
+
+
+def _numbered(header: Sequence[str]) -> list[str]:
+    """Columns that hold several pictures in all likelihood: image_1 and image_2, img and img2."""
+    found = [(name, re.fullmatch(r"(\D*?)[ _-]?(\d{0,2})", name.strip().lower())) for name in header]
+    stems = {name: match[1] for name, match in found if match and match[1] in PICTURES}
+    several = {stem for stem, count in Counter(stems.values()).items() if count > 1}
+    return [name for name, stem in stems.items() if stem in several]
+
+
+def _more_pictures_note(header: Sequence[str], columns: Columns) -> list[str]:
+    """That the file seems to have pictures in columns that are not read."""
+    read = {theirs for ours, theirs in own_names(columns).items() if ours.split()[0] == "path"}
+    numbered = _numbered(header)
+    if not read & set(numbered) or read >= set(numbered):
+        return []
+    left = ", ".join(name for name in numbered if name not in read)
+    setting = f'"data.columns={{path: [{", ".join(numbered)}]}}"'
+    return [f"the pictures of {left} are not looked at; where a question has several: {setting}"]
 
 
 def _without_blank(records: Sequence[Record]) -> tuple[list[Record], int]:
@@ -141,24 +198,27 @@ def _advice(header: Sequence[str], names: Sequence[str], part: Part) -> str:
     if plain and len(header) == len(wanted) and not set(wanted) & set(names):
         pairs = ", ".join(f"{ours}: {theirs}" for ours, theirs in zip(wanted, header, strict=True))
         return f'if they stand in this order: "data.columns={{{pairs}}}"'
-    pairs = ", ".join(f"{name}: NAME" for name in wanted if name not in names)
+    numbered = _numbered(header)
+    known = {"path": f"[{', '.join(numbered)}]"} if numbered else {}
+    pairs = ", ".join(f"{name}: {known.get(name, 'NAME')}" for name in wanted if name not in names)
     return f'other names: "data.columns={{{pairs}}}"'
 
 
-def _make_rows(
-    records: Sequence[Record], part: Part, columns: Mapping[str, str]
-) -> tuple[list[Row], list[Problem]]:
+def _make_rows(records: Sequence[Record], part: Part, columns: Columns) -> tuple[list[Row], list[Problem]]:
     """The rows with as many fields as the header; what is wrong with the header and with the others."""
     if not records:
         return [], []
     line, header = records[0]
-    theirs = {columns.get(name, name): name for name in NAMES}
-    names = [theirs.get(name, f"{name} (other)" if name in NAMES else name) for name in header]
+    own = own_names(columns)
+    theirs = {column: name for name, column in own.items()}
+    names = [theirs.get(name, f"{name} (other)" if name in own else name) for name in header]
+    pictures = [name for name in own if name not in NAMES]
     exist = f"the file has the columns {', '.join(c if c.isprintable() else repr(c) for c in header)}"
     last = max((place for place, letter in enumerate(LETTERS) if letter in names), default=USUAL - 1)
     # an option in the middle is missing, or one that data.columns names; of a file without any, four are
-    needed = dict.fromkeys([*COLUMNS, *LETTERS[: last + 1], *(name for name in LETTERS if name in columns)])
-    missing = [columns.get(name, name) for name in needed if name not in names]
+    named = [name for name in LETTERS if name in columns]
+    needed = dict.fromkeys([*COLUMNS, *pictures, *LETTERS[: last + 1], *named])
+    missing = [own[name] for name in needed if name not in names]
     labels = ("answer", *VOTES)
     if missing:
         text = f"is missing, {exist}; {_advice(header, names, part)}"
@@ -170,7 +230,7 @@ def _make_rows(
     problems += [
         Problem(f"stands {count} times in the header", line, name, "file")
         for name, count in Counter(names).items()
-        if count > 1 and name in NAMES
+        if count > 1 and name in own
     ]
     if len(records) == 1:
         problems.append(Problem("has a header and no rows", about="file"))
@@ -179,10 +239,10 @@ def _make_rows(
     if problems:
         return [], problems
 
-    rows = []
+    rows, said = [], {"path": own["path"] if pictures else "path"} | {name: own[name] for name in pictures}
     for line, fields in records[1:]:
         if len(fields) == len(header):
-            rows.append(Row(line, dict(zip(names, fields, strict=True))))
+            rows.append(Row(line, dict(zip(names, fields, strict=True)), said))
         else:
             column = header[min(len(fields), len(header) - 1)]
             text = f"{len(fields)} fields, the header has {len(header)}: quote fields that hold a comma"
@@ -207,7 +267,7 @@ def _check_cells(rows: list[Row], fewer_options: bool) -> list[Problem]:
     first_line: dict[str, int] = {}
     for row in rows:
         for name in [name for name in NAMES[: NAMES.index("answer")] if name in row.cells]:
-            if row.cells[name].strip():
+            if row.cells[name].strip() or name == "path":  # pictures: vqa/data/row_pictures.py
                 continue
             may_end = name in LETTERS[FEWEST:] and name not in row.letters
             if not may_end:

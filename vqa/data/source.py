@@ -59,6 +59,6 @@ def data_sha256(questions: Iterable[Question]) -> str:
     """
     digest = hashlib.sha256()
     for q in questions:
-        row = [q.id, q.image_sha256, q.text, *q.choices, q.answer]
+        row = [q.id, q.pictures_sha256, q.text, *q.choices, q.answer]
         digest.update(json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n")
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Which questions are trained on, held out, and in which fold: stratified by letter, grouped by image."""
+"""Which questions are trained on, held out, and in which fold: stratified by letter, grouped by picture."""
 
 import csv
 import hashlib
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vqa.errors import UserError
 from vqa.machine.files import replace_text
-from vqa.question import LETTERS, Question
+from vqa.question import LETTERS, Question, picture_groups
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ def hold_out(questions: Sequence[Question], share: float, seed: int) -> Split:
     """Hold a share of labelled questions out, stratified by letter and grouped by image.
 
     The first of round(1 / share) group folds, so the held-out part is 1/2, 1/3, 1/4, ... of the questions,
-    give or take one group.
+    give or take one group. Questions on several pictures may link many others into one large group: with such
+    questions it is the fold whose size is nearest to the share.
 
     Args:
         questions: Labelled questions.
@@ -55,12 +56,19 @@ def hold_out(questions: Sequence[Question], share: float, seed: int) -> Split:
         seed: Decides which questions are held out.
 
     Raises:
-        UserError: The share is out of range, or there are too few questions or images for it.
+        UserError: The share is out of range, there are too few questions or images for it, or shared pictures
+            link so many questions that no part near the share can be held out.
     """
     if not 0 < share <= 0.5:
         raise UserError(f"budget.holdout_share must be > 0 and <= 0.5, got {share}")
     remedy = "raise budget.holdout_share or give more questions"
-    train, valid = next(_group_folds(questions, round(1 / share), seed, f"holding out {share:.0%}", remedy))
+    what = f"holding out {share:.0%}"
+    folds = _group_folds(questions, round(1 / share), seed, what, remedy)
+    if not any(question.further for question in questions):
+        return Split(*next(folds))
+    train, valid = min(folds, key=lambda fold: abs(len(fold[1]) - share * len(questions)))
+    if not share / 2 <= len(valid) / len(questions) <= (1 + share) / 2:
+        raise UserError(_linked(questions, what))
     return Split(train, valid)
 
 
@@ -116,12 +124,17 @@ def make_folds(questions: Sequence[Question], k: int, seed: int) -> list[Fold]:
         K folds; their `valid` parts are an exact partition of the questions.
 
     Raises:
-        UserError: There are too few questions, images or questions of a letter for K folds.
+        UserError: There are too few questions, images or questions of a letter for K folds, or shared
+            pictures link so many questions that one fold would have most of them.
     """
     if k < 2:
         raise UserError(f"budget.folds must be >= 2, got {k}")
-    remedy = "lower budget.folds, raise budget.subsample or give more questions"
-    return [Fold(*parts) for parts in _group_folds(questions, k, seed, f"budget.folds={k}", remedy)]
+    remedy, what = "lower budget.folds, raise budget.subsample or give more questions", f"budget.folds={k}"
+    folds = [Fold(*parts) for parts in _group_folds(questions, k, seed, what, remedy)]
+    linked = any(question.further for question in questions)
+    if linked and max(len(fold.valid) for fold in folds) > (1 + 1 / k) / 2 * len(questions):
+        raise UserError(_linked(questions, what))
+    return folds
 
 
 def write_split(split: Split, path: Path) -> None:
@@ -159,8 +172,19 @@ def _strata(questions: Sequence[Question], least: int) -> list[str]:
 
 
 def _groups(questions: Sequence[Question]) -> list[str]:
-    """Twins share a group; a question without its image is alone."""
-    return [q.image_sha256 or f"alone {index}" for index, q in enumerate(questions)]
+    """Questions that share a picture share a group; a question without pictures is alone."""
+    return picture_groups([q.pictures_sha256 for q in questions])
+
+
+def _linked(questions: Sequence[Question], what: str) -> str:
+    """The message about questions that shared pictures link into one large group."""
+    group, size = Counter(_groups(questions)).most_common(1)[0]
+    link = next(q for q, own in zip(questions, _groups(questions), strict=True) if own == group and q.further)
+    return (
+        f"{what} is not possible: {size} of {len(questions)} questions are linked by pictures they share, "
+        f"such as question {link.id!r} by its {len(link.pictures)}, and a picture must not be trained on and "
+        "scored too; leave out questions that link others"
+    )
 
 
 def _group_folds(

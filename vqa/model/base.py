@@ -37,14 +37,13 @@ from vqa.model.memory import does_not_fit
 from vqa.model.own_text import OwnText
 from vqa.model.plugs import Text
 from vqa.model.vision.cache import VisionCache
-from vqa.model.vision.generic_pictures import GenericPictures
+from vqa.model.vision.generic_pictures import BLANK, GenericPictures
 from vqa.terminal import left_to_others
 
 log = logging.getLogger(__name__)
 # what transformers raises for files that are missing, cut off, or made up
 UNFIT = (OSError, ImportError, ValueError, LookupError, TypeError, AttributeError)
 ASSET = "asset:"
-BLANK = ((64, 64), (512, 128))  # pixels of pictures whose places in a prompt are compared
 BLANK_TOKENS = (4, 64)  # the same of a tower whose placeholders are only counted
 _resident: dict[tuple[Any, ...], "Base"] = {}
 

@@ -58,7 +58,7 @@ class Encoder:
     def orders_batch(
         self, questions: Sequence[Question], orders: Sequence[Order], outside: bool = False
     ) -> Any:
-        """Every question in each of the orders, prefix and picture shared; `outside`: without the prefix.
+        """Every question in each of the orders, prefix and pictures shared; `outside`: without the prefix.
 
         All questions have as many options as the orders.
         """
@@ -90,11 +90,11 @@ class Encoder:
         return self.base.vision.knows(questions, self.image)
 
     def text_lengths(self, questions: Sequence[Question]) -> list[int]:
-        """Tokens of each suffix without its picture, for sorting questions of like length together."""
+        """Tokens of each suffix without its pictures, for sorting questions of like length together."""
         return self.base.text.lengths(self.prompt, questions)
 
     def _suffix(
-        self, question: Question, order: Order, features: VisionFeatures | None, answered: bool
+        self, question: Question, order: Order, features: tuple[VisionFeatures, ...], answered: bool
     ) -> Suffix:
         ids = self.base.text.suffix(self.prompt, question, order, features, answered)
         choice = LETTERS.index(question.answer) if question.answer else -1

@@ -4,6 +4,7 @@ The cut is at the longest common beginning of several rendered questions, in tok
 put pictures in different places and join what stands before them into one token with them.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,9 +57,9 @@ class PromptWriter:
         key = prompt.system, prompt.user
         if key not in self.prefixes:
             rows = [
-                self.ids(prompt, probe, as_written(probe), placeholder)
+                self.ids(prompt, probe, as_written(probe), placeholders)
                 for probe in _probes(prompt)
-                for placeholder in (None, *self.placeholders)
+                for placeholders in ((), *((placeholder,) for placeholder in self.placeholders))
             ]
             shortest = min(map(len, rows))
             same = torch.stack([row[:shortest] == rows[0][:shortest] for row in rows]).all(0)
@@ -70,7 +71,7 @@ class PromptWriter:
         prompt: PromptSettings,
         question: Question,
         order: Order,
-        placeholder: str | None,
+        placeholders: Sequence[str],
         answered: bool,
     ) -> torch.Tensor:
         """(S,) ids after the prefix.
@@ -78,7 +79,7 @@ class PromptWriter:
         Raises:
             UserError: The question's text runs into the prefix.
         """
-        whole, prefix = self.ids(prompt, question, order, placeholder, answered), self.prefix(prompt)
+        whole, prefix = self.ids(prompt, question, order, placeholders, answered), self.prefix(prompt)
         if not torch.equal(whole[: len(prefix)], prefix):
             raise UserError(
                 f"question {question.id}: its first characters join with the prompt before them into one "
@@ -91,7 +92,7 @@ class PromptWriter:
         prompt: PromptSettings,
         question: Question,
         order: Order,
-        placeholder: str | None,
+        placeholders: Sequence[str],
         answered: bool = False,
     ) -> torch.Tensor:
         """Token ids of a whole prompt.
@@ -100,18 +101,18 @@ class PromptWriter:
             prompt: The texts.
             question: What is asked.
             order: Which choice stands at a, b, c, ...
-            placeholder: What stands for the picture; None: without a picture.
+            placeholders: What stands for each picture, in their order; () without a picture.
             answered: Go on with the gold letter and what ends the assistant's turn.
         """
-        text = self.text(prompt, question, order, placeholder is not None, answered)
-        if placeholder is not None:
-            before, mark, after = text.partition(self.processor.image_token)
-            if not mark:
+        text = self.text(prompt, question, order, len(placeholders), answered)
+        if placeholders:
+            between = text.split(self.processor.image_token)
+            if len(between) != len(placeholders) + 1:
                 raise UserError(
-                    "model: its chat template puts no picture into the user's message "
-                    f"(no {self.processor.image_token}); choose another model"
+                    f"model: its chat template puts {len(between) - 1} of {len(placeholders)} pictures into "
+                    f"the user's message ({self.processor.image_token}); choose another model"
                 )
-            text = before + placeholder + after
+            text = "".join(itertools.chain(*zip(between, [*placeholders, ""], strict=True)))
         return torch.tensor(token_ids(self.tokenizer, text))
 
     def text(
@@ -119,15 +120,15 @@ class PromptWriter:
         prompt: PromptSettings,
         question: Question,
         order: Order | None = None,
-        picture: bool = True,
+        pictures: int = 1,
         answered: bool = False,
     ) -> str:
-        """The chat template filled in, the processor's image token where the picture goes."""
+        """The chat template filled in, the processor's image token where each picture goes."""
         from jinja2 import TemplateError
 
         order = as_written(question) if order is None else order
         content = [{"type": "text", "text": user_text(prompt, question, order, self.words)}]
-        messages = [{"role": "user", "content": [{"type": "image"}, *content] if picture else content}]
+        messages = [{"role": "user", "content": [*({"type": "image"} for _ in range(pictures)), *content]}]
         if prompt.system:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": prompt.system}]})
         if answered:

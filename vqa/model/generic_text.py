@@ -23,7 +23,7 @@ from vqa.machine.device import to_device
 from vqa.model.decoder import Recompute
 from vqa.model.families.structure import image_token
 from vqa.model.generic_prompt import PromptWriter
-from vqa.model.packing import Conversation, Suffix, is_short, pad
+from vqa.model.packing import Conversation, Suffix, features_of, is_short, pad
 from vqa.model.prefix_cache import PrefixStates, can_share, empty_cache, reading_cache, written_states
 from vqa.model.prompt import Order, as_written
 from vqa.model.vision.features import JoinedFeatures, VisionFeatures, join_features
@@ -95,18 +95,17 @@ class GenericText:
         prompt: PromptSettings,
         question: Question,
         order: Order,
-        features: VisionFeatures | None,
+        features: Sequence[VisionFeatures],
         answered: bool,
     ) -> torch.Tensor:
-        """(S,) ids of the rest, the picture in it."""
-        placeholder = None
-        if features is not None:
-            placeholder = features.placeholder or self.writer.processor.image_token * len(features.pooled)
-        return self.writer.suffix(prompt, question, order, placeholder, answered)
+        """(S,) ids of the rest, the pictures in it."""
+        token = self.writer.processor.image_token
+        placeholders = [f.placeholder or token * len(f.pooled) for f in features]
+        return self.writer.suffix(prompt, question, order, placeholders, answered)
 
     def lengths(self, prompt: PromptSettings, questions: Sequence[Question]) -> list[int]:
-        """Tokens of each prompt without its picture."""
-        return [len(self.writer.ids(prompt, q, as_written(q), None)) for q in questions]
+        """Tokens of each prompt without its pictures."""
+        return [len(self.writer.ids(prompt, q, as_written(q), ())) for q in questions]
 
     def shares(self, prefix: torch.Tensor, suffixes: Sequence[Suffix]) -> bool:
         """Whether computing the prefix once is exact and costs less than repeating it."""
@@ -131,7 +130,7 @@ class GenericText:
         start = P if outside or once else 0
         rows = [ids[start:] for ids in whole]
         types = pad_sequence([(ids == self.image_token).int() for ids in whole], batch_first=True)
-        pictures = [s.features for s in suffixes if s.features]
+        pictures = features_of(suffixes)
         places, taught = _ends(rows), None
         if conversation:
             places, taught = self._conversation(rows)
@@ -162,7 +161,7 @@ class GenericText:
         types, grid = found.pop("mm_token_type_ids"), found.pop("image_grid_thw", None)
         found |= dict.fromkeys(self.types, types)
         if "mm_encoder_outputs" in found:
-            pictures = [s.features for s in suffixes if s.features]
+            pictures = features_of(suffixes)
             joined = join_features(pictures, self.device)
             listed = all(f.listed for f in pictures)
             found["mm_encoder_outputs"] = {"image": _encoder_output(joined, listed)} if joined else None
@@ -234,7 +233,7 @@ class GenericText:
             return None
         found = []
         for ids, suffix in zip(whole, suffixes, strict=True):
-            grids = torch.tensor([suffix.features.grid_thw]) if suffix.features else None
+            grids = torch.tensor([f.grid_thw for f in suffix.features]) if suffix.features else None
             types = (ids == self.image_token).int()[None]
             positions, _ = self.multimodal(
                 input_ids=ids[None],

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from vqa.config.settings import PromptSettings
+from vqa.errors import UserError
 from vqa.model.decoder import Recompute, answer_logits, prefix_key_values
 from vqa.model.kernels.tree import KeyValue
 from vqa.model.packing import PackedBatch, Suffix, is_short, pack, pack_orders, pack_prefix, pad
@@ -46,20 +47,27 @@ class QwenPrompts:
         prompt: PromptSettings,
         question: Question,
         order: Order,
-        features: VisionFeatures | None,
+        features: Sequence[VisionFeatures],
         answered: bool,
     ) -> torch.Tensor:
-        """(S,) ids from the picture on; without features the picture's marks go too."""
+        """(S,) ids from the first picture on; without features the picture's marks go too."""
         ids = self._ids(render(self.tokenizer, prompt, question, order, answered).suffix)
         placeholder = ids == self.image_token
-        if features is None:
+        if not features:
             config = self.model.config
             marks = placeholder | (ids == config.vision_start_token_id) | (ids == config.vision_end_token_id)
             return ids[~marks]
-        return ids.repeat_interleave(torch.where(placeholder, len(features.pooled), 1))
+        if (written := int(placeholder.sum())) != len(features):
+            raise UserError(
+                f"model: its chat template writes {written} of the {len(features)} pictures of question "
+                f"{question.id}; only Qwen-VL models are supported"
+            )
+        repeats = torch.ones_like(ids)
+        repeats[placeholder] = torch.tensor([len(f.pooled) for f in features])
+        return ids.repeat_interleave(repeats)
 
     def lengths(self, prompt: PromptSettings, questions: Sequence[Question]) -> list[int]:
-        """Tokens of each suffix without its picture."""
+        """Tokens of each suffix without its pictures."""
         texts = [render(self.tokenizer, prompt, q, as_written(q)).suffix for q in questions]
         if not any(CUT in text for text in texts):  # all at once is faster
             return [len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
@@ -109,14 +117,14 @@ class OwnText:
         prompt: PromptSettings,
         question: Question,
         order: Order,
-        features: VisionFeatures | None,
+        features: Sequence[VisionFeatures],
         answered: bool,
     ) -> torch.Tensor:
         """(S,) ids of the rest."""
         return self.prompts.suffix(prompt, question, order, features, answered)
 
     def lengths(self, prompt: PromptSettings, questions: Sequence[Question]) -> list[int]:
-        """Tokens of each suffix without its picture."""
+        """Tokens of each suffix without its pictures."""
         return self.prompts.lengths(prompt, questions)
 
     def shares(self, prefix: torch.Tensor, suffixes: Sequence[Suffix]) -> bool:

@@ -23,15 +23,20 @@ class Suffix:
 
     Args:
         ids: (S,) token ids; a picture holds one image token per visual token.
-        features: What the vision tower made of the picture; None without a picture.
+        features: What the vision tower made of each picture, in the order of their tokens.
         target: Index of the gold choice's letter, -1 when unknown.
         options: Number of options, 2 to 6.
     """
 
     ids: torch.Tensor
-    features: VisionFeatures | None
+    features: tuple[VisionFeatures, ...]
     target: int
     options: int
+
+
+def features_of(suffixes: Sequence[Suffix]) -> list[VisionFeatures]:
+    """Those of all their pictures, in the order of the questions and of each one's pictures."""
+    return [features for suffix in suffixes for features in suffix.features]
 
 
 @dataclass(frozen=True)
@@ -67,46 +72,47 @@ class PackedBatch:
 
 
 def suffix_positions(
-    ids: torch.Tensor, image_token: int, grid: tuple[int, int] | None, start: int
+    ids: torch.Tensor, image_token: int, grids: Sequence[tuple[int, int]], start: int
 ) -> torch.Tensor:
     """Multimodal rotary positions of one suffix.
 
-    Text counts on by one. The picture's tokens share the temporal position `start of the picture` and add
-    their row and column; the text after it goes on from the larger side.
+    Text counts on by one. A picture's tokens share the temporal position `start of the picture` and add
+    their row and column; what comes after it goes on from the larger side.
 
     Args:
         ids: (S,).
         image_token: Id of the placeholder.
-        grid: Rows and columns of visual tokens; None without a picture.
+        grids: Rows and columns of visual tokens of each picture, in the order of their tokens.
         start: First position, P.
 
     Returns:
         (3, S). Source: Qwen2-VL paper, section 2.1, as in transformers' get_rope_index.
 
     Raises:
-        ValueError: The number of placeholders is not that of the grid.
+        ValueError: The number of placeholders is not that of the grids.
     """
-    S = len(ids)
-    first = int((ids == image_token).int().argmax()) if grid else S
-    rows, columns = grid or (0, 0)
-    n = rows * columns
-    if int((ids == image_token).sum()) != n:
-        raise ValueError(
-            f"suffix must hold {n} image tokens for grid {grid}, got {int((ids == image_token).sum())}"
-        )
-    before = torch.arange(first).expand(3, -1)
-    cells = torch.arange(n)
-    row, column = cells // max(columns, 1), cells % max(columns, 1)
-    picture = torch.stack([torch.zeros_like(cells), row, column]) + first
-    after = (torch.arange(S - first - n) + first + max(rows, columns)).expand(3, -1)
-    return torch.cat([before, picture, after], dim=1) + start
+    places = (ids == image_token).nonzero().flatten().tolist()
+    if len(places) != sum(rows * columns for rows, columns in grids):
+        wanted = sum(rows * columns for rows, columns in grids)
+        raise ValueError(f"suffix must hold {wanted} image tokens for grids {list(grids)}, got {len(places)}")
+    parts, done, position = [], 0, start  # tokens before `done` have their positions, up to `position`
+    for rows, columns in grids:
+        first, n = places[0], rows * columns
+        places = places[n:]
+        parts.append((torch.arange(first - done) + position).expand(3, -1))
+        position += first - done
+        cells = torch.arange(n)
+        parts.append(torch.stack([torch.zeros_like(cells), cells // columns, cells % columns]) + position)
+        done, position = first + n, position + max(rows, columns)
+    parts.append((torch.arange(len(ids) - done) + position).expand(3, -1))
+    return torch.cat(parts, dim=1)
 
 
 def _positions(suffix: Suffix, ids: torch.Tensor, image_token: int, start: int, flat: bool) -> torch.Tensor:
     """(3, S), or (1, S) where pictures count on as text does."""
     if flat:
         return torch.arange(start, start + len(ids))[None]
-    return suffix_positions(ids, image_token, suffix.features.grid if suffix.features else None, start)
+    return suffix_positions(ids, image_token, [f.grid for f in suffix.features], start)
 
 
 def is_short(prefix: torch.Tensor, suffixes: Sequence[Suffix]) -> bool:
@@ -171,7 +177,7 @@ def pack(
         positions=to_device(torch.cat(positions, dim=1), device),
         layout=tree_layout(P, lengths, device, outside=start if outside else 0),
         visual=to_device((whole == image_token).nonzero().flatten(), device),
-        features=join_features([s.features for s in suffixes if s.features], device),
+        features=join_features(features_of(suffixes), device),
         answers=to_device(places, device),
     )
     targets = to_device(torch.tensor([s.target for s in suffixes]), device)
@@ -215,7 +221,7 @@ def pack_orders(
 
     Args:
         prefix: (P,) ids that all questions share.
-        asked: By question its suffixes, the same picture in each; as many for every question.
+        asked: By question its suffixes, the same pictures in each; as many for every question.
         image_token: Id of the placeholder.
         device: Where the tensors go.
         outside: The prefix was computed before; else it stands in every stem, which suits a short one.
@@ -245,7 +251,7 @@ def pack_orders(
         positions=to_device(torch.cat(stem_places + branch_places, dim=1), device),
         layout=replace(layout, branches=branch_layout(stems, branches, device)),
         visual=to_device((ids == image_token).nonzero().flatten(), device),
-        features=join_features([s[0].features for s in asked if s[0].features], device),
+        features=join_features(features_of([s[0] for s in asked]), device),
         answers=to_device(ends - 1, device),
     )
     targets = torch.tensor([s.target for suffixes in asked for s in suffixes])
@@ -285,7 +291,7 @@ def pad(
         n = len(prefix) + len(suffix.ids)
         ids[row, -n:] = torch.cat([prefix, suffix.ids])
         mask[row, -n:] = 1
-    features = [s.features for s in suffixes if s.features]
+    features = features_of(suffixes)
     inputs: dict[str, Any] = {
         "input_ids": ids.to(device),
         "attention_mask": mask.to(device),

@@ -48,13 +48,13 @@ class Prompts(Protocol):
         prompt: PromptSettings,
         question: Question,
         order: Order,
-        features: VisionFeatures | None,
+        features: Sequence[VisionFeatures],
         answered: bool,
     ) -> torch.Tensor:
         """(S,) ids of the rest, up to where the answer goes, or to the end of turn."""
 
     def lengths(self, prompt: PromptSettings, questions: Sequence[Question]) -> list[int]:
-        """Tokens of each suffix without its picture."""
+        """Tokens of each suffix without its pictures."""
 
     def padded(self, prefix: torch.Tensor, suffixes: Sequence[Suffix]) -> dict[str, Any]:
         """Plain left-padded rows: what `generate` takes."""
@@ -75,7 +75,7 @@ class Text(Prompts, Protocol):
         """Lay out a micro-batch; `outside`: without the prefix; `conversation`: every token is taught."""
 
     def orders_batch(self, prefix: torch.Tensor, asked: Sequence[Sequence[Suffix]], outside: bool) -> Any:
-        """Lay out questions that are each asked several times, with the same picture."""
+        """Lay out questions that are each asked several times, with the same pictures."""
 
     def logits(self, batch: Any, known: Any, recompute: Recompute) -> torch.Tensor:
         """(N, V) at the places that are read; `known`: the prefix's states, when it is not in the batch."""

@@ -22,8 +22,8 @@ class Rendered:
     """One question as text.
 
     Args:
-        prefix: Everything before the picture; the same for every question.
-        suffix: The picture's place, question, options, up to where the answer goes; or to the end of turn.
+        prefix: Everything before the pictures; the same for every question.
+        suffix: The pictures' places, question, options, up to where the answer goes; or to the end of turn.
     """
 
     prefix: str
@@ -158,7 +158,8 @@ def render(
 ) -> Rendered:
     """Fill in the model's own chat template.
 
-    The cut is at the picture's start mark. That is a special token, so cutting there changes no other token.
+    The cut is at the first picture's start mark. That is a special token, so cutting there changes no other
+    token.
 
     Args:
         tokenizer: Knows the template.
@@ -172,7 +173,9 @@ def render(
         ValueError: `answered`, and the question has no answer.
     """
     text = {"type": "text", "text": user_text(prompt, question, order, control_words(tokenizer))}
-    messages: list[dict[str, Any]] = [{"role": "user", "content": [{"type": "image"}, text]}]
+    pictures = max(1, len(question.pictures))  # without one, the plug takes its marks out again
+    content = [*({"type": "image"} for _ in range(pictures)), text]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
     if prompt.system:
         messages.insert(0, {"role": "system", "content": [{"type": "text", "text": prompt.system}]})
     if answered:

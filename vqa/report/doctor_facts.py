@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from vqa.model.generic_prompt import PromptWriter
 from vqa.model.prompt import as_written, render, token_ids
 from vqa.model.vision.generic_pictures import budget_arguments, processed
 from vqa.progress import progress
-from vqa.question import LETTERS, Question, by_options, letters_of
-from vqa.report.facts import picture_size
+from vqa.question import LETTERS, Question, by_options, letters_of, picture_groups
+from vqa.report.facts import stored_size
 from vqa.results.uncertainty import picture_codes, share_interval
 
 HASH_SIDE = 8
@@ -61,11 +61,9 @@ def exact_twins(parts: Mapping[str, Sequence[Question]]) -> Twins:
     pairs = []
     for part, questions in parts.items():
         for q in questions:
-            if not q.image_sha256:
-                continue
-            if q.image_sha256 in first:
-                pairs.append((first[q.image_sha256], (part, q.id)))
-            first.setdefault(q.image_sha256, (part, q.id))
+            own = part, q.id
+            before = [first.setdefault(picture.sha256, own) for picture in q.pictures]
+            pairs += [(other, own) for other in dict.fromkeys(before) if other != own]
     return Twins(pairs)
 
 
@@ -77,15 +75,15 @@ def near_twins(parts: Mapping[str, Sequence[Question]]) -> Twins:
 
     Source: difference hash, N. Krawetz (2013), "Kind of like that": signs of 8 x 8 horizontal steps.
     """
-    unique: dict[str, tuple[str, Question]] = {}
+    unique: dict[str, tuple[str, str, Path]] = {}
     for part, questions in parts.items():
         for q in questions:
-            if q.image is not None:
-                unique.setdefault(q.image_sha256, (part, q))
+            for picture in q.pictures:
+                unique.setdefault(picture.sha256, (part, q.id, picture.path))
     entries = list(unique.values())[:MOST_HASHED]
     with ThreadPoolExecutor(4) as pool:
         hashes = []
-        for value in pool.map(lambda entry: difference_hash(entry[1].image), entries):
+        for value in pool.map(lambda entry: difference_hash(entry[2]), entries):
             hashes.append(value)
             progress("comparing pictures", len(hashes), len(entries))
     kept = [(entry, value) for entry, value in zip(entries, hashes, strict=True) if value is not None]
@@ -93,15 +91,13 @@ def near_twins(parts: Mapping[str, Sequence[Question]]) -> Twins:
     pairs = []
     for i in range(len(values) - 1):
         for j in np.flatnonzero(np.bitwise_count(values[i + 1 :] ^ values[i]) <= NEAR_BITS) + i + 1:
-            (part_a, a), (part_b, b) = kept[i][0], kept[int(j)][0]
-            pairs.append(((part_a, a.id), (part_b, b.id)))
+            a, b = kept[i][0][:2], kept[int(j)][0][:2]
+            pairs += [(a, b)] if a != b else []  # a question may show nearly the same twice
     return Twins(pairs)
 
 
-def difference_hash(path: Path | None) -> int | None:
+def difference_hash(path: Path) -> int | None:
     """64 bits of a picture's coarse structure; None where it has none, or cannot be read."""
-    if path is None:
-        return None
     try:
         small = load_image(path).convert("L").resize((HASH_SIDE + 1, HASH_SIDE))
     except ImageError:
@@ -119,11 +115,11 @@ def equal_options(questions: Sequence[Question]) -> list[str]:
 
 
 def contradictions(questions: Sequence[Question]) -> list[tuple[str, str]]:
-    """Pairs of ids that ask the same of the same picture, with other right answers."""
+    """Pairs of ids that ask the same of the same pictures, with other right answers."""
     asked: dict[tuple[str, str], list[Question]] = defaultdict(list)
     for q in questions:
-        if q.answer and q.image_sha256:
-            asked[q.image_sha256, q.text.strip()].append(q)
+        if q.answer and q.pictures:
+            asked[q.pictures_sha256, q.text.strip()].append(q)
     return [
         (same[0].id, other.id)
         for same in asked.values()
@@ -170,7 +166,9 @@ def text_floor(questions: Sequence[Question], seed: int) -> dict[str, Any] | Non
     from sklearn.model_selection import GroupKFold
 
     labelled = evenly([q for q in questions if q.answer], MOST_LEARNED)
-    groups = [q.image_sha256 or q.id for q in labelled]
+    digests = [q.pictures_sha256 for q in labelled]
+    named = zip(labelled, picture_groups(digests), strict=True)
+    groups = [group if q.pictures else q.id for q, group in named]
     if len(labelled) < 50 or len(set(groups)) < FOLDS:
         return None
     features = FeatureHasher(2**16, input_type="string").transform(
@@ -187,7 +185,7 @@ def text_floor(questions: Sequence[Question], seed: int) -> dict[str, Any] | Non
         asked = np.concatenate([own[place] for place in test])
         scores[asked] = learner.decision_function(features[asked])
         correct[test] = [right[own[place]][scores[own[place]].argmax()] for place in test]
-    low, high = share_interval(correct, picture_codes([q.image_sha256 for q in labelled]))
+    low, high = share_interval(correct, picture_codes(digests))
     return {"accuracy": float(correct.mean()), "low": low, "high": high, "n": len(labelled)}
 
 
@@ -227,6 +225,8 @@ def _gold(question: Question) -> str:
 def sizes(settings: Settings, questions: Sequence[Question], config: Any, tokenizer: Any) -> dict[str, Any]:
     """Picture sizes, visual tokens, and lengths of whole prompts in tokens: smallest, median, 95 %, largest.
 
+    Where a question has several pictures, `all visual tokens` are those of all pictures of each question.
+
     Args:
         settings: The run.
         questions: Any; of many, evenly spread ones and the longest are looked at.
@@ -235,21 +235,42 @@ def sizes(settings: Settings, questions: Sequence[Question], config: Any, tokeni
     """
     side = config.vision_config.patch_size * config.vision_config.spatial_merge_size
     budget = settings.image.min_visual_tokens, settings.image.max_visual_tokens
-    found: dict[str, list[float]] = {"width": [], "height": [], "visual tokens": [], "text tokens": []}
+    found = _Measured()
     for q in _measured(questions):
         rendered = render(tokenizer, settings.prompt, q, as_written(q))
-        found["text tokens"].append(len(token_ids(tokenizer, rendered.prefix + rendered.suffix)))
-        size = picture_size(q)
-        if size is None:
-            continue
-        width, height = size if settings.image.size is None else (settings.image.size, settings.image.size)
-        found["width"].append(size[0])
-        found["height"].append(size[1])
-        wide, tall = tower_size(*seen_size(width, height), side, *budget)
-        found["visual tokens"].append(tall * wide // side**2)
-    return {
-        name: np.percentile(values, [0, 50, 95, 100]).tolist() for name, values in found.items() if values
-    }
+        found.text.append(len(token_ids(tokenizer, rendered.prefix + rendered.suffix)))
+        of_q = []
+        for size in filter(None, (stored_size(picture.path) for picture in q.pictures)):
+            square = settings.image.size
+            width, height = size if square is None else (square, square)
+            wide, tall = tower_size(*seen_size(width, height), side, *budget)
+            of_q.append((*size, tall * wide // side**2))
+        found.pictures.append(of_q)
+    return found.table()
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Text tokens of each question; width, height and visual tokens of each of its pictures."""
+
+    text: list[float] = field(default_factory=list)
+    pictures: list[list[tuple[int, int, int]]] = field(default_factory=list)
+
+    def table(self) -> dict[str, Any]:
+        """Smallest, median, 95 % and largest of each."""
+        single = [picture for of_q in self.pictures for picture in of_q]
+        columns: dict[str, list[float]] = {
+            name: [picture[at] for picture in single]
+            for at, name in enumerate(("width", "height", "visual tokens"))
+        }
+        if any(len(of_q) > 1 for of_q in self.pictures):
+            columns["all visual tokens"] = [sum(p[2] for p in of_q) for of_q in self.pictures]
+        columns["text tokens"] = self.text
+        return {
+            name: np.percentile(values, [0, 50, 95, 100]).tolist()
+            for name, values in columns.items()
+            if values
+        }
 
 
 def sizes_by_processor(
@@ -263,24 +284,20 @@ def sizes_by_processor(
         processor: The model's.
         family: Its family.
     """
-    found: dict[str, list[float]] = {"width": [], "height": [], "visual tokens": [], "text tokens": []}
+    found = _Measured()
     writer = PromptWriter(processor, processor.tokenizer, family.template, [])
     arguments = budget_arguments(processor, family, settings.image)
     for q in questions[:: max(1, len(questions) // MOST_PROCESSED)]:
-        ids = writer.ids(settings.prompt, q, as_written(q), None)
-        found["text tokens"].append(len(ids))
-        if q.image is None:
-            continue
-        try:
-            whole = load_image(q.image)
-        except ImageError:
-            continue
-        picture = fit_image(whole, settings.image.mode, settings.image.size)
-        placeholder = processed(processor, picture, arguments).placeholder
-        tokens = processor.tokenizer(placeholder, add_special_tokens=False)["input_ids"]
-        found["width"].append(whole.width)
-        found["height"].append(whole.height)
-        found["visual tokens"].append(len(tokens))
-    return {
-        name: np.percentile(values, [0, 50, 95, 100]).tolist() for name, values in found.items() if values
-    }
+        found.text.append(len(writer.ids(settings.prompt, q, as_written(q), ())))
+        of_q = []
+        for one in q.pictures:
+            try:
+                whole = load_image(one.path)
+            except ImageError:
+                continue
+            picture = fit_image(whole, settings.image.mode, settings.image.size)
+            placeholder = processed(processor, picture, arguments).placeholder
+            tokens = processor.tokenizer(placeholder, add_special_tokens=False)["input_ids"]
+            of_q.append((whole.width, whole.height, len(tokens)))
+        found.pictures.append(of_q)
+    return found.table()

@@ -40,7 +40,7 @@ def write_doctor_page(settings: Settings, problems: Sequence[str]) -> Path | Non
     everything = [q for questions in parts.values() for q in questions]
     labelled = [q for q in parts.get("train", []) if q.answer]
     numbers = facts.option_numbers(everything)
-    pictures = list(dict.fromkeys(q.image for q in everything if q.image))
+    pictures = list(dict.fromkeys(p.path for q in everything for p in q.pictures))
     sheet = pictures[:: max(1, len(pictures) // ON_SHEET)][:ON_SHEET]
     page = render(
         "doctor.html",
@@ -84,7 +84,7 @@ def _part(source: ContestCsv, name: str, questions: Sequence[Question]) -> dict[
     return {
         "file": source.train_csv if name == "train" else source.test_csv,
         "questions": len(questions),
-        "pictures": len({q.image_sha256 for q in questions if q.image}),
+        "pictures": len({p.sha256 for q in questions for p in q.pictures}),
         "without": sum(q.image is None for q in questions),
         "letters": facts.letter_balance(questions) if any(q.answer for q in questions) else {},
     }

@@ -139,7 +139,7 @@ def by_size(predictions: Sequence[Prediction], questions: Mapping[str, Question]
 
     Args:
         predictions: Labelled.
-        questions: By id; those without a readable picture are left out.
+        questions: By id; of several pictures the first counts; those without a readable one are left out.
     """
     measured = [(size, p) for p in predictions if (size := picture_size(questions.get(p.id))) is not None]
     measured.sort(key=lambda entry: entry[0][0] * entry[0][1])
@@ -162,10 +162,12 @@ _sizes: dict[Path, tuple[int, int] | None] = {}
 
 
 def picture_size(question: Question | None) -> tuple[int, int] | None:
-    """Width and height in pixels as stored; None without a readable picture. Reads the header only."""
-    if question is None or question.image is None:
-        return None
-    path = question.image
+    """Width and height in pixels of the first picture as stored; None without a readable one."""
+    return None if question is None or question.image is None else stored_size(question.image)
+
+
+def stored_size(path: Path) -> tuple[int, int] | None:
+    """Width and height of a picture in pixels as stored; None where it is not readable."""
     if path not in _sizes:
         try:
             _sizes[path] = image.picture_size(path)

@@ -45,7 +45,9 @@ def write_hand_over(run: Path) -> Path:
     return adapter / "README.md"
 
 
-def vllm_command(base: str, adapter: str, lora: Mapping[str, Any], members: int = 1) -> str | None:
+def vllm_command(
+    base: str, adapter: str, lora: Mapping[str, Any], members: int = 1, pictures: int = 1
+) -> str | None:
     """The line that serves base and adapters; None where vLLM takes no such adapter (DoRA, a rank above 512).
 
     Args:
@@ -53,6 +55,7 @@ def vllm_command(base: str, adapter: str, lora: Mapping[str, Any], members: int 
         adapter: The adapter's folder as seen from where the command runs.
         lora: adapter_config.json.
         members: Adapters in the folder; several are served under the names of their folders.
+        pictures: The most that a question has.
     """
     rank = max([lora["r"], *lora.get("rank_pattern", {}).values()])
     allowed = [size for size in VLLM_RANKS if size >= rank]
@@ -61,7 +64,7 @@ def vllm_command(base: str, adapter: str, lora: Mapping[str, Any], members: int 
     names = [member_folder(Path(), number).name for number in range(members)]
     modules = [f"vqa={adapter}"] if members == 1 else [f"{name}={adapter}/{name}" for name in names]
     words = ["vllm", "serve", base, "--enable-lora", "--lora-modules", *modules]
-    words += ["--max-lora-rank", str(allowed[0]), "--limit-mm-per-prompt", '{"image": 1}']
+    words += ["--max-lora-rank", str(allowed[0]), "--limit-mm-per-prompt", json.dumps({"image": pictures})]
     return shell_line(words)
 
 
@@ -91,8 +94,8 @@ def _card(
         "",
         f"# LoRA adapter for {_options(metrics)[0]} visual questions: {config['study']}",
         "",
-        f"{_what(metrics)} for `{base}`. A question about a picture is answered with one of the letters "
-        f"{_options(metrics)[1]}.",
+        f"{_what(metrics)} for `{base}`. A question about {_pictures(metrics)} is answered with one of the "
+        f"letters {_options(metrics)[1]}.",
         "",
         "| score | accuracy | 95 % interval | NLL (nats) | n |",
         "|---|---|---|---|---|",
@@ -126,6 +129,11 @@ def _options(metrics: Mapping[str, Any]) -> tuple[str, str]:
     numbers = _numbers(metrics)
     said = str(numbers[0]) if len(numbers) == 1 else f"{min(numbers)}- to {max(numbers)}"
     return f"{said}-choice", ", ".join(letters_of(max(numbers)))
+
+
+def _pictures(metrics: Mapping[str, Any]) -> str:
+    most = metrics.get("pictures", 1)
+    return "a picture" if most == 1 else f"up to {most} pictures"
 
 
 def _chance_nll(metrics: Mapping[str, Any]) -> float:
@@ -193,7 +201,9 @@ def _usage(config: Mapping[str, Any], metrics: Mapping[str, Any], lora: Mapping[
     base, image = config["model"]["path"], config["image"]
     how = "picture as it is" if image["mode"] == "native" else f"{image['mode']} to {image['size']} pixels"
     members = len(metrics.get("members", [1]))
-    serve = vllm_command(base, "./adapter", lora, members)
+    pictures = int(metrics.get("pictures", 1))
+    after = "user, after the picture" if pictures == 1 else "user, after the pictures"
+    serve = vllm_command(base, "./adapter", lora, members, pictures)
     if base.startswith("asset:") or "no_vllm" in metrics:
         serve = None  # vLLM knows no packaged models
     why = f" ({metrics['no_vllm']})" if "no_vllm" in metrics else ""
@@ -204,7 +214,7 @@ def _usage(config: Mapping[str, Any], metrics: Mapping[str, Any], lora: Mapping[
         f"(`{PIXELS}`). Prompt (`{PROMPT}`), the answer is the next token:",
         "",
         *_quoted("system", config["prompt"]["system"]),
-        *_quoted("user, after the picture", written_out(config["prompt"], max(_numbers(metrics)))),
+        *_quoted(after, written_out(config["prompt"], max(_numbers(metrics)))),
         "`PeftModel.from_pretrained(base, this_folder)` loads it; "
         "the lines for it stand in the project's docs/take_it_away.md."
         if members == 1

@@ -146,7 +146,8 @@ def gallery(
 
     Returns:
         `rows`, one list per prediction: part, id, kind, gold, answer, probabilities, flag, text,
-        options, number of its picture or -1, the base model's answer; and `pictures` as data addresses.
+        options, number of its picture or -1 (a list of numbers where it has several), the base model's
+        answer; and `pictures` as data addresses.
     """
     entries = [
         (part, prediction, questions.get(part, {}).get(prediction.id))
@@ -154,7 +155,7 @@ def gallery(
         for prediction in predictions
     ]
     worth_a_look = sorted(entries, key=lambda entry: _rank(entry[1]))
-    wanted = [question.image for _, _, question in worth_a_look if question and question.image]
+    wanted = [p.path for _, _, question in worth_a_look if question for p in question.pictures]
     pictures = thumbnails(wanted, PICTURE_BYTES)
     number = {path: index for index, path in enumerate(pictures)}
     before = {p.id: p.answer or "none" for p in base}
@@ -173,9 +174,10 @@ def _rank(prediction: Prediction) -> tuple[int, float]:
 
 
 def _row(part: str, p: Prediction, question: Question | None, number: Mapping[Path, int]) -> list[Any]:
-    text, choices, picture = "", [""] * len(p.p), -1
+    text, choices, picture = "", [""] * len(p.p), [-1]
     if question:
         text, choices = question.text, list(question.choices)
-        picture = number.get(question.image, -1) if question.image else -1
+        picture = [number.get(one.path, -1) for one in question.pictures] or [-1]
     probabilities = [round(value, DIGITS) for value in p.p]
-    return [part, p.id, p.kind, p.gold or "", p.answer or "", probabilities, p.flag, text, choices, picture]
+    row = [part, p.id, p.kind, p.gold or "", p.answer or "", probabilities, p.flag, text, choices]
+    return [*row, picture[0] if len(picture) == 1 else picture]

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqa.machine.files import replace_text
-from vqa.question import LETTERS, by_options
+from vqa.question import LETTERS, by_options, picture_groups
 from vqa.results.folder import CALIBRATION
 from vqa.results.metrics import P_FLOOR, calibration_error, nll
 from vqa.results.predictions import Prediction
@@ -101,7 +101,8 @@ def cross_fitted(predictions: Sequence[Prediction]) -> list[Prediction]:
     Raises:
         ValueError: As `fitted_temperature`.
     """
-    parts = np.array([_part(prediction) for prediction in predictions])
+    groups = picture_groups([prediction.image_sha256 for prediction in predictions])
+    parts = np.array([_part(*pair) for pair in zip(predictions, groups, strict=True)])
     found = list(predictions)
     for part in sorted(set(parts.tolist())):
         outside = [p for p, number in zip(predictions, parts, strict=True) if number != part]
@@ -181,9 +182,9 @@ def write_calibration(adapter: Path, content: Mapping[str, Any]) -> None:
     replace_text(adapter / CALIBRATION, json.dumps(content, indent=2) + "\n")
 
 
-def _part(prediction: Prediction) -> int:
-    group = prediction.image_sha256 or prediction.id
-    return hashlib.sha256(group.encode()).digest()[0] * PARTS // 256
+def _part(prediction: Prediction, group: str) -> int:
+    name = group if prediction.image_sha256 else prediction.id
+    return hashlib.sha256(name.encode()).digest()[0] * PARTS // 256
 
 
 def _log_p(predictions: Sequence[Prediction]) -> list[tuple[list[int], NDArray[np.float64]]]:

@@ -29,8 +29,8 @@ class Prediction:
         gold: The right letter, or None for an unlabelled question.
         kind: The type of question where the source knows it, else "".
         flag: Why this row is special (for instance "image_missing"), else "".
-        image_sha256: Digest of the picture; "" without one, and in files of earlier versions. Errors are
-            taken over pictures.
+        image_sha256: Digest of the picture, of several pictures with a blank between; "" without one, and in
+            files of earlier versions. Errors are taken over pictures.
 
     Raises:
         ValueError: There are fewer than two probabilities or more than six, one is not in 0..1 (NaN

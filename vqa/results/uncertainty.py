@@ -16,6 +16,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from vqa.question import picture_groups
+
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]
 
@@ -29,11 +31,14 @@ CHUNK = 2**22  # counts drawn at once, to bound memory
 def picture_codes(pictures: Sequence[str]) -> Codes:
     """Number the pictures of questions, shape (n,), from 0 in the order in which they first occur.
 
+    Of questions on several pictures those that share any have one number, and those linked through others.
+
     Args:
-        pictures: A digest for each question; "" = no picture is known, so that the question is on its own.
+        pictures: A digest for each question, or several with a blank between; "" = no picture is known, so
+            that the question is on its own.
     """
     numbers: dict[str, int] = {}
-    names = (picture or f"alone {index}" for index, picture in enumerate(pictures))
+    names = picture_groups(pictures)
     return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
 
 
@@ -103,7 +108,8 @@ def share_interval(right: NDArray[np.bool_], codes: Codes) -> tuple[float, float
     """The 95 % Wilson interval of a share, with the effective number of questions.
 
     n is divided by the design effect, the clustered variance over that of independent questions, which is
-    never taken below 1. Where all are right or all wrong it cannot be seen, and G questions count.
+    never taken below 1. Where all are right or all wrong it cannot be seen, and G questions count. Of one
+    picture alone, where some are right, nothing can be said: 0 to 1.
 
     Args:
         right: Shape (n,).
@@ -112,6 +118,8 @@ def share_interval(right: NDArray[np.bool_], codes: Codes) -> tuple[float, float
     Source: Wilson 1927; effective sample size after Kish 1965, as in Franco et al. 2019.
     """
     n, p = len(right), float(right.mean())
+    if 0 < p < 1 and codes.max() == 0:
+        return 0.0, 1.0
     if 0 < p < 1:
         alone = p * (1 - p) / max(n - 1, 1)
         size = n / max(1.0, mean_error(right.astype(float), codes) ** 2 / alone)

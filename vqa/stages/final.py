@@ -346,6 +346,9 @@ def _metrics(
         "alarms": alarms(answers.valid, answers.test, job.train),
     }
     metrics |= base.vision.figures()
+    most = max(len(question.pictures) for question in [*job.train, *job.split.valid, *job.test])
+    if most > 1:
+        metrics["pictures"] = most
     if base.family.no_vllm:
         metrics["no_vllm"] = base.family.no_vllm
     if answers.test and all(p.gold for p in answers.test):
@@ -430,7 +433,7 @@ def _train(
 
 def _unpicked(best: dict[str, Any], valid: Sequence[Question]) -> dict[str, float]:
     """Held-out scores without an epoch chosen on them; {} where the pictures cannot be halved."""
-    codes = picture_codes([question.image_sha256 for question in valid])
+    codes = picture_codes([question.pictures_sha256 for question in valid])
     if int(codes.max()) == 0 or not best["scored"]:
         return {}
     nll, right = (np.array(rows) for rows in zip(*best["scored"], strict=True))

@@ -22,7 +22,7 @@ SAMPLED = 64  # questions whose tokens are counted
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of the prefix, of a question with its picture, and of its picture.
+    """Tokens of the prefix, of a question with its pictures, and of one picture.
 
     Of the latter two the median, and what 95 % of the questions do not exceed; all 0 where nobody counted.
     """
@@ -74,7 +74,7 @@ def foreseen(settings: Settings) -> Foreseen | None:
         lengths = _lengths(settings, config, train[:SAMPLED]) if family.is_own(config) else Lengths()
     except (OSError, ValueError):  # no tokenizer beside the configuration; loading the model will say why
         return None
-    pictures = len({q.image_sha256 for q in [*train, *test] if q.image})
+    pictures = len({picture.sha256 for q in [*train, *test] for picture in q.pictures})
     return Foreseen(config, estimate(settings, config, family), lengths, train, test, pictures)
 
 
@@ -134,6 +134,8 @@ def _lengths(settings: Settings, config: Any, questions: Sequence[Question]) -> 
     prefix = render(tokenizer, settings.prompt, questions[0], as_written(questions[0])).prefix
     before = len(tokenizer(prefix, add_special_tokens=False)["input_ids"])
     found = sizes(settings, questions, config, tokenizer)
-    text, visual = (found.get(name, [0] * 4) for name in ("text tokens", "visual tokens"))
-    median, most = (int(text[place]) - before + int(visual[place]) for place in (1, 2))
+    none = [0] * 4
+    text, visual = (found.get(name, none) for name in ("text tokens", "visual tokens"))
+    of_all = found.get("all visual tokens", visual)
+    median, most = (int(text[place]) - before + int(of_all[place]) for place in (1, 2))
     return Lengths(before, median, most, int(visual[1]), int(visual[2]))

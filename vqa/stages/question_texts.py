@@ -5,10 +5,12 @@ from vqa.config.messages import message
 from vqa.config.settings import Settings
 from vqa.data.source import data_source
 from vqa.errors import UserError
-from vqa.model.base import model_source, read_model_config
+from vqa.model.base import model_source, read_model_config, read_processor
 from vqa.model.context import context_length, describe_too_long, too_long
+from vqa.model.families.table import family_of
 from vqa.model.letters import letter_tokens
 from vqa.model.prompt import rows_with_control_words, token_ids
+from vqa.model.vision.generic_pictures import budget_arguments, refuse_several_pictures
 from vqa.question import Question
 
 SHOWN = 5
@@ -47,6 +49,13 @@ def text_findings(settings: Settings) -> tuple[list[str], list[str]]:
             letter_tokens(lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"]), most)
         except UserError as error:
             problems.append(str(error))
+    several = next((q for questions in parts.values() for q in questions if q.further), None)
+    processor = read_processor(settings, config) if several else None
+    if several is not None and processor is not None:
+        try:
+            refuse_several_pictures(processor, budget_arguments(processor, family_of(config), settings.image))
+        except UserError as error:
+            problems.append(f"question {several.id!r} has {len(several.pictures)} pictures. {error}")
     for part, questions in parts.items():
         if found := rows_with_control_words(tokenizer, questions):
             shown = ", ".join(f"{id_} ({word})" for id_, word in found[:SHOWN])
@@ -54,7 +63,7 @@ def text_findings(settings: Settings) -> tuple[list[str], list[str]]:
             notes.append(message(settings.lang, "control", part=part, count=len(found), shown=shown + more))
         if context is not None:
             system = len(token_ids(tokenizer, settings.prompt.system))
-            room = context - system - (settings.image.max_visual_tokens or 0)
-            long = too_long(tokenizer, settings.prompt, questions, room)
-            problems += [f"{part}: {describe_too_long(long, room, context)}"] if long else []
+            visual = settings.image.max_visual_tokens
+            long = too_long(tokenizer, settings.prompt, questions, context - system, visual)
+            problems += [f"{part}: {describe_too_long(long, context)}"] if long else []
     return problems, notes

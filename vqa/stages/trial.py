@@ -69,7 +69,7 @@ def run_trial(settings: Settings, folder: Path) -> float:
     """
     sample, folds = sample_questions(settings)
     refuse_options(settings, [fold.valid for fold in folds])
-    pictures = picture_codes([question.image_sha256 for question in sample]).tolist()
+    pictures = picture_codes([question.pictures_sha256 for question in sample]).tolist()
     picture = {question.id: code for question, code in zip(sample, pictures, strict=True)}
     encoder = Encoder(load_base(settings), settings.prompt, settings.image)
     refuse_too_long(encoder, sample)

@@ -21,7 +21,7 @@ def test_a_pictures_embedding_is_the_mean_of_its_own_tokens(
         layers = len(encoder.base.model.model.language_model.layers)
         visual = early_states(encoder.base.model, row, layers - 1)[-1]
         assert torch.equal(logits, answer_logits(encoder.base.model, row))
-    sizes = [len(f.pooled) for f in encoder.base.vision.features(part, encoder.image) if f]
+    sizes = [len(f.pooled) for own in encoder.base.vision.features(part, encoder.image) for f in own]
     expected = torch.stack([tokens.mean(0) for tokens in torch.split(visual, sizes)])
     assert torch.allclose(picture_embeddings(row, states), expected, atol=1e-5)
     assert answer_embeddings(row, states).shape == (4, states.shape[1])

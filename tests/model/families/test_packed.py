@@ -48,9 +48,12 @@ def packed_case(name: str, dtype: torch.dtype = torch.float32) -> tuple[Case, Ow
     assert family_of(case.model.config).is_packed(case.model.config)
     merge = getattr(case.model.config.vision_config, "spatial_merge_size", 1)
     for i, suffix in enumerate(case.suffixes):
-        if suffix.features is not None and hasattr(case.model.model, "get_rope_index"):
-            _, height, width = suffix.features.grid_thw  # our own tower counts in visual tokens
-            features = replace(suffix.features, grid=(height // merge, width // merge))
+        if hasattr(case.model.model, "get_rope_index"):
+            grids = [f.grid_thw[1:] for f in suffix.features]  # our own tower counts in visual tokens
+            features = tuple(
+                replace(f, grid=(height // merge, width // merge))
+                for f, (height, width) in zip(suffix.features, grids, strict=True)
+            )
             case.suffixes[i] = replace(suffix, features=features)
     return case, OwnText(case.model, None, CPU, case.text)
 

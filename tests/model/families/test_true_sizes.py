@@ -73,7 +73,7 @@ def test_a_few_layers_of_true_width_answer_with_and_without_a_shared_prefix(name
     listed = config.model_type != "internvl"
     features = VisionFeatures(pooled, (), (1, 16), (1, 8, 8), "", listed)
     prefix, own = torch.arange(10, 80), torch.arange(100, 120)
-    suffixes = [Suffix(torch.cat([torch.full((16,), 5), own[:k]]), features, 0, 4) for k in (9, 20, 14)]
+    suffixes = [Suffix(torch.cat([torch.full((16,), 5), own[:k]]), (features,), 0, 4) for k in (9, 20, 14)]
     found = []
     for shares in (False, True):
         text.shares_prefix = shares

@@ -37,9 +37,8 @@ def cache(base: Base) -> VisionCache:
     return VisionCache(base.model, base.vision.processor, 1.0)
 
 
-def same(a: VisionFeatures | None, b: VisionFeatures | None) -> bool:
-    assert a is not None
-    assert b is not None
+def same(of_a: tuple[VisionFeatures, ...], of_b: tuple[VisionFeatures, ...]) -> bool:
+    (a,), (b,) = of_a, of_b
     pairs = zip((a.pooled, *a.deepstack), (b.pooled, *b.deepstack), strict=True)
     return a.grid == b.grid and all(torch.allclose(x, y, atol=1e-5) for x, y in pairs)
 
@@ -65,10 +64,23 @@ def test_a_question_without_its_picture_has_no_features_and_is_no_hit(
 ) -> None:
     blank = replace(picture(32, 32), image=None, image_sha256="")
     found = cache.features([blank, picture(32, 32)], settings().image)
-    assert found[0] is None
-    assert found[1] is not None
+    assert [len(own) for own in found] == [0, 1]
     assert (cache.misses, cache.hits) == (1, 0)
-    assert cache.features([blank], settings().image) == [None]
+    assert cache.features([blank], settings().image) == [()]
+
+
+def test_a_picture_that_questions_share_is_computed_once(
+    cache: VisionCache, picture: Picture, settings: Make
+) -> None:
+    small, wide = picture(32, 32), picture(64, 32)
+    both, turned = replace(small, further=wide.pictures), replace(wide, further=small.pictures)
+    found = cache.features([both, turned, wide], settings().image)
+    assert (cache.misses, cache.hits) == (2, 3)
+    assert [[f.grid for f in own] for own in found] == [[(2, 2), (2, 4)], [(2, 4), (2, 2)], [(2, 4)]]
+    assert cache.knows([both], settings().image)
+    turns = replace(both, view="levels")
+    assert [len(own) for own in cache.features([turns], settings().image)] == [2]
+    assert len(cache.kept) == 2
 
 
 def test_a_limit_of_zero_keeps_nothing(base: Base, picture: Picture, settings: Make) -> None:
@@ -80,8 +92,7 @@ def test_a_limit_of_zero_keeps_nothing(base: Base, picture: Picture, settings: M
 
 def test_a_full_cache_takes_nothing_new(cache: VisionCache, picture: Picture, settings: Make) -> None:
     image = settings().image
-    found = cache.features([picture(32, 32)], image)[0]
-    assert found is not None
+    ((found,),) = cache.features([picture(32, 32)], image)
     assert cache.nbytes == found.nbytes == 4 * (1 + len(found.deepstack)) * found.pooled.numel()  # float32
     cache.limit_bytes = cache.nbytes
     for _ in range(2):
@@ -102,8 +113,7 @@ def test_without_a_limit_features_are_kept_while_memory_is_left(
     image = settings().image
     assert image.cache_gib is None
     cache = VisionCache(base.model, base.vision.processor, image.cache_gib)
-    (found,) = cache.features([picture(32, 32)], image)
-    assert found is not None
+    ((found,),) = cache.features([picture(32, 32)], image)
     assert cache.nbytes == found.nbytes
     monkeypatch.setattr("vqa.model.vision.cache.spare_bytes", lambda: found.nbytes)
     cache.features([picture(64, 64), picture(16, 16)], image)  # 16 and 4 visual tokens; room for 4
@@ -142,8 +152,7 @@ def test_visual_tokens_follow_the_size_and_the_budget(
     settings: Make,
 ) -> None:
     image = settings(*overrides).image
-    (found,) = cache.features([picture(*size)], image)
-    assert found is not None
+    ((found,),) = cache.features([picture(*size)], image)
     assert found.grid == grid
     assert len(found.pooled) == grid[0] * grid[1]
     assert found.grid_thw == (1, grid[0] * 2, grid[1] * 2)  # two patches per side of a visual token
@@ -161,8 +170,7 @@ def test_features_are_those_the_model_makes_itself(
     base: Base, cache: VisionCache, picture: Picture, settings: Make
 ) -> None:
     question = picture(64, 64)  # the processor's own default size: nothing to pass on
-    (found,) = cache.features([question], settings().image)
-    assert found is not None
+    ((found,),) = cache.features([question], settings().image)
     assert question.image is not None
     inputs = base.vision.processor(images=[load_image(question.image)], return_tensors="pt")
     with torch.no_grad():
@@ -176,8 +184,7 @@ def test_features_are_those_the_model_makes_itself(
 def test_a_line_of_2000_by_4_pixels_is_looked_at(
     cache: VisionCache, picture: Picture, settings: Make
 ) -> None:
-    [features] = cache.features([picture(2000, 4)], settings().image)
-    assert features is not None
+    ((features,),) = cache.features([picture(2000, 4)], settings().image)
     assert bool(features.pooled.isfinite().all())
 
 
@@ -209,9 +216,7 @@ def test_a_later_run_finds_features_on_disk(
     figures = later.figures()
     assert (later.disk_hits, later.misses, figures["vision_cache_hit_rate"]) == (4, 0, 1.0)
     assert figures["vision_disk_gib"] > 0
-    for a, b in zip(made, found, strict=True):
-        assert a is not None
-        assert b is not None
+    for (a,), (b,) in zip(made, found, strict=True):
         assert torch.equal(a.pooled, b.pooled)
         assert all(torch.equal(x, y) for x, y in zip(a.deepstack, b.deepstack, strict=True))
         assert (a.grid, a.grid_thw) == (b.grid, b.grid_thw)

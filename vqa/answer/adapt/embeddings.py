@@ -1,6 +1,6 @@
 """Embeddings of pictures and answers, from the hidden states of a row; their distance from the training ones.
 
-Notation: B questions, N of them with a picture, T tokens of the row, H hidden size.
+Notation: B questions, N of them with pictures, T tokens of the row, H hidden size.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ SMALLEST = 1e-6  # smallest variance, so that a dead dimension is not divided by
 
 
 def picture_embeddings(row: Row, states: torch.Tensor) -> torch.Tensor:
-    """(N, H) mean state (T, H) over each picture's visual tokens, in the questions' order, float32."""
+    """(N, H) mean state (T, H) over each question's visual tokens, in the questions' order, float32."""
     ends = row.layout.ends.to(torch.long)
     places = row.visual - row.layout.prefix
     owner = torch.bucketize(places, ends[1:], right=True)

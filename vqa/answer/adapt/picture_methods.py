@@ -1,6 +1,6 @@
 """Test-time methods that change only the pictures: answers from several views, and picture repair.
 
-Notation: B questions, N of them with a picture, V views of each, C letters, H hidden size.
+Notation: B questions, N pictures of theirs, V views of each, C letters, H hidden size.
 """
 
 import math
@@ -138,5 +138,5 @@ class PictureRepair:
         encoder = self.adapting.encoder
         seen = [replace(q, view=tone) for q in questions if q.image]
         features = encoder.base.vision.features(seen, encoder.image)
-        pooled = [f.pooled.float().mean(0).cpu() for f in features if f is not None]
+        pooled = [f.pooled.float().mean(0).cpu() for own in features for f in own]
         return torch.stack(pooled) if pooled else torch.zeros(0, 1)

@@ -66,18 +66,21 @@
     more.hidden = shown >= found.length;
   }
   function card(row) {
-    const item = element("li", "card");
-    if (row[PICTURE] >= 0) {
-      const image = element("img");
-      image.src = pictures[row[PICTURE]];
-      image.alt = row[TEXT] || row[ID];
+    const item = element("li", "card"), own = [row[PICTURE]].flat();  // several pictures are a list
+    const shownOf = own.length > 1 ? element("div", "several") : item;
+    if (own.length > 1) item.append(shownOf);
+    own.forEach((number, index) => {
+      if (number < 0) return shownOf.append(element("div", "blank", say().blank));
+      const image = element("img"), place = own.length > 1 ? ` (${index + 1}/${own.length})` : "";
+      image.src = pictures[number];
+      image.alt = (row[TEXT] || row[ID]) + place;
       const button = element("button", "enlarge");
       button.type = "button";
-      button.setAttribute("aria-label", `${say().large}: ${row[TEXT] || row[ID]}`);
+      button.setAttribute("aria-label", `${say().large}: ${image.alt}`);
       button.append(image);
-      button.addEventListener("click", () => enlarge(row));
-      item.append(button);
-    } else item.append(element("div", "blank", say().blank));
+      button.addEventListener("click", () => enlarge(row, number, image.alt));
+      shownOf.append(button);
+    });
     const body = element("div", "body"), list = element("ul");
     body.append(element("p", "", row[TEXT] || row[ID]));
     row[P].forEach((p, index) => {
@@ -95,10 +98,10 @@
     return item;
   }
   const large = document.getElementById("large");
-  function enlarge(row) {
+  function enlarge(row, number, text) {
     const image = large.querySelector("img");
-    image.src = pictures[row[PICTURE]];
-    image.alt = row[TEXT] || row[ID];
+    image.src = pictures[number];
+    image.alt = text;
     document.getElementById("large-text").textContent = `${row[ID]} · ${row[TEXT]}`;
     large.showModal();
   }

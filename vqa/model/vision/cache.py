@@ -23,12 +23,21 @@ from vqa.model.vision.pictures import Pictures
 from vqa.model.vision.tower import Tower
 from vqa.model.vision.views import look
 from vqa.progress import progress
-from vqa.question import Question
+from vqa.question import Picture, Question
 
 log = logging.getLogger(__name__)
 PICTURES_AT_ONCE = 32
 ON_THE_WAY = 2  # so many times that: a GPU copies them, and has work, while the tower gets the next ones
 Key = tuple[Any, ...]  # the picture's digest, how it is processed, its view
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A picture to look at, in one view, and the question that asks about it."""
+
+    picture: Picture
+    view: str
+    question: str
 
 
 @dataclass(frozen=True)
@@ -89,20 +98,24 @@ class VisionCache:
         """Set the largest size, GiB, from now on; None: while a quarter of the machine's memory is free."""
         self.limit_bytes = None if gib is None else int(gib * 2**30)
 
-    def features(self, questions: Sequence[Question], image: ImageSettings) -> list[VisionFeatures | None]:
-        """Features of each question's picture, None where there is none.
+    def features(
+        self, questions: Sequence[Question], image: ImageSettings
+    ) -> list[tuple[VisionFeatures, ...]]:
+        """Features of each question's pictures, in their order.
 
         Raises:
             UserError: A picture cannot be read or is far too long and thin.
         """
-        keys = [self._key(q, image) for q in questions]
+        of_each = [self._keyed(q, image) for q in questions]
+        asked = {key: picture for keyed in of_each for key, picture in keyed}
         with self.lock:
-            if any(not set(keys).isdisjoint(arriving.keys) for arriving in self.arriving):
+            if any(not asked.keys().isdisjoint(arriving.keys) for arriving in self.arriving):
                 self.settle()
-            missing = {key: q for key, q in zip(keys, questions, strict=True) if key and key not in self.kept}
+            missing = {key: picture for key, picture in asked.items() if key not in self.kept}
             fresh = self._obtain(self._read(missing, image)) if missing else {}
-        self.hits += sum(key is not None and not key[-1] for key in keys) - sum(not key[-1] for key in fresh)
-        return [fresh.get(key) or self.kept[key] if key else None for key in keys]
+        self.hits += sum(not key[-1] for keyed in of_each for key, _ in keyed)
+        self.hits -= sum(not key[-1] for key in fresh)
+        return [tuple(fresh.get(key) or self.kept[key] for key, _ in keyed) for keyed in of_each]
 
     def fill(self, questions: Sequence[Question], image: ImageSettings) -> None:
         """Compute features that are missing, until the memory for them is full.
@@ -120,7 +133,9 @@ class VisionCache:
         """The same in steps of some pictures: how many were given to the tower so far, and of how many."""
         whole = [q for q in questions if not q.view]
         with self.lock:
-            keyed = {key: q for q in whole if (key := self._key(q, image)) and not self._knows(key)}
+            keyed = {
+                key: asked for q in whole for key, asked in self._keyed(q, image) if not self._knows(key)
+            }
         items = iter(list(keyed.items()))
         chunks = list(iter(lambda: dict(itertools.islice(items, PICTURES_AT_ONCE)), {}))
         reads = prefetched(lambda chunk: self._read(chunk, image), chunks, self.tower.device)
@@ -136,7 +151,7 @@ class VisionCache:
     def knows(self, questions: Sequence[Question], image: ImageSettings) -> bool:
         """Whether no picture of these questions has to be given to the tower; views always have to."""
         with self.lock:
-            return all(self._knows(key) for q in questions if (key := self._key(q, image)))
+            return all(self._knows(key) for q in questions for key, _ in self._keyed(q, image))
 
     def _knows(self, key: Key) -> bool:
         return key in self.kept or any(key in arriving.kept for arriving in self.arriving)
@@ -190,23 +205,25 @@ class VisionCache:
         """Bring the tower back: transformers takes the device of a model's first weight for that of all."""
         self.tower.unpark()
 
-    def _key(self, question: Question, image: ImageSettings) -> Key | None:
+    def _keyed(self, question: Question, image: ImageSettings) -> list[tuple[Key, _Asked]]:
+        """The question's pictures under their keys, in their order."""
         shape = (image.mode, image.size, image.min_visual_tokens, image.max_visual_tokens)
-        return (question.image_sha256, *shape, question.view) if question.image else None
+        view = question.view
+        return [((p.sha256, *shape, view), _Asked(p, view, question.id)) for p in question.pictures]
 
-    def _read(self, missing: dict[Key, Question], image: ImageSettings) -> _Read:
-        futures = {key: self.pool.submit(self._found, key, q, image) for key, q in missing.items()}
+    def _read(self, missing: dict[Key, _Asked], image: ImageSettings) -> _Read:
+        futures = {key: self.pool.submit(self._found, key, asked, image) for key, asked in missing.items()}
         found = {key: future.result() for key, future in futures.items()}
         stored = {key: value for key, value in found.items() if isinstance(value, VisionFeatures)}
         pictures = {key: value for key, value in found.items() if key not in stored}
         joined = self.tower.join(list(pictures.values())) if pictures else None
         return _Read(stored, list(pictures), joined)
 
-    def _found(self, key: Key, question: Question, image: ImageSettings) -> Any:
+    def _found(self, key: Key, asked: _Asked, image: ImageSettings) -> Any:
         """The picture's features from disk, or else the picture to make them from."""
-        stored = self.disk.read(self._disk_key(key)) if self.disk and not question.view else None
+        stored = self.disk.read(self._disk_key(key)) if self.disk and not asked.view else None
         if stored is None:
-            return self._picture(question, image)
+            return self._picture(asked, image)
         tensors, notes = stored
         height, width = (int(side) for side in notes["grid_hw"].split())
         merge = self.tower.merge
@@ -270,13 +287,12 @@ class VisionCache:
                 # in the pool that reads: a slow disk holds reading up instead of filling the memory
                 self.pool.submit(self.disk.write, self._disk_key(key), tensors, notes)
 
-    def _picture(self, question: Question, image: ImageSettings) -> Any:
-        if question.image is None:
-            raise ValueError(f"question {question.id} has no picture")
+    def _picture(self, asked: _Asked, image: ImageSettings) -> Any:
+        path = asked.picture.path
         try:
-            picture = fit_image(look(load_image(question.image), question.view), image.mode, image.size)
+            picture = fit_image(look(load_image(path), asked.view), image.mode, image.size)
             return self.tower.prepare(picture, image)
         except ValueError as error:  # ImageError, or sides that differ by more than the processor takes
             raise UserError(
-                f"{question.image} (question {question.id}): {error}; mend it, or look with stage=doctor"
+                f"{path} (question {asked.question}): {error}; mend it, or look with stage=doctor"
             ) from error

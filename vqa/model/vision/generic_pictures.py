@@ -12,10 +12,13 @@ import torch
 from PIL import Image
 
 from vqa.config.settings import ImageSettings
+from vqa.errors import UserError
 from vqa.machine.device import release_memory
 from vqa.model.families.family import Family
 from vqa.model.vision.features import VisionFeatures
 
+BLANK = ((64, 64), (512, 128))  # pixels of pictures whose places in a prompt are compared
+ONE_ONLY = "choose another model for questions on several pictures, such as model=qwen3_vl_8b"
 VALUES_AT_ONCE = 32 * 512 * 512 * 3  # numbers of pixels in one pass: bounds the memory, and fills the device
 
 
@@ -44,17 +47,45 @@ def budget_arguments(processor: Any, family: Family, image: ImageSettings) -> di
 
 def processed(processor: Any, picture: Image.Image, arguments: dict[str, Any]) -> Prepared:
     """What the model's processor makes of one RGB picture; its own tensors, all of them."""
-    found = processor(
-        images=[picture],
-        text=[processor.image_token],
+    found = _processed(processor, [picture], arguments)
+    (replaced,) = found["text_replacement_offsets"][0]
+    tensors = {name: tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
+    return Prepared(tensors, replaced["replacement"])
+
+
+def _processed(processor: Any, pictures: list[Image.Image], arguments: dict[str, Any]) -> Any:
+    """What the processor gives for one text with so many pictures in it."""
+    return processor(
+        images=pictures if len(pictures) == 1 else [pictures],
+        text=[processor.image_token * len(pictures)],
         images_kwargs=arguments,
         add_special_tokens=False,
         return_text_replacement_offsets=True,
         return_tensors="pt",
     )
-    (replaced,) = found["text_replacement_offsets"][0]
-    tensors = {name: tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
-    return Prepared(tensors, replaced["replacement"])
+
+
+def refuse_several_pictures(processor: Any, arguments: dict[str, Any]) -> None:
+    """Refuse a model whose processor treats a picture in another way where a question has several.
+
+    Pictures are processed one by one here, so that one that several questions share is computed once.
+    LLaVA-OneVision cuts a picture into tiles only where it is alone; MiniCPM numbers the pictures.
+
+    Raises:
+        UserError: Such a model cannot be asked about several pictures.
+    """
+    pictures = [Image.new("RGB", size) for size in BLANK]
+    name = type(processor).__name__
+    try:
+        found = _processed(processor, pictures, arguments)["text_replacement_offsets"][0]
+    except (ValueError, TypeError, IndexError) as error:
+        raise UserError(f"model: {name} takes one picture a question only ({error}); {ONE_ONLY}") from error
+    together = [replaced["replacement"] for replaced in found]
+    if together != [processed(processor, picture, arguments).placeholder for picture in pictures]:
+        raise UserError(
+            f"model: {name} treats a picture beside others in another way than alone, and here each is "
+            f"computed alone; {ONE_ONLY}"
+        )
 
 
 class GenericPictures:

@@ -58,7 +58,8 @@ _SPEC = re.compile(r"crop:" + ",".join([r"([01]\.\d{4})"] * 4))
 def viewed(question: Question, n: int, seed: int) -> list[Question]:
     """The question with n views of its picture; the first one is the picture itself.
 
-    The same for the same question, seed and place in the list, whatever n is and whatever was asked before.
+    Of several pictures each is cut to the same part, so that they can still be compared. The same for the
+    same question, seed and place in the list, whatever n is and whatever was asked before.
 
     Args:
         question: What is asked.
