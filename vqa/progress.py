@@ -16,14 +16,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol
 
 from vqa.terminal import LivePart, console
 
 By = Literal["part", "question"]
 ProgressSink = Callable[[str, int, int], None]
 BARS_EVERY_S = 0.1
-Held = TypeVar("Held")
 
 
 class Pruned(Exception):  # noqa: N818  (it is no error)
@@ -105,25 +104,21 @@ def progress(text: str, done: int, total: int) -> None:
 @contextmanager
 def reporting_to(reporter: Reporter) -> Iterator[None]:
     """Send the reports of the code inside to `reporter`."""
-    with _held(_reporter, reporter):
+    token = _reporter.set(reporter)
+    try:
         yield
+    finally:
+        _reporter.reset(token)
 
 
 @contextmanager
 def progress_to(sink: ProgressSink) -> Iterator[None]:
     """Send the progress of the code inside to `sink`, called as sink(text, done, total)."""
-    with _held(_progress, sink):
-        yield
-
-
-@contextmanager
-def _held(variable: ContextVar[Held | None], value: Held) -> Iterator[None]:
-    """Give a variable a value for the length of the block."""
-    token = variable.set(value)
+    token = _progress.set(sink)
     try:
         yield
     finally:
-        variable.reset(token)
+        _progress.reset(token)
 
 
 @contextmanager
