@@ -38,27 +38,27 @@ def with_bytes(name: str, content: bytes | None) -> Change:
     return change
 
 
-VALUES: list[tuple[str, Any, str]] = [
-    *(("hidden_size", value, "text_config") for value in (96, 0, -4, "x", None, 10**9)),
-    *(("num_hidden_layers", value, "text_config") for value in (0, -1, "x", 10**9)),
-    *(("vocab_size", value, "text_config") for value in (10, -1, "x", 10**12)),
-    *(("num_attention_heads", value, "text_config") for value in (0, 7, "x")),
-    *(("head_dim", value, "text_config") for value in (0, "x")),
-    ("hidden_act", "os.system", "text_config"),
-    ("rope_parameters", 7, "text_config"),
-    *(("depth", value, "vision_config") for value in (0, 10**9, "x")),
-    *(("patch_size", value, "vision_config") for value in (0, 10**6, "x")),
-    *(("image_token_id", value, "") for value in (10**9, -1, "x")),
-    *(("vision_config", value, "") for value in ([], {}, 7)),
-    ("text_config", {}, ""),
-    ("text_config", [], ""),
-    ("dtype", "float99", ""),
-    ("model_type", 7, ""),
-    ("quantization_config", 7, ""),
-    ("quantization_config", {"quant_method": "x"}, ""),
-]
+ODD: dict[tuple[str, str], list[Any]] = {
+    ("text_config", "hidden_size"): [96, 0, -4, "x", None, 10**9],
+    ("text_config", "num_hidden_layers"): [0, -1, "x", 10**9],
+    ("text_config", "vocab_size"): [10, -1, "x", 10**12],
+    ("text_config", "num_attention_heads"): [0, 7, "x"],
+    ("text_config", "head_dim"): [0, "x"],
+    ("text_config", "hidden_act"): ["os.system"],
+    ("text_config", "rope_parameters"): [7],
+    ("vision_config", "depth"): [0, 10**9, "x"],
+    ("vision_config", "patch_size"): [0, 10**6, "x"],
+    ("", "image_token_id"): [10**9, -1, "x"],
+    ("", "vision_config"): [[], {}, 7],
+    ("", "text_config"): [{}, []],
+    ("", "dtype"): ["float99"],
+    ("", "model_type"): [7],
+    ("", "quantization_config"): [7, {"quant_method": "x"}],
+}
 CASES: dict[str, Change] = {
-    f"{part}.{name}={value}": with_value(name, value, part) for name, value, part in VALUES
+    f"{part}.{name}={value}": with_value(name, value, part)
+    for (part, name), values in ODD.items()
+    for value in values
 }
 FILES = (
     *("config.json", "tokenizer.json", "tokenizer_config.json"),
