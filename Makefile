@@ -12,7 +12,7 @@ PIP = $(BIN)/python -m pip install --constraint constraints.txt $$(test -t 2 || 
 UV_PIP = "$(UV)" pip install --python $(BIN)/python --constraint constraints.txt $$(test -t 2 || echo -q)
 INSTALL = $(if $(UV),$(UV_PIP),$(PIP))
 
-.PHONY: test demo browser lint audit licences rooms clean
+.PHONY: test demo browser lint audit licences hashes rooms clean
 
 test: $(STAMP)
 	$(BIN)/ruff check .
@@ -39,6 +39,11 @@ audit: $(STAMP)
 	@echo "pip-audit, from the extra named so: known vulnerabilities of what constraints.txt pins; one that cannot be asked about fails"
 	@$(INSTALL) --editable ".[audit]"
 	grep -v '^torch==' constraints.txt | $(BIN)/python -m pip_audit --strict --no-deps --disable-pip -r /dev/stdin
+
+hashes: $(STAMP)
+	@echo "uv, from the extra audit: hashes of all files of what constraints.txt pins, but torch"
+	@$(INSTALL) --editable ".[audit]"
+	grep -v '^torch==' constraints.txt | $(BIN)/uv pip compile --generate-hashes --no-deps --no-header --no-annotate --quiet - > constraints-hashes.txt
 
 licences: $(STAMP)
 	$(BIN)/python .ci/supply.py > docs/licences.md

@@ -19,7 +19,8 @@ def machine() -> str:
 
 def commit() -> str:
     """The commit of the code that runs; "unknown" outside a checkout."""
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    here = Path(__file__).parent  # the working directory may be another by now
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
     return done.stdout.strip() or "unknown"
 
 

@@ -45,6 +45,7 @@ def test_the_plain_configuration_is_accepted(composed: Compose) -> None:
         ("budget.holdout_share=0.8", r"budget.holdout_share must be in \(0, 0.5\], got 0.8"),
         ("budget.max_grad_norm=0", r"budget.max_grad_norm must be > 0"),
         ("lora.r=0", r"lora.r must be an integer >= 1, got 0"),
+        ("lora.r=1000000000", r"lora.r must be <= 16384, got 1000000000"),
         ("lora.r=eight", r"lora.r must be an integer >= 1, got 'eight'"),
         ("lora.lora_alpha=-1", r"lora.lora_alpha must be a number > 0, got -1"),
         (

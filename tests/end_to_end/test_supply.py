@@ -23,6 +23,17 @@ def test_the_page_of_licences_names_every_library_and_keeps_share_alike_apart() 
         assert ("Licence: Creative Commons Attribution-ShareAlike" in path.read_text()) != of_others
 
 
+def test_hashes_are_those_of_the_pinned_versions() -> None:
+    text = (ROOT / "constraints-hashes.txt").read_text(encoding="utf-8")
+    pinned = supply().pins((ROOT / "constraints.txt").read_text(encoding="utf-8"))
+    del pinned["torch"]  # its build, and so its hash, depends on the machine
+    assert supply().pins(text) == pinned, "make hashes"
+    lines = text.replace("\\\n", " ").splitlines()
+    assert len(lines) == len(pinned)
+    for line in lines:
+        assert re.fullmatch(r"[\w.-]+==[\w.+-]+( +--hash=sha256:[0-9a-f]{64})+", line), line[:80]
+
+
 def test_hydra_is_a_release_candidate_only_as_long_as_there_is_nothing_else() -> None:
     # fails on the day that Hydra 1.4 itself is installed: then raise pyproject.toml's lower bounds to 1.4.0
     # (omegaconf's to 2.4.0), pin them in constraints.txt, and take the release candidates out of the pages

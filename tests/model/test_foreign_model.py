@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -204,6 +205,40 @@ def test_an_adapter_runs_no_code_and_brings_no_base(
     with pytest.raises(UserError, match=r"adapter="), loaded(base, adapter):
         pass
     assert not bird.exists()
+    assert not hasattr(base.model, "peft_config")
+
+
+TOO_MUCH: dict[str, dict[str, Any]] = {
+    "rank": {"r": 10**9},
+    "rank of one module": {"rank_pattern": {"q_proj": 10**9}},
+    "rank that is none": {"rank_pattern": {"q_proj": "x"}},
+    "target": {"target_modules": "(([a-z._0-9]+)+)+!"},
+    "excluded": {"exclude_modules": "(([a-z._0-9]+)+)+!"},
+    "pattern of a rank": {"rank_pattern": {"(([a-z._0-9]+)+)+!": 4}},
+    "pattern of an alpha": {"alpha_pattern": {"(([a-z._0-9]+)+)+!": 4}},
+    "no expression": {"target_modules": "((("},
+}
+
+
+@pytest.mark.parametrize("kind", TOO_MUCH)
+def test_an_adapter_that_takes_all_memory_or_time_is_refused(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    from safetensors.torch import save_file
+
+    from vqa.model.adapter import loaded
+
+    monkeypatch.setattr("vqa.model.adapter.PATTERN_S", 0.5)
+    config = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"], "base_model_name_or_path": "x"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | TOO_MUCH[kind]))
+    save_file(
+        {"base_model.model.q_proj.lora_A.weight": torch.zeros(4, 8)}, tmp_path / "adapter_model.safetensors"
+    )
+    with (
+        pytest.raises(UserError, match=r"adapter=.*(adapter_config.json has r=|takes longer|no regular)"),
+        loaded(base, tmp_path),
+    ):
+        pass
     assert not hasattr(base.model, "peft_config")
 
 

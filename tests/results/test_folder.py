@@ -1,6 +1,8 @@
 """Where files lie; a run's folder belongs to one configuration, nothing in it is overwritten by another."""
 
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 from tests.conftest import Compose
 from tests.helpers.written_study import write_study
 from vqa.errors import UserError
-from vqa.results.folder import MANIFEST, RunFolder, StudyFolder, begin, read_json
+from vqa.machine.interrupt import time_limit
+from vqa.results.folder import MANIFEST, RunFolder, StudyFolder, begin, read_json, read_yaml
+from vqa.results.folds import read_folds
+from vqa.results.predictions import read_predictions
+from vqa.results.trials import read_leaderboard
+from vqa.sweep.leaderboard import read_winner
 
 
 @pytest.fixture
@@ -151,3 +158,30 @@ def test_a_broken_json_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text("[]")
     with pytest.raises(UserError, match=r"metrics.json: must be a JSON object"):
         read_json(tmp_path / "metrics.json")
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "predictions": read_predictions,
+    "folds": read_folds,
+    "leaderboard": read_leaderboard,
+    "a JSON file": read_json,
+    "a YAML file": read_yaml,
+    "best.yaml": read_winner,
+}
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize("kind", ["a pipe", "a device", "a folder", "nested", "no text"])
+@pytest.mark.parametrize("reader", READERS)
+def test_a_file_of_others_that_is_none_is_refused_at_once(tmp_path: Path, reader: str, kind: str) -> None:
+    path = tmp_path / "theirs"
+    if kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "a device":
+        path.symlink_to("/dev/zero")
+    elif kind == "a folder":
+        path.mkdir()
+    else:
+        path.write_bytes(b"[" * 5000 if kind == "nested" else b"\xff\xfe\n")
+    with time_limit(10), pytest.raises(UserError, match=re.escape(str(path))):
+        READERS[reader](path)

@@ -27,6 +27,7 @@ from vqa.question import FEWEST, LETTERS
 
 LONGEST_NAME = 200  # bytes of a folder's name: file systems take 255, and files beside it add to it
 LORA_STARTS = (True, False, "gaussian", "orthogonal")  # lora.init_lora_weights that leave the base alone
+LARGEST_RANK = 2**14  # no matrix of a base is wider where an adapter goes
 OUT_OF_RANGE = ("greater_than_equal", "greater_than", "less_than_equal", "less_than")  # pydantic's names
 
 
@@ -207,6 +208,7 @@ def _check_lora(lora: dict[str, Any]) -> None:
     """
     rank = lora.get("r")
     require(isinstance(rank, int) and rank >= 1, "lora.r", "an integer >= 1", rank)
+    require(_number(rank) <= LARGEST_RANK, "lora.r", f"<= {LARGEST_RANK}", rank)
     require(_number(lora.get("lora_alpha")) > 0, "lora.lora_alpha", "a number > 0", lora.get("lora_alpha"))
     dropout = lora.get("lora_dropout", 0.0)
     require(0 <= _number(dropout) < 1, "lora.lora_dropout", "in [0, 1)", dropout)

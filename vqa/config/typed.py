@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal import logging_config
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.resolvers import oc
@@ -80,7 +81,7 @@ def _refuse_other_file(name: str, handler: Mapping[str, Any]) -> None:
         )
 
 
-def refuse_variables(config: DictConfig) -> None:
+def refuse_variables(config: HydraConf | DictConfig) -> None:
     """Refuse variables of the environment that a file sets for this process and all that it starts.
 
     `LD_PRELOAD` or `PATH` would have other programs run, `HF_ENDPOINT` would send the token elsewhere.

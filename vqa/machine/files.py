@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.02
 PARTIAL = ".partial"
+MOST_TEXT_BYTES = 2**30  # predictions of a million questions are 200 MB
 LONGEST_NAME = 255  # bytes; of Linux
 NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # such as Lustre mounted without it
 NO_FSYNC = (errno.EINVAL, errno.ENOTSUP)  # a file system that has no such thing, such as some mounted drives
@@ -288,6 +289,18 @@ def read_regular(path: Path, limit_bytes: int) -> bytes:
             text = f"{size / 2**30:.1f} GiB, the limit is {limit_bytes / 2**30:.1f}"
             raise OSError(errno.EFBIG, text, str(path))
         return file.read()
+
+
+def read_text(path: Path) -> str:
+    """Read a text file that may be a stranger's: never a device, or a pipe, which would wait.
+
+    Line ends stay as they are; a byte order mark goes.
+
+    Raises:
+        OSError: As for `read_regular`, with `MOST_TEXT_BYTES`.
+        UnicodeDecodeError: It is not UTF-8.
+    """
+    return read_regular(path, MOST_TEXT_BYTES).decode("utf-8-sig")
 
 
 def _refuse_irregular(path: Path) -> NoReturn:

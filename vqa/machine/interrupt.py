@@ -2,6 +2,8 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -44,3 +46,29 @@ class Interrupt:
         """
         if self.came:
             raise KeyboardInterrupt
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """End Python code inside the block that takes too long; in a thread that is not the main one, nothing.
+
+    Args:
+        seconds: How long it may take.
+
+    Raises:
+        TimeoutError: It took longer.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"took longer than {seconds} s")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -13,11 +13,14 @@ from vqa.config.library import build
 from vqa.errors import UserError, refuse_no_adapter, system_error
 from vqa.machine.device import release_memory
 from vqa.machine.files import replacing_folder
+from vqa.machine.interrupt import time_limit
 from vqa.model.base import Base
 from vqa.model.memory import does_not_fit
 
 TARGETS = ("all_linear", "attention")  # names in conf/lora for what each family has of these
 WEIGHTS = "adapter_model.safetensors"
+RANK_WITHOUT_WEIGHTS = 64  # small in memory; that the weights are missing is told once the adapter is on
+PATTERN_S = 5.0  # for one pattern and all names of modules; a sound one takes milliseconds
 VISION_MODULE = re.compile(r"(^|\.)(visual|vision\w*)(\.|$)")
 
 
@@ -44,6 +47,7 @@ def attached(base: Base, lora: dict[str, Any], seed: int) -> Iterator[Any]:
     if lora.get("target_modules") in TARGETS:
         lora = lora | {"target_modules": base.lora_targets(lora["target_modules"])}
     config = build("lora", lora)
+    refuse_slow_patterns(base.model, config, "lora")
     try:
         # adapters in float32: a small update to a bfloat16 weight would be rounded away
         with bare_after_failure(base.model):
@@ -105,6 +109,8 @@ def plain_adapter(model: Any, folder: Path, base_path: str) -> Any:
             f"adapter={folder}: no {WEIGHTS} there; weights in another format, such as pickled ones, are not "
             "loaded"
         )
+    _refuse_other_rank(config, folder)
+    refuse_slow_patterns(model, config, f"adapter={folder}")
     try:
         with bare_after_failure(model):
             made = PeftModel.from_pretrained(model, str(folder))
@@ -122,6 +128,65 @@ def plain_adapter(model: Any, folder: Path, base_path: str) -> Any:
             f"{len(saved - wanted)} have no place (r={config.r}); give the model it was trained on"
         )
     return made
+
+
+def _refuse_other_rank(config: Any, folder: Path) -> None:
+    """Refuse a rank that the stored weights do not have: layers of that size would be made first.
+
+    Raises:
+        UserError: A rank of adapter_config.json is larger than any in the weights, or the weights are no file
+            of safetensors.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as stored:
+            names = [name for name in stored.keys() if "lora_A" in name]  # noqa: SIM118  (no dictionary)
+            stored_ranks = [stored.get_slice(name).get_shape()[0] for name in names]
+    except (SafetensorError, IndexError) as error:
+        raise UserError(
+            f"{folder / WEIGHTS}: cannot be read ({error}); train or copy the adapter again"
+        ) from error
+    largest = max(stored_ranks, default=RANK_WITHOUT_WEIGHTS)
+    ranks = [config.r, *(config.rank_pattern or {}).values()]
+    if any(not isinstance(rank, int) or rank > largest for rank in ranks):
+        raise UserError(
+            f"adapter={folder} does not fit its weights: adapter_config.json has r={ranks[0]} or larger, the "
+            f"weights have {largest} at most; train or copy the adapter again"
+        )
+
+
+def refuse_slow_patterns(model: Any, config: Any, where: str) -> None:
+    """Refuse regular expressions of an adapter that take for ever on the names of the model's modules.
+
+    PEFT matches them with every name, and nothing bounds how often a pattern may go back.
+
+    Args:
+        model: The base model.
+        config: A peft.LoraConfig.
+        where: The key, for messages.
+
+    Raises:
+        UserError: A pattern is none, or takes longer than `PATTERN_S`.
+    """
+    given = [getattr(config, name, None) for name in ("target_modules", "exclude_modules", "layers_pattern")]
+    patterns = [text for text in given if isinstance(text, str)]
+    patterns += [
+        rf".*\.{key}$" for name in ("rank_pattern", "alpha_pattern") for key in getattr(config, name)
+    ]
+    names = [name for name, _ in model.named_modules()]
+    for pattern in patterns:
+        try:
+            with time_limit(PATTERN_S):
+                for name in names:
+                    re.fullmatch(pattern, name)
+        except (re.error, RecursionError) as error:
+            raise UserError(f"{where}: {pattern!r} is no regular expression: {error}") from error
+        except TimeoutError as error:
+            raise UserError(
+                f"{where}: {pattern[:80]!r} takes longer than {PATTERN_S:.0f} s on the names of the model's "
+                "modules; name the modules in a simpler way"
+            ) from error
 
 
 @contextmanager

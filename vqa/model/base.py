@@ -4,6 +4,8 @@ import importlib.resources
 import logging
 import sys
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,11 @@ from vqa.terminal import left_to_others
 
 log = logging.getLogger(__name__)
 # what transformers raises for files that are missing, cut off, or made up
-UNFIT = (OSError, ImportError, ValueError, LookupError, TypeError, AttributeError)
+UNFIT = (
+    *(OSError, ImportError, ValueError, LookupError, TypeError, AttributeError),
+    *(RuntimeError, ArithmeticError),
+)
+MOST_LAYERS, LARGEST_SIZE = 1000, 2**24  # of a made-up config.json more would fill any memory before it fails
 ASSET = "asset:"
 BLANK_TOKENS = (4, 64)  # the same of a tower whose placeholders are only counted
 _resident: dict[tuple[Any, ...], "Base"] = {}
@@ -143,16 +149,60 @@ def read_model_config(settings: Settings) -> Any:
 
     path = settings.model.path
     folder, where = model_source(settings)
-    try:
+    with _files_told(path):
         config: Any = AutoConfig.from_pretrained(folder, **where)
-    except UNFIT as error:
-        raise UserError(_cannot_load(path, error)) from error
-    _refuse_kernels_of_the_hub(config, path)
-    for part in (config, config.get_text_config()):
-        stored_quantization(part, path)
-    model_class(config, path)
-    _refuse_needs(settings, family_of(config), config)
+        _refuse_sizes(config.to_dict(), path)
+        _refuse_kernels_of_the_hub(config, path)
+        for part in (config, config.get_text_config()):
+            stored_quantization(part, path)
+        model_class(config, path)
+        _refuse_needs(settings, family_of(config), config)
     return config
+
+
+@contextmanager
+def _files_told(path: str) -> Iterator[None]:
+    """Turn what transformers raises for a model's files inside the block into the user's message.
+
+    Args:
+        path: The model, as configured.
+
+    Raises:
+        UserError: The files are missing, cut off, or made up.
+        torch.OutOfMemoryError: As it was raised.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (*UNFIT, SafetensorError, StrictDataclassError) as error:
+        raise UserError(_cannot_load(path, error)) from error
+    except Exception as error:  # tokenizers raises this very class, and no narrower one
+        if type(error) is not Exception:
+            raise
+        raise UserError(_cannot_load(path, ValueError(f"tokenizer.json: {error}"))) from error
+
+
+def _refuse_sizes(values: Mapping[str, Any], path: str) -> None:
+    """Refuse sizes that no model has, before a model of them is laid out.
+
+    Args:
+        values: Of config.json, with its parts.
+        path: The model, as configured.
+
+    Raises:
+        UserError: Names the key.
+    """
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            _refuse_sizes(value, path)
+        key = str(name)  # of a table such as id2label a number
+        most = MOST_LAYERS if "layers" in key or key == "depth" else LARGEST_SIZE if "size" in key else None
+        if isinstance(value, int) and most is not None and not 0 <= value <= most:
+            raise UserError(f"model.path={path}: {name} of config.json must be in 0..{most}, got {value}")
 
 
 def read_processor(settings: Settings, config: Any) -> Any | None:
@@ -167,12 +217,10 @@ def read_processor(settings: Settings, config: Any) -> Any | None:
     if family.is_own(config):
         return None
     folder, where = model_source(settings)
-    try:
+    with _files_told(settings.model.path):
         tokenizer = AutoTokenizer.from_pretrained(folder, **where)
         pixels = load_image_processor(folder, config, family, where)
         return load_processor(folder, config, tokenizer, pixels, where)
-    except UNFIT as error:
-        raise UserError(_cannot_load(settings.model.path, error)) from error
 
 
 def _refuse_kernels_of_the_hub(config: Any, path: str) -> None:
@@ -232,7 +280,8 @@ def load_base(settings: Settings) -> Base:
     if key not in _resident:
         _resident.clear()
         release_memory()
-        _resident[key] = _load(settings, device, dtype)
+        with _files_told(settings.model.path):
+            _resident[key] = _load(settings, device, dtype)
     base = _resident[key]
     _refuse_needs(settings, base.family, base.model.config)
     base.vision.limit(settings.image.cache_gib)
@@ -241,7 +290,6 @@ def load_base(settings: Settings) -> Base:
 
 
 def _load(settings: Settings, device: torch.device, dtype: torch.dtype) -> Base:
-    from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
@@ -271,8 +319,6 @@ def _load(settings: Settings, device: torch.device, dtype: torch.dtype) -> Base:
             )
         tokenizer = AutoTokenizer.from_pretrained(folder, **where)
         processor = load_image_processor(folder, config, family, where)
-    except (*UNFIT, SafetensorError) as error:
-        raise UserError(_cannot_load(settings.model.path, error)) from error
     except torch.OutOfMemoryError as error:
         doing = f"{settings.model.path} ({settings.quantization.name})"
         raise UserError(str(does_not_fit(doing, device, error))) from error

@@ -19,7 +19,7 @@ from yaml import YAMLError
 from vqa.config.settings import Settings, is_under
 from vqa.config.words import shell_line
 from vqa.errors import UserError
-from vqa.machine.files import is_locked, replace_text
+from vqa.machine.files import is_locked, read_text, replace_text
 from vqa.machine.safe_text import mask_secrets
 from vqa.results.folds import FoldResult, read_folds
 from vqa.results.ranges import Range, ranges_of
@@ -322,8 +322,8 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        content = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: is no JSON ({error}); run the stage that writes it again") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: must be a JSON object; run the stage that writes it again")
@@ -337,7 +337,7 @@ def read_yaml(path: Path) -> Any:
         UserError: It is no YAML.
     """
     try:
-        return OmegaConf.load(path)
+        return OmegaConf.create(read_text(path))
     except (YAMLError, OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from vqa.errors import UserError
-from vqa.machine.files import replace_text
+from vqa.machine.files import read_text, replace_text
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,7 @@ def read_folds(path: Path) -> list[FoldResult]:
     if not path.exists():
         return []
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            text = file.read()
+        text = read_text(path)
         rows = list(csv.DictReader(text.splitlines(), restval=""))
         if text and not text.endswith("\n"):
             raise ValueError("its last line is cut off")
@@ -62,7 +61,7 @@ def read_folds(path: Path) -> list[FoldResult]:
             )
             for row in rows
         ]
-    except (KeyError, ValueError, TypeError, csv.Error) as error:
+    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
         raise UserError(
             f"{path}: cannot be read ({error}); remove the trial's folder to run it again"
         ) from error

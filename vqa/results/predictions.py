@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vqa.errors import UserError
-from vqa.machine.files import replace_text
+from vqa.machine.files import read_text, replace_text
 from vqa.question import FEWEST, LETTERS, MOST, letters_of
 
 SUM_TOLERANCE = 1e-4  # float32 softmax is off by 1e-7; a forgotten normalisation by far more
@@ -190,8 +190,7 @@ def _write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]
 
 def _read(path: Path) -> list[tuple[Prediction, int | None]]:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            table = list(csv.reader(file, strict=True))
+        table = list(csv.reader(io.StringIO(read_text(path), newline=""), strict=True))
     except FileNotFoundError as error:
         raise UserError(
             f"{path}: no such predictions file; run stage=predict or stage=final first"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from vqa.errors import UserError
+from vqa.machine.files import read_text
 
 RESULT_COLUMNS = ("trial", "state", "folds", "nll", "nll_se", "accuracy", "accuracy_se", "seconds")
 TIED = "tied_with_best"  # after the searched parameters, as are the next
@@ -79,10 +80,9 @@ def read_leaderboard(leaderboard: Path) -> list[TrialRow]:
         UserError: The file is missing, lacks a column or holds a bad number.
     """
     try:
-        with leaderboard.open(newline="", encoding="utf-8-sig") as file:
-            text = file.read()
-            table = csv.DictReader(io.StringIO(text, newline=""), restval="")
-            header, rows = table.fieldnames or (), list(table)
+        text = read_text(leaderboard)
+        table = csv.DictReader(io.StringIO(text, newline=""), restval="")
+        header, rows = table.fieldnames or (), list(table)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{leaderboard}: cannot be read: {error}; run the sweep again to write it") from error
     if text and not text.endswith("\n"):

@@ -4,7 +4,8 @@ import base64
 import hashlib
 import json
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ HOST = "127.0.0.1"  # never another: whoever reaches the page may use the machin
 LARGEST_BYTES = 40 * 2**20  # of a request: a phone's photo is 3 to 12 MiB
 SLOWEST_S = 30.0  # a request that takes longer to arrive is dropped
 AT_ONCE = 8  # requests that are read or answered at a time; the next ones are told to come again
+KEPT_GIB = 0.25  # features of pictures that were asked about
 LONGEST_TEXT = 4000  # characters of a question or an option
 # the page's own script and style stand in it; nothing else may run, be fetched or frame it
 POLICY = (
@@ -66,17 +68,10 @@ def run_serve(settings: Settings, folder: Path) -> None:
         raise UserError(
             f"stage=serve needs {error.name}: pip install -c constraints.txt '.[serve]'"
         ) from error
-    from vqa.answer.members import asked_one_by_one, stored_temperature
-    from vqa.model.base import load_base
-    from vqa.model.encode import Encoder
-
     prepare(settings)
     address = f"http://{HOST}:{settings.env.port}"
     Console(stderr=True, soft_wrap=True).print(message(settings.lang, "serving", address=address))
-    adapter = adapter_folder(settings)
-    encoder = Encoder(load_base(settings), settings.prompt, settings.image)
-    with asked_one_by_one(encoder, adapter, stored_temperature(adapter, settings)) as answer:
-        app = make_app(answer, settings.lang, f"{settings.model.path} + {adapter}")
+    with application(settings) as app:
         # "server header": the page need not say what serves it
         uvicorn.run(
             app,
@@ -88,6 +83,32 @@ def run_serve(settings: Settings, folder: Path) -> None:
             limit_concurrency=8 * AT_ONCE,
             h11_max_incomplete_event_size=2**16,
         )
+
+
+@contextmanager
+def application(settings: Settings) -> Iterator[Any]:
+    """The page and its call with base and adapter loaded, for the length of the block.
+
+    Pictures come one after another and seldom twice, so their features are kept within `KEPT_GIB` where
+    `image.cache_gib` does not say otherwise.
+
+    Args:
+        settings: The run; `adapter` or the study's final one.
+
+    Raises:
+        UserError: There is no adapter, or it does not fit.
+    """
+    from vqa.answer.members import asked_one_by_one, stored_temperature
+    from vqa.model.base import load_base
+    from vqa.model.encode import Encoder
+
+    adapter = adapter_folder(settings)
+    base = load_base(settings)
+    if settings.image.cache_gib is None:
+        base.vision.limit(KEPT_GIB)
+    encoder = Encoder(base, settings.prompt, settings.image)
+    with asked_one_by_one(encoder, adapter, stored_temperature(adapter, settings)) as answer:
+        yield make_app(answer, settings.lang, f"{settings.model.path} + {adapter}")
 
 
 def make_app(answer: Answer, lang: str, title: str) -> Any:
@@ -110,7 +131,7 @@ def make_app(answer: Answer, lang: str, title: str) -> Any:
     turn, busy = asyncio.Lock(), asyncio.Semaphore(AT_ONCE)
 
     # a page elsewhere could point its own name at this machine and read what we answer
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost", "testserver"])
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
     app.add_middleware(_WithHeaders)  # around all others: their refusals have them too
     page = render("serve.html", language=lang, title=title, letters=letters_of(MOST), needed=FEWEST)
 
@@ -137,6 +158,8 @@ def make_app(answer: Answer, lang: str, title: str) -> Any:
                 return JSONResponse({"error": "a request must not be nested that deep"}, 422)
             except (UserError, ValueError) as error:
                 return JSONResponse({"error": str(error)}, 422)
+            except OSError as error:  # no room for the picture, or no right to write it
+                return JSONResponse({"error": f"the picture cannot be written: {error.strerror}"}, 507)
         return JSONResponse(asdict(found))
 
     app.add_api_route("/answer", reply, methods=["POST"], response_model=None)

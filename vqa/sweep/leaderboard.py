@@ -22,7 +22,7 @@ from yaml import YAMLError
 
 from vqa.config.messages import in_language, plain_message
 from vqa.errors import UserError
-from vqa.machine.files import replace_text
+from vqa.machine.files import read_text, replace_text
 from vqa.report.verdict import disagreement_words, edge_words
 from vqa.results.comparison import Trained, Verdict, compare, standing_order
 from vqa.results.folder import RunFolder, StudyFolder
@@ -443,9 +443,9 @@ def read_winner(path: Path) -> list[str]:
         UserError: It is no such file.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         content = OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else None
-    except (OSError, ValueError, OmegaConfBaseException, YAMLError) as error:
+    except (OSError, ValueError, RecursionError, OmegaConfBaseException, YAMLError) as error:
         raise UserError(f"{path}: cannot be read as YAML ({error}); mend it or give winner=none") from error
     if not isinstance(content, dict) or not content:
         raise UserError(f"{path}: must be a mapping of keys to values; mend it or give winner=none")

@@ -17,7 +17,7 @@ from vqa.data.image import fit_image, load_image
 from vqa.errors import UserError
 from vqa.machine.device import spare_bytes
 from vqa.machine.prefetch import prefetched
-from vqa.model.vision.disk import FeatureStore, tower_digest
+from vqa.model.vision.disk import FeatureStore, Tensors, tower_digest
 from vqa.model.vision.features import HostCopies, VisionFeatures
 from vqa.model.vision.pictures import Pictures
 from vqa.model.vision.tower import Tower
@@ -224,10 +224,22 @@ class VisionCache:
         stored = self.disk.read(self._disk_key(key)) if self.disk and not asked.view else None
         if stored is None:
             return self._picture(asked, image)
-        tensors, notes = stored
+        try:
+            return self._features(*stored)
+        except (LookupError, ValueError) as error:  # somebody else's file, with a checksum that fits
+            log.warning("image.cache_dir: the features of %s are made again: %s", asked.picture.path, error)
+            return self._picture(asked, image)
+
+    def _features(self, tensors: Tensors, notes: dict[str, str]) -> VisionFeatures:
+        """What a file holds.
+
+        Raises:
+            LookupError: A tensor or note is missing.
+            ValueError: A note or shape is none that a picture has.
+        """
         height, width = (int(side) for side in notes["grid_hw"].split())
         merge = self.tower.merge
-        return VisionFeatures(
+        made = VisionFeatures(
             pooled=tensors["pooled"],
             deepstack=tuple(tensors[f"deepstack.{tap}"] for tap in range(len(tensors) - 1)),
             grid=(height // merge, width // merge),
@@ -235,6 +247,11 @@ class VisionCache:
             placeholder=notes.get("placeholder", ""),
             listed=notes.get("listed", "True") == "True",
         )
+        shapes = {tuple(tensor.shape) for tensor in tensors.values()}
+        visual = made.grid[0] * made.grid[1]
+        if len(shapes) != 1 or (not made.placeholder and made.pooled.shape[0] != visual):
+            raise ValueError(f"{visual} visual tokens do not have the shapes {sorted(shapes)}")
+        return made
 
     def _disk_key(self, key: Key) -> str:
         return hashlib.sha256(f"{self.digest} {key[:-1]}".encode()).hexdigest()  # views are not stored

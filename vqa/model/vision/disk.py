@@ -75,7 +75,7 @@ class FeatureStore:
         path = self.folder / f"{key}{SUFFIX}"
         try:
             with safe_open(path, framework="pt") as file:
-                names, notes = file.keys(), file.metadata()
+                names, notes = file.keys(), file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in names}
             if notes.pop("crc32", "") != _crc32(tensors):
                 raise SafetensorError("its content does not fit its checksum")
