@@ -102,7 +102,7 @@ def cross_fitted(predictions: Sequence[Prediction]) -> list[Prediction]:
     Raises:
         ValueError: As `fitted_temperature`.
     """
-    parts = np.array([_part(prediction) for prediction in predictions])
+    parts = np.array([part_of(prediction) for prediction in predictions])
     found = list(predictions)
     for part in sorted(set(parts.tolist())):
         outside = [p for p, number in zip(predictions, parts, strict=True) if number != part]
@@ -182,7 +182,8 @@ def write_calibration(adapter: Path, content: Mapping[str, Any]) -> None:
     replace_text(adapter / CALIBRATION, json.dumps(content, indent=2) + "\n")
 
 
-def _part(prediction: Prediction) -> int:
+def part_of(prediction: Prediction) -> int:
+    """The part of the rows that a prediction falls into, 0 to `PARTS` - 1: by its picture, in any order."""
     group = prediction.image_sha256 or prediction.id
     return hashlib.sha256(group.encode()).digest()[0] * PARTS // 256
 
