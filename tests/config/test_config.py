@@ -29,7 +29,7 @@ def test_the_plain_configuration_is_accepted(composed: Compose) -> None:
         ("lora._target_=peft.NothingConfig", r"lora._target_: 'peft.NothingConfig' cannot be imported"),
         ("lora._target_=peft.Nothing", r"lora._target_ must be a class of settings, ending in Config"),
         ("stage=finale", r"stage must be one of final, trial, .*got 'finale'"),
-        ("ensemble.selection=best", r"ensemble.selection must be one of all, greedy"),
+        ("ensemble.selection=best", r"ensemble.selection must be one of all, greedy, fitted"),
         ("loss=mse", r"loss must be one of answer_only, choice_ce, full, got 'mse'"),
         ("precision=fp8", r"precision must be one of auto, float32"),
         ("budget.epochs=0", r"budget.epochs must be >= 1, got 0"),

@@ -46,7 +46,7 @@ def test_a_key_is_under_its_own_names_only() -> None:
         ("budget.holdout_share", "in (0, 0.5]", "a number in (0, 0.5]"),
         ("scheduler.warmup_ratio", "in [0, 1)", "a number in [0, 1)"),
         ("image.cache_gib", ">= 0 GiB or null", "a number >= 0 GiB or null"),
-        ("ensemble.selection", "one of all, greedy", "one of all, greedy"),
+        ("ensemble.selection", "one of all, greedy, fitted", "one of all, greedy, fitted"),
         ("quantization.weights", "a mapping or null", "a mapping or null"),
         ("ensemble.members", "a list", "a list"),
         ("final.members", "folds or >= 1", "folds or a whole number >= 1"),

@@ -83,6 +83,36 @@ def test_a_sweep_ends_in_a_submission_that_plain_peft_confirms(
     assert torch.allclose(torch.tensor(found), torch.tensor(expected), atol=1e-6)
 
 
+@pytest.mark.slow
+def test_two_families_are_weighed_on_the_questions_that_both_held_out(
+    checkpoint: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """The embedded Qwen3-VL and a random model of another family, trained on the same data with one seed."""
+    common = (*SMALL, "budget.epochs=1", f"env.output_root={tmp_path}")
+    other = ("model=auto", f"model.path={checkpoint(IN_GATE)}", "model.min_visual_tokens=4")
+    for study, words in (("own", ()), ("other", (*other, "model.max_visual_tokens=16"))):
+        trained = vqa(monkeypatch, capsys, f"study={study}", *words, *common)
+        assert trained.code == 0, trained.err
+    splits = [(tmp_path / study / "final/split.csv").read_bytes() for study in ("own", "other")]
+    assert splits[0] == splits[1]
+    members = ",".join(f"{tmp_path}/{study}/final/test_predictions.csv" for study in ("own", "other"))
+    words = ("stage=ensemble", "study=both", f"ensemble.members=[{members}]", "ensemble.selection=fitted")
+    weighed = vqa(monkeypatch, capsys, *words, *common)
+    assert weighed.code == 0, weighed.err
+    metrics = json.loads((tmp_path / "both/ensemble/metrics.json").read_text())
+    families = [member["family"] for member in metrics["weighing"]]
+    assert len(set(families)) == 2
+    assert families[1] == "exaone4_5"
+    assert sum(metrics["members"].values()) == pytest.approx(1)
+    assert metrics["valid"]["n"] == len(read_rows(tmp_path / "own/final/valid_predictions.csv"))
+    assert len(metrics["valid"]["over_best_member"]["nll"]) == 3
+    assert len(read_rows(tmp_path / "both/ensemble/submission.csv")) == 12
+    assert "over the best member" in weighed.err + weighed.out
+
+
 def prepared(
     name: str, checkpoint: Callable[[str], Path], settings: Make, *more: str
 ) -> tuple[Settings, Base]:

@@ -50,8 +50,9 @@ def new_work(settings: Make, model: str) -> Work:
     return work_of(Foreseen(true_size(model), footprint, lengths, [], [], 0))
 
 
-# questions/s of training in benchmarks/results: 2026-11-29-h200-acceptance.json,
-# 2026-11-28-h200-acceptance.json, 2026-11-25-h100-throughput.json, 2026-11-25-h100-throughput-qwen2_5.json, 2026-11-28-h100-answering.json
+# questions/s of training in benchmarks/results: 2026-11-28-h200-acceptance.json,
+# 2026-11-29-h200-acceptance.json, 2026-11-25-h100-throughput.json,
+# 2026-11-25-h100-throughput-qwen2_5.json, 2026-11-28-h100-answering.json
 TRAINED = [
     ("h200", "qwen3_vl_8b", 32, "nothing", 46.67),
     ("h200", "qwen3_vl_8b", 16, "layer", 29.6),

@@ -119,6 +119,24 @@ MESSAGES: dict[str, tuple[str, str]] = {
         "     no time is estimated for this family",
         "     이 모델 계열은 시간을 추정하지 않음",
     ),
+    "ensemble member": (
+        "weight {weight:.2f} ({family}) {file}: accuracy {accuracy:.3f}, NLL {nll:.4f}, "
+        "likeness {likeness:.2f}",
+        "가중치 {weight:.2f} ({family}) {file}: 정확도 {accuracy:.3f}, NLL {nll:.4f}, 유사도 {likeness:.2f}",
+    ),
+    "ensemble unscored": ("weight {weight:.2f} ({family}) {file}", "가중치 {weight:.2f} ({family}) {file}"),
+    "ensemble over_best_member": (
+        "over the best member: accuracy {accuracy:+.3f} (95 % interval {low:+.3f} to {high:+.3f}), "
+        "NLL {nll:+.4f} ({nll_low:+.4f} to {nll_high:+.4f}), n={n}",
+        "가장 좋은 모델 대비: 정확도 {accuracy:+.3f} (95 % 구간 {low:+.3f} ~ {high:+.3f}), "
+        "NLL {nll:+.4f} ({nll_low:+.4f} ~ {nll_high:+.4f}), n={n}",
+    ),
+    "ensemble over_equal_weights": (
+        "over equal weights: accuracy {accuracy:+.3f} (95 % interval {low:+.3f} to {high:+.3f}), "
+        "NLL {nll:+.4f} ({nll_low:+.4f} to {nll_high:+.4f}), n={n}",
+        "같은 가중치 대비: 정확도 {accuracy:+.3f} (95 % 구간 {low:+.3f} ~ {high:+.3f}), "
+        "NLL {nll:+.4f} ({nll_low:+.4f} ~ {nll_high:+.4f}), n={n}",
+    ),
     "control": (
         "     {count} {part} question(s) hold control words of the model, which are asked as plain text: "
         "{shown}",

@@ -287,8 +287,9 @@ class FinalSettings(Group):
 class EnsembleSettings(Group):
     members: list[str]
     """Files `test_predictions.csv` to average."""
-    selection: Literal["all", "greedy"]
-    """all: equal weights; greedy: weights chosen on the `valid_predictions.csv` beside each member."""
+    selection: Literal["all", "greedy", "fitted"]
+    """all: equal weights; the others weigh on the `valid_predictions.csv` beside each member. greedy: add the
+    member that helps most, again and again; fitted: lowest NLL, pulled towards a share for each family."""
 
 
 @dataclass

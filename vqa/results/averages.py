@@ -13,12 +13,12 @@ from vqa.results.predictions import Prediction
 from vqa.results.uncertainty import Z95, mean_error
 
 
-def average(members: Sequence[Sequence[Prediction]], weights: Sequence[int]) -> list[Prediction]:
+def average(members: Sequence[Sequence[Prediction]], weights: Sequence[float]) -> list[Prediction]:
     """Weighted mean of log probabilities, normalised again; the option mass is averaged as it is.
 
     Args:
         members: Each member's predictions of the same questions in the same order.
-        weights: How often each member counts.
+        weights: How much each member counts; they need not add up to 1.
     """
     found: dict[int, Prediction] = {}
     for n, places in by_options(len(p.p) for p in members[0]).items():
@@ -28,7 +28,7 @@ def average(members: Sequence[Sequence[Prediction]], weights: Sequence[int]) -> 
 
 
 def _average_alike(
-    members: Sequence[Sequence[Prediction]], weights: Sequence[int], letters: Sequence[str]
+    members: Sequence[Sequence[Prediction]], weights: Sequence[float], letters: Sequence[str]
 ) -> list[Prediction]:
     """`average` of questions that all have these letters."""
     share = np.array(weights) / sum(weights)

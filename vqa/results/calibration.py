@@ -101,8 +101,7 @@ def cross_fitted(predictions: Sequence[Prediction]) -> list[Prediction]:
     Raises:
         ValueError: As `fitted_temperature`.
     """
-    groups = picture_groups([prediction.image_sha256 for prediction in predictions])
-    parts = np.array([_part(*pair) for pair in zip(predictions, groups, strict=True)])
+    parts = np.array(parts_of(predictions))
     found = list(predictions)
     for part in sorted(set(parts.tolist())):
         outside = [p for p, number in zip(predictions, parts, strict=True) if number != part]
@@ -182,9 +181,14 @@ def write_calibration(adapter: Path, content: Mapping[str, Any]) -> None:
     replace_text(adapter / CALIBRATION, json.dumps(content, indent=2) + "\n")
 
 
-def _part(prediction: Prediction, group: str) -> int:
-    name = group if prediction.image_sha256 else prediction.id
-    return hashlib.sha256(name.encode()).digest()[0] * PARTS // 256
+def parts_of(predictions: Sequence[Prediction]) -> list[int]:
+    """The part of the rows that each prediction falls into, 0 to `PARTS` - 1, whatever the order of the rows.
+
+    Questions that share a picture, or are linked through others that do, are in one part.
+    """
+    groups = picture_groups([prediction.image_sha256 for prediction in predictions])
+    names = [g if p.image_sha256 else p.id for p, g in zip(predictions, groups, strict=True)]
+    return [hashlib.sha256(name.encode()).digest()[0] * PARTS // 256 for name in names]
 
 
 def _log_p(predictions: Sequence[Prediction]) -> list[tuple[list[int], NDArray[np.float64]]]:

@@ -167,6 +167,7 @@ def run_final(settings: Settings, folder: Path) -> dict[str, Any]:
             write_record(run)
             results = _results(run, metrics, job, answers)
             extra = {"mlflow_run_id": tracked.run_id, "processes": processes.count()}
+            extra |= {"family": encoder.base.family.types[0]}
             digests = job.data_sha256, job.split.sha256
             provenance = Provenance(settings.plain, settings.seed, started, *digests, extra)
             finish_run(run, results, provenance, partial(_show, tracked, run, metrics, answers.valid))

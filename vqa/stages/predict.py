@@ -93,7 +93,7 @@ def _run(settings: Settings, folder: Path, with_base: bool) -> dict[str, Any]:
         files = {run.test_predictions: predictions} | ({run.base_predictions: base} if with_base else {})
         submitted = None if with_base else [q.id for q in questions]
         extra = {"adapter": str(adapter), "mlflow_run_id": tracked.run_id}
-        extra |= {"adapter_sha256": weights_sha256(adapter)}
+        extra |= {"adapter_sha256": weights_sha256(adapter), "family": encoder.base.family.types[0]}
         digest = data_sha256(questions)
         provenance = Provenance(settings.plain, settings.seed, started, digest, extra=extra)
         finish_run(
