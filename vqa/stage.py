@@ -203,7 +203,7 @@ def _with_winner(cfg: DictConfig, settings: Settings) -> tuple[DictConfig, Setti
     from hydra import compose
     from hydra.core.hydra_config import HydraConfig
 
-    from vqa.sweep.leaderboard import read_winner
+    from vqa.sweep.final_run import read_winner
 
     best = StudyFolder.of(settings).winner
     if not best.exists():

@@ -30,6 +30,18 @@ from benchmarks.harness.record import add_output_arguments, write_rows
 TOY = Path(__file__).parents[2] / "tests" / "helpers" / "toy_app" / "app.py"
 PARTS = 9  # a toy trial sleeps `pause_s` so often
 COMMON = ["hydra.sweeper.final=false", "hydra/sweeper/pruner=none", "hydra/sweeper/sampler=random"]
+CLOCKED_TOY = """
+import json, sys, time
+sys.path.insert(0, {root!r})
+from tests.helpers.toy_app import app
+clock, whole = [], app.run_trial
+def run_trial(cfg, folder):
+    clock.append(time.process_time())
+    return whole(cfg, folder) if {reports} else app.question_nll(cfg, 0)
+app.run_trial = run_trial
+app.main()
+open("clock.json", "w").write(json.dumps(clock))
+"""
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -115,6 +127,32 @@ def measure_overhead(folder: Path, trials: int, storage: str) -> dict[str, Any]:
     }
 
 
+def measure_cpu(folder: Path, trials: int, reports: bool) -> dict[str, Any]:
+    """CPU time from one trial's start to the next, one worker in the process itself, SQLite.
+
+    Other work on the machine moves it less than the wall time of `measure_overhead`.
+
+    Args:
+        folder: Where to work.
+        trials: Trials of the study.
+        reports: Whether a trial reports and writes its folds; else it returns its score at once.
+    """
+    folder.mkdir()
+    code = CLOCKED_TOY.format(root=str(TOY.parents[3]), reports=reports)
+    command = [sys.executable, "-c", code, "-m", "+sweep=toy", f"hydra.sweeper.n_trials={trials}", *COMMON]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, env=ENVIRONMENT)
+    clock = json.loads((folder / "clock.json").read_text())
+    gaps = [after - before for before, after in pairwise(clock)]
+    trial = "of eight reports and three folds" if reports else "without its function"
+    return {
+        "what": f"CPU seconds per trial {trial}, sqlite",
+        "trials": trials,
+        "median_cpu_s": round(median(gaps), 4),
+        "last_quarter_median_cpu_s": round(median(gaps[-trials // 4 :]), 4),
+        "start_cpu_s": round(clock[0], 2),
+    }
+
+
 def measure_start(folder: Path) -> dict[str, Any]:
     """A real sweep on the embedded model: from the command to its first trial."""
     folder.mkdir()
@@ -144,6 +182,8 @@ def measurements(given: argparse.Namespace, folder: Path) -> Iterator[dict[str, 
     if given.what in ("all", "cost"):
         for storage in ("sqlite", "journal"):
             yield measure_overhead(folder / storage, given.empty, storage)
+        for reports in (False, True):
+            yield measure_cpu(folder / f"cpu_{reports}", given.empty, reports)
         yield measure_start(folder / "start")
     if given.what in ("all", "idle"):
         seconds = durations(given.trials, given.scale)

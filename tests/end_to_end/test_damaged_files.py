@@ -16,7 +16,7 @@ from vqa.machine.files import replace_text, replacing, replacing_folder
 from vqa.report.report import write_report
 from vqa.results.folder import RunFolder
 from vqa.sweep.board import show_status
-from vqa.sweep.leaderboard import read_winner
+from vqa.sweep.final_run import read_winner
 from vqa.sweep.time_budget import PLAN, read_plan
 
 pytestmark = pytest.mark.hostile

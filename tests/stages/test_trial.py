@@ -1,6 +1,7 @@
 """A trial is K short fits with one out-of-fold score; cut off, it goes on after its last fold."""
 
 import csv
+import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -12,8 +13,10 @@ import pytest
 from tests.conftest import Make
 from vqa.config.settings import Settings
 from vqa.errors import UserError
+from vqa.model.adapter import attached
+from vqa.model.base import load_base
 from vqa.progress import By, Pruned, reporting_to
-from vqa.results.folder import FOLDS, OUT_OF_FOLD
+from vqa.results.folder import FOLDS, OUT_OF_FOLD, RunFolder
 from vqa.results.metrics import nll
 from vqa.results.predictions import read_predictions
 from vqa.stages.trial import _name, run_trial, sample_questions
@@ -66,6 +69,9 @@ def test_a_trial_leaves_its_folds_and_out_of_fold_predictions(small: Settings, t
     sample, folds = sample_questions(small)
     assert sorted(p.id for p in predictions) == sorted(q.id for q in sample)
     assert score == nll(predictions)[0]
+    with attached(load_base(small), small.lora, 0) as model:
+        trained = sum(weights.numel() for weights in model.parameters() if weights.requires_grad)
+    assert json.loads(RunFolder(tmp_path).adapter_size.read_text()) == {"parameters": trained}
     for row, fold in zip(rows(tmp_path), folds, strict=True):
         held = {q.id for q in fold.valid}
         assert (int(row["n_train"]), int(row["n_valid"])) == (len(fold.train), len(held))

@@ -11,7 +11,7 @@ import yaml
 from tests.helpers.toy_app.app import main
 from tests.helpers.toy_app.harness import board_rows, run_toy, stamps, trials_of
 from vqa.errors import UserError
-from vqa.sweep.leaderboard import read_winner
+from vqa.sweep.final_run import read_winner
 from vqa.sweep.search.space import override_value, plain_value, read_enqueued, read_search_space
 
 APP = Path(__file__).parents[1] / "helpers" / "toy_app" / "app.py"

@@ -25,6 +25,7 @@ GOOD: dict[str, Any] = {
     "conditions": {},
     "enqueue": [{"lr": 0.5}],
     "final": True,
+    "final_trial": None,
     "final_overrides": ["stage=final"],
     "record": {},
     "confirm": 0,

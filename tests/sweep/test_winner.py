@@ -5,7 +5,8 @@ from typing import Any
 
 import yaml
 
-from vqa.sweep.leaderboard import Scores, Standing, read_winner, winner_of, winner_text, write_winner
+from vqa.sweep.final_run import read_winner, winner_text, write_winner
+from vqa.sweep.leaderboard import Scores, Standing, winner_of
 
 
 def standing(number: int, state: str = "COMPLETE", **params: Any) -> Standing:

@@ -196,6 +196,20 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "objective nll": ("NLL", "NLL"),
     "objective accuracy": ("accuracy", "정확도"),
     "objective calibrated_nll": ("calibrated NLL", "보정한 NLL"),
+    "cost seconds": ("seconds per question", "문항당 초"),
+    "cost parameters": ("trained weights", "학습한 가중치 수"),
+    "front first": (
+        "Pareto front of {title} and {costs}: {trials}. The final run takes trial {n}, the best {title} "
+        "on it; hydra.sweeper.final_trial names another.",
+        "{title}, {costs}의 파레토 프런트: {trials}. 최종 학습은 그중 {title}이(가) 가장 좋은 시도 {n}을 "
+        "씁니다. 다른 시도는 hydra.sweeper.final_trial로 고릅니다.",
+    ),
+    "front told": (
+        "Pareto front of {title} and {costs}: {trials}. The final run takes trial {n}, as "
+        "hydra.sweeper.final_trial says.",
+        "{title}, {costs}의 파레토 프런트: {trials}. 최종 학습은 hydra.sweeper.final_trial에 따라 "
+        "시도 {n}을 씁니다.",
+    ),
     "ties share": (", {share:.0%} of its variance", ", 분산의 {share:.0%}"),
     "trial starts": ("trial {n} starts: {values}", "시도 {n} 시작: {values}"),
     "trial goes on": ("trial {n} goes on: {values}", "시도 {n} 계속: {values}"),

@@ -59,7 +59,9 @@ def leaderboard(study: StudyFolder) -> tuple[list[str], list[dict[str, Any]]]:
         parameters = [_short(trial.parameters[name]) for name in names]
         seconds = "" if math.isnan(trial.seconds) else str(trial.seconds)
         row = {"trial": str(trial.number), "state": trial.state, "folds": trial.folds, "seconds": seconds}
-        shown.append(row | interval | {"parameters": parameters, "tied": trial.tied})
+        costs = [f"{cost:.4g}" if not math.isnan(cost) else "" for cost in trial.costs.values()]
+        told = {"parameters": parameters, "tied": trial.tied, "costs": costs, "front": trial.front}
+        shown.append(row | interval | told)
     return names, shown
 
 

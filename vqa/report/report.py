@@ -77,6 +77,7 @@ def _search(study: StudyFolder, trials: Sequence[TrialRow]) -> dict[str, Any]:
     runs = facts.long_runs(study.path, trials)
     return {
         "names": names,
+        "cost_names": [study_plots.cost_label(column) for column in (trials[0].costs if trials else ())],
         "ranking": ranking,
         "best": _best(trials),
         "doubts": facts.doubts(study.ranking()),
@@ -207,6 +208,14 @@ def study_charts(trials: Sequence[TrialRow], by_guessing: Guessing | None = None
             f"학습률과 랭크에 따른 시도, 색은 NLL. 최고: {values}.",
         ),
     }
+    for column in best.costs:
+        english, in_korean = study_plots.cost_label(column)
+        front = sorted((t for t in complete if t.front), key=lambda trial: trial.costs[column])
+        points = ", ".join(f"{t.number} ({t.costs[column]:.4g}, {t.nll:.3f})" for t in front)
+        texts[f"front_{column}"] = (
+            f"NLL against {english} of each complete trial. On the Pareto front, by {english}: {points}.",
+            f"완료된 시도의 {in_korean}와(과) NLL. 파레토 프런트: {points}.",
+        )
     with tempfile.TemporaryDirectory() as folder, plots.drawn_for_page() as korean:
         paths = study_plots.study_plots(trials, Path(folder), by_guessing)
         return {path.stem: Chart(inline_svg(path, korean), texts[path.stem]) for path in paths}

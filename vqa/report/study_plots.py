@@ -22,7 +22,15 @@ from vqa.report.plots import (
     new_figure,
     save_figure,
 )
-from vqa.results.trials import NOT_SEARCHED, TrialRow, Value, best_trial, complete_trials, varied_parameters
+from vqa.results.trials import (
+    COST_COLUMNS,
+    NOT_SEARCHED,
+    TrialRow,
+    Value,
+    best_trial,
+    complete_trials,
+    varied_parameters,
+)
 from vqa.results.uncertainty import Z95
 
 if TYPE_CHECKING:
@@ -58,7 +66,49 @@ def study_plots(trials: Sequence[TrialRow], folder: Path, by_guessing: Guessing 
     pair = _rate_and_rank([name for name in names if all(_is_number(t.parameters[name]) for t in trials)])
     if pair:
         pictures.append(parameter_map(trials, *pair, folder / "learning_rate_by_rank.png"))
+    for column in complete_trials(trials)[0].costs:
+        if not any(trial.front for trial in trials):
+            break  # no trial has all of its costs
+        pictures.append(front_by_cost(trials, column, folder / f"front_{column}.png"))
     return pictures
+
+
+def cost_label(column: str) -> tuple[str, str]:
+    """What a cost's column of the leaderboard holds, in English and Korean."""
+    return {
+        COST_COLUMNS["seconds"]: ("seconds per question", "문항당 초"),
+        COST_COLUMNS["parameters"]: ("trained weights", "학습한 가중치 수"),
+    }[column]
+
+
+def front_by_cost(trials: Sequence[TrialRow], column: str, path: Path) -> Path:
+    """Draw each complete trial's NLL against a cost; those on the Pareto front are joined and numbered.
+
+    Args:
+        trials: The trials.
+        column: Of the cost, in the leaderboard.
+        path: The PNG to write.
+    """
+    figure, (axes,) = new_figure(6.8, 4.6)
+    priced = [trial for trial in complete_trials(trials) if not math.isnan(trial.costs[column])]
+    front = sorted((trial for trial in priced if trial.front), key=lambda trial: trial.costs[column])
+    others = [trial for trial in priced if not trial.front]
+    for shown, style, colour, text in (
+        (others, "o", GREY, label("complete", "완료")),
+        (front, "o-", BLUE, label("Pareto front", "파레토 프런트")),
+    ):
+        if not shown:
+            continue
+        errors = [Z95 * trial.nll_se for trial in shown]
+        places, losses = [trial.costs[column] for trial in shown], [trial.nll for trial in shown]
+        axes.errorbar(places, losses, errors, fmt=style, color=colour, capsize=2, label=text)
+    for trial in front:
+        at = (trial.costs[column], trial.nll)
+        axes.annotate(str(trial.number), at, xytext=(5, 5), textcoords="offset points", fontsize=8)
+    axes.set(xlabel=label(*cost_label(column)), ylabel=_nll_label())
+    axes.set_title(label("What a lower NLL costs", "낮은 NLL의 비용"))
+    axes.legend(frameon=False)
+    return save_figure(figure, path)
 
 
 def optimisation_history(trials: Sequence[TrialRow], path: Path, by_guessing: Guessing | None = None) -> Path:

@@ -144,6 +144,24 @@ def next_trainings(trials: Sequence[Trained], left: int) -> list[int]:
     return still[:left] if len(still) > 1 else []
 
 
+def pareto_front(points: Sequence[Sequence[float | None]]) -> list[bool | None]:
+    """Say which points no other one dominates: is at most as large in every objective, and smaller in one.
+
+    Args:
+        points: Each with its objectives, lower is better; None or NaN where one is not known.
+
+    Returns:
+        One answer a point; None for a point of which an objective is not known.
+    """
+    known = [None if any(x is None or math.isnan(x) for x in point) else np.array(point) for point in points]
+    others = [point for point in known if point is not None]
+
+    def dominated(point: np.ndarray) -> bool:
+        return any(bool((other <= point).all() and (other < point).any()) for other in others)
+
+    return [None if point is None else not dominated(point) for point in known]
+
+
 def _tied(trials: Sequence[Trained], names: Sequence[str], apart: float) -> dict[int, bool | None]:
     values, codes, noise = _matrix(trials, names, apart)
     if int(codes.max()) + 1 < LEAST:

@@ -84,6 +84,7 @@ class RunFolder:
         self.manifest_file = path / MANIFEST
         self.folds_file = path / FOLDS  # of a trial, as is the next
         self.out_of_fold = path / OUT_OF_FOLD
+        self.adapter_size = path / "adapter_size.json"  # of a trial: how many weights were trained
 
     def again(self, seed: int) -> Path:
         """The folder of a trial's further training with another `train_seed`."""

@@ -4,7 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +15,9 @@ RESULT_COLUMNS = ("trial", "state", "folds", "nll", "nll_se", "accuracy", "accur
 TIED = "tied_with_best"  # after the searched parameters, as are the next
 DOUBTS = ("nll_corrected", "trainings", "retraining_sd", "retraining_share")
 OBJECTIVE_COLUMNS = ("objective", "objective_value")  # last, where the trials are not ranked by NLL
+# Further objectives, by name: the column that holds each. They and FRONT come last, where there are any.
+COST_COLUMNS = {"seconds": "seconds_per_question", "parameters": "trainable_parameters"}
+FRONT = "on_front"
 NOT_SEARCHED = ""  # an empty text that was searched stands in quotes
 Value = float | str
 
@@ -44,6 +47,8 @@ class TrialRow:
         retraining_share: Its share in the variance of the NLL of one training; the rest is that of the
             questions.
         objective: What the trials are ranked by: nll, accuracy or calibrated_nll.
+        costs: Further objectives by column of COST_COLUMNS, NaN where unknown; lower is better.
+        front: Whether no other complete trial is at least as good in every objective and better in one.
     """
 
     number: int
@@ -62,6 +67,8 @@ class TrialRow:
     retraining_sd: float = math.nan
     retraining_share: float = math.nan
     objective: str = "nll"
+    costs: Mapping[str, float] = field(default_factory=dict)
+    front: bool = False
 
 
 def read_trials(leaderboard: Path) -> list[TrialRow]:
@@ -112,6 +119,8 @@ def study_scores(trials: Sequence[TrialRow]) -> dict[str, float]:
         "trials_tied": float(sum(trial.tied for trial in trials)),
         "seconds": sum(trial.seconds for trial in trials if not math.isnan(trial.seconds)),
     }
+    if any(trial.costs for trial in trials):
+        scores["trials_on_front"] = float(sum(trial.front for trial in trials))
     if complete:
         best = best_trial(complete)
         known = {"nll": best.nll, "nll_se": best.nll_se, "accuracy": best.accuracy}
@@ -184,7 +193,8 @@ def varied_parameters(trials: Sequence[TrialRow]) -> list[str]:
 
 
 def _parse_trial(row: Mapping[str, str], rank: int) -> TrialRow:
-    searched = [name for name in row if name not in (*RESULT_COLUMNS, TIED, *DOUBTS, *OBJECTIVE_COLUMNS)]
+    ours = (*RESULT_COLUMNS, TIED, *DOUBTS, *OBJECTIVE_COLUMNS, *COST_COLUMNS.values(), FRONT)
+    searched = [name for name in row if name not in ours]
     return TrialRow(
         number=int(row["trial"]),
         state=row["state"],
@@ -202,6 +212,8 @@ def _parse_trial(row: Mapping[str, str], rank: int) -> TrialRow:
         retraining_sd=_number(row.get("retraining_sd", "")),
         retraining_share=_number(row.get("retraining_share", "")),
         objective=row.get("objective") or "nll",
+        costs={name: _number(row[name]) for name in COST_COLUMNS.values() if name in row},
+        front=row.get(FRONT) == "true",
     )
 
 

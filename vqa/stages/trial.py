@@ -1,5 +1,6 @@
 """One trial of a sweep: short K-fold training on the study's subsample; the score is the out-of-fold NLL."""
 
+import json
 import logging
 import math
 import time
@@ -20,6 +21,8 @@ from vqa.config.settings import Settings
 from vqa.data.source import split_questions
 from vqa.data.split import Fold, make_folds, subsample
 from vqa.machine.device import peak_memory_gib
+from vqa.machine.files import replace_text
+from vqa.model.adapter import adapter_state
 from vqa.model.base import load_base
 from vqa.model.context import refuse_too_long
 from vqa.model.encode import Encoder
@@ -58,7 +61,7 @@ def run_trial(settings: Settings, folder: Path) -> float:
 
     Args:
         settings: The run.
-        folder: The trial's output folder; gets folds.csv and oof_predictions.csv.
+        folder: The trial's output folder; gets folds.csv, oof_predictions.csv and adapter_size.json.
 
     Returns:
         Out-of-fold option NLL, nats, over all questions of the subsample.
@@ -180,10 +183,13 @@ def _run_fold(trial: _Trial, fold: Fold, finished: Sequence[FoldResult]) -> Fold
         cost = fit(encoder, model, fold.train, plan, evaluate)
         return TrainedFold(evaluations, cost.train_samples_per_s)
 
-    with fold_adapter(settings, encoder.base, number, train) as (_, trained, reused):
+    with fold_adapter(settings, encoder.base, number, train) as (model, trained, reused):
         if reused and progress.reports_by() == "part":
             for at, mean in trained.evaluations[:-1]:
                 reports.note(at, mean)
+        if not trial.files.adapter_size.exists():
+            size = sum(weights.numel() for weights in adapter_state(model).values())
+            replace_text(trial.files.adapter_size, json.dumps({"parameters": size}) + "\n")
         predictions = answer(encoder, fold.valid, settings, source=fold.train)
         mean, _ = nll(predictions)
         reports.track(trained.evaluations[-1][0], mean)

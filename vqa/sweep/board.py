@@ -28,7 +28,15 @@ from vqa.machine.files import replace_text
 from vqa.machine.retry import reason_of
 from vqa.machine.safe_text import shown
 from vqa.results.folder import StudyFolder, read_json
-from vqa.sweep.leaderboard import Standing, describe_edges, describe_scores, describe_ties, ranking, winner_of
+from vqa.sweep.leaderboard import (
+    Standing,
+    describe_edges,
+    describe_front,
+    describe_scores,
+    describe_ties,
+    ranking,
+    winner_of,
+)
 from vqa.sweep.search.space import override_value, overrides_of
 from vqa.sweep.settings import SweepSettings
 from vqa.sweep.storage import open_storage_to_read, shown_address, without_password
@@ -332,6 +340,8 @@ def write_address(folder: Path, settings: SweepSettings, n_trials: int, names: l
         "storage": without_password(storage),
         "direction": settings.direction,
         "objective": settings.objective,
+        "costs": settings.costs,
+        "final_trial": settings.final_trial,
         "n_trials": n_trials,
         "names": names,
     }
@@ -365,13 +375,14 @@ def show_status(folder: Path, console: Console | None = None, lang: str = "en") 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = _load_study(address["study_name"], url)
     trials, objective = study.get_trials(deepcopy=False), address.get("objective", "nll")
-    standings = ranking(trials, folder, address["direction"], objective)
+    standings = ranking(trials, folder, address["direction"], objective, address.get("costs", ()))
     console = console or Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
     board = Board(address["study_name"], address["names"], address["n_trials"], console, lang)
     board.show(standings, workers := read_states(folder))
     console.print(board.picture())
     storage = plain_message(lang, "status storage", address=shown_address(url))
-    remarks = [*_remarks(folder, standings, len(workers), lang), storage]
+    final_trial = address.get("final_trial")
+    remarks = [*_remarks(folder, standings, final_trial, len(workers), lang), storage]
     console.print(Text(shown("\n".join(remarks)).replace("\n  ", "\n")))
 
 
@@ -393,12 +404,16 @@ def _load_study(name: str, url: str) -> optuna.Study:
         ) from error
 
 
-def _remarks(folder: Path, standings: list[Standing], workers: int, lang: str) -> list[str]:
+def _remarks(
+    folder: Path, standings: list[Standing], final_trial: int | None, workers: int, lang: str
+) -> list[str]:
     lines = [] if workers else [plain_message(lang, "status no worker")]
     if (best := winner_of(standings)) is not None:
         chosen, scores = " ".join(overrides_of(best.params)), describe_scores(best, lang)
         lines.append(plain_message(lang, "status best", n=best.trial, scores=scores, values=chosen))
         lines.append(describe_ties(standings, lang))
+        if front := describe_front(standings, final_trial, lang):
+            lines.append(front)
         if edges := describe_edges(best, StudyFolder(folder).ranges(), lang):
             lines.append(edges)
     lines += [

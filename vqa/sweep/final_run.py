@@ -1,18 +1,28 @@
-"""The final run with the winner of a study: a job of this process, or a command such as torchrun."""
+"""What follows from a study's ranking: the winner as `best.yaml`, and the final run with it.
+
+`best.yaml` is an experiment file, what a user runs next. The final run is a job of this process, or a command
+such as torchrun.
+"""
 
 import logging
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from vqa.config.messages import plain_message
 from vqa.errors import UserError
-from vqa.machine.files import try_lock, wait_for_lock
+from vqa.machine.files import read_text, replace_text, try_lock, wait_for_lock
 from vqa.machine.safe_text import mask_secrets
 from vqa.results.folder import FINAL, StudyFolder
 from vqa.sweep.jobs import HydraJobs
-from vqa.sweep.leaderboard import Standing
+from vqa.sweep.leaderboard import Standing, describe_scores, describe_ties, winner_of
 from vqa.sweep.multirun import hydra_overrides
 from vqa.sweep.search.space import overrides_of
 from vqa.sweep.study import SharedStudy, settings_of
@@ -21,6 +31,100 @@ log = logging.getLogger(__name__)
 
 # Overrides of Hydra that belong to the sweep and not to a run of its own.
 OF_THE_SWEEP = ("hydra.sweep", "hydra/sweeper", "hydra.launcher", "hydra/launcher", "hydra.mode", "hydra.run")
+
+
+def winner_text(
+    standings: Sequence[Standing],
+    record: Mapping[str, Any],
+    groups: Collection[str],
+    final_trial: int | None = None,
+) -> str:
+    """Give the content of `best.yaml`: an experiment file with the winner's searched values.
+
+    Args:
+        standings: In order, the winner first.
+        record: Further plain values that belong to the winner.
+        groups: Searched keys that name a config group, so that their value is an option.
+        final_trial: The trial that is taken in place of the first.
+    """
+    best = winner_of(standings, final_trial) or standings[0]
+    options: list[Any] = []
+    plain: dict[str, Any] = {}
+    chosen = {**best.params, **record}
+    for key, value in chosen.items():
+        if key not in groups:
+            _set_nested(plain, key.lstrip("+").split("."), value)
+        elif key.startswith("+"):  # the configuration itself chooses nothing there
+            options.append({f"/{key.lstrip('+')}": value})
+        else:
+            options.append({f"override /{key}": value})
+    body = {"defaults": [*options, "_self_"]} if options else {}
+    command = shlex.join(overrides_of(chosen))
+    if "\n" in command:
+        command = "not in one line: a value has several, see below"
+    lines = [
+        "# @package _global_",
+        f"# Trial {best.trial}: {describe_scores(best)}",
+        f"# {describe_ties(standings) if best is standings[0] else _told(standings[0])}",
+        f"# On a command line: {command}",
+    ]
+    return "\n".join(lines) + "\n" + OmegaConf.to_yaml(OmegaConf.create({**body, **plain}))
+
+
+def _told(first: Standing) -> str:
+    return f"hydra.sweeper.final_trial says so; trial {first.trial} ranks first."
+
+
+def _set_nested(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[keys[-1]] = value
+
+
+def write_winner(text: str, study_folder: Path) -> None:
+    """Write `best.yaml`, and again as `experiment/best.yaml` for `--config-dir <study> experiment=best`."""
+    folder = StudyFolder(study_folder)
+    folder.winner_experiment.parent.mkdir(exist_ok=True)
+    replace_text(folder.winner, text)
+    replace_text(folder.winner_experiment, text)
+
+
+def read_winner(path: Path) -> list[str]:
+    """Give the overrides that a `best.yaml` stands for, `key=value` each.
+
+    Args:
+        path: A file of `write_winner`.
+
+    Raises:
+        UserError: It is no such file.
+    """
+    try:
+        text = read_text(path)
+        content = OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else None
+    except (OSError, ValueError, RecursionError, OmegaConfBaseException, YAMLError) as error:
+        raise UserError(f"{path}: cannot be read as YAML ({error}); mend it or give winner=none") from error
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"{path}: must be a mapping of keys to values; mend it or give winner=none")
+    if not text.endswith("\n"):  # of a number, the first digits alone would still be a number
+        raise UserError(f"{path}: its last line is cut off; mend it or give winner=none")
+    plain = {str(key): value for key, value in content.items()}
+    options = [entry for entry in plain.pop("defaults", []) if isinstance(entry, dict)]
+    chosen = {_typed(str(key)): value for entry in options for key, value in entry.items()}
+    values = {f"++{key}": value for key, value in _flat(plain).items()}  # some may have been added with +
+    return overrides_of({**chosen, **values})
+
+
+def _typed(entry: str) -> str:
+    """A key of a defaults list as one types it: `override /image` is image, `/db@backup` is +db@backup."""
+    return entry.removeprefix("override /") if entry.startswith("override /") else f"+{entry.lstrip('/')}"
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat
 
 
 def make_final_run(shared: SharedStudy, jobs: HydraJobs, best: Standing, lang: str = "en") -> None:

@@ -1,39 +1,39 @@
-"""The ranking of a study's trials, from what each left in its folder; its first trial is the winner.
-
-`leaderboard.csv` holds the ranking, `best.yaml` the winner as an experiment file: what a user runs next.
-"""
+"""The ranking of a study's trials, from what each left in its folder; its first trial is the winner."""
 
 import csv
 import io
 import math
-import shlex
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from optuna.trial import FrozenTrial, TrialState
-from yaml import YAMLError
 
 from vqa.config.messages import in_language, plain_message
-from vqa.errors import UserError
-from vqa.machine.files import read_text, replace_text
+from vqa.machine.files import replace_text
 from vqa.report.verdict import disagreement_words, edge_words
-from vqa.results.comparison import Trained, Verdict, compare, standing_order
-from vqa.results.folder import RunFolder, StudyFolder
+from vqa.results.comparison import Trained, Verdict, compare, pareto_front, standing_order
+from vqa.results.folder import RunFolder, StudyFolder, read_json
 from vqa.results.metrics import per_question_nll, pictures_of
 from vqa.results.predictions import read_fold_predictions
 from vqa.results.ranges import Range
-from vqa.results.trials import DOUBTS, OBJECTIVE_COLUMNS, RESULT_COLUMNS, TIED, other_leader
+from vqa.results.trials import (
+    COST_COLUMNS,
+    DOUBTS,
+    FRONT,
+    OBJECTIVE_COLUMNS,
+    RESULT_COLUMNS,
+    TIED,
+    other_leader,
+)
 from vqa.results.uncertainty import mean_error, picture_codes
-from vqa.sweep.objective import Objective, question_losses, shown_objective
+from vqa.sweep.objective import Cost, Objective, question_losses, shown_objective
 from vqa.sweep.search.promotion import WORKED_S, is_paused
-from vqa.sweep.search.space import override_value, overrides_of, plain_values
+from vqa.sweep.search.space import override_value, plain_values
 
 Stamps = tuple[tuple[int, int], ...]  # of a trial's files: changed, bytes
 
@@ -50,6 +50,7 @@ class Scores:
         pictures: Digest of each question's picture by id; errors are taken over pictures.
         loss: What the trials are ranked by, question by question and lower is better: see
             `vqa.sweep.objective`.
+        parameters: Weights that were trained; None where the trial did not say.
     """
 
     folds: int
@@ -58,6 +59,13 @@ class Scores:
     correct: Mapping[str, bool]
     pictures: Mapping[str, str] = field(default_factory=dict)
     loss: Mapping[str, float] = field(default_factory=dict)
+    parameters: int | None = None
+
+    def cost(self, name: Cost) -> float | None:
+        """What a question took in seconds, or the weights that were trained; None where it is not known."""
+        if name == "parameters" or self.seconds is None or not self.nll:
+            return self.parameters if name == "parameters" else None
+        return self.seconds / len(self.nll)
 
     def error(self, values: Mapping[str, float]) -> float | None:
         """Standard error of the mean of values by question id, over pictures; None with fewer than two."""
@@ -86,6 +94,8 @@ class Standing:
         again: Results of its further trainings on the same folds, by rising seed.
         verdict: Of the best trial: what the comparison of all complete trials found.
         objective: What the trials are ranked by.
+        costs: Further objectives, by name; None where one is not known.
+        front: Of a complete trial: whether it is on the Pareto front; None without costs.
     """
 
     trial: int
@@ -100,6 +110,8 @@ class Standing:
     again: tuple[Scores, ...] = ()
     verdict: Verdict | None = None
     objective: Objective = "nll"
+    costs: Mapping[Cost, float | None] = field(default_factory=dict)
+    front: bool | None = None
 
     @property
     def nll(self) -> float | None:
@@ -143,7 +155,8 @@ def read_scores(folder: Path, objective: Objective = "nll") -> Scores:
 
 
 def _stamps(folder: Path) -> Stamps:
-    files = [RunFolder(folder).folds_file, RunFolder(folder).out_of_fold]
+    run = RunFolder(folder)
+    files = [run.folds_file, run.out_of_fold, run.adapter_size]
     return tuple((f.stat().st_mtime_ns, f.stat().st_size) if f.exists() else (0, 0) for f in files)
 
 
@@ -155,6 +168,7 @@ def _read_scores(folder: Path, stamps: Stamps, objective: Objective) -> Scores:
     rows = read_fold_predictions(out_of_fold) if out_of_fold.exists() else []
     labelled = [p for p, fold in rows if fold in finished and p.gold is not None]
     seconds = sum(result.seconds for result in folds) if folds else None
+    size = RunFolder(folder).adapter_size
     return Scores(
         folds=len(finished),
         seconds=seconds,
@@ -162,11 +176,16 @@ def _read_scores(folder: Path, stamps: Stamps, objective: Objective) -> Scores:
         correct={p.id: p.answer == p.gold for p in labelled},
         pictures=pictures_of(labelled),
         loss=question_losses(labelled, objective) if labelled else {},
+        parameters=read_json(size).get("parameters") if size.exists() else None,
     )
 
 
 def ranking(
-    trials: Sequence[FrozenTrial], study_folder: Path, direction: str, objective: Objective = "nll"
+    trials: Sequence[FrozenTrial],
+    study_folder: Path,
+    direction: str,
+    objective: Objective = "nll",
+    costs: Sequence[Cost] = (),
 ) -> list[Standing]:
     """Order the trials from best to worst.
 
@@ -182,6 +201,7 @@ def ranking(
         study_folder: Where `trials/` lies.
         direction: "minimize" or "maximize".
         objective: What complete trials are ranked by.
+        costs: Further objectives: with any, the Pareto front of the complete trials is marked.
     """
     standings = [standing_of(trial, study_folder, objective) for trial in trials]
     sign = 1.0 if direction == "minimize" else -1.0
@@ -196,7 +216,16 @@ def ranking(
     verdict = _verdict(tuple(_key(standing, study_folder) for standing in complete), objective)
     judged = [replace(standing, tied=verdict.tied[standing.trial]) for standing in complete]
     judged[0] = replace(judged[0], verdict=verdict)
-    return [*judged, *standings[len(complete) :]]
+    ranked = [*judged, *standings[len(complete) :]]
+    return _with_front(ranked, costs) if costs else ranked
+
+
+def _with_front(standings: Sequence[Standing], costs: Sequence[Cost]) -> list[Standing]:
+    priced = [replace(s, costs={name: s.scores.cost(name) for name in costs}) for s in standings]
+    complete = [s for s in priced if s.state == "COMPLETE"]
+    points = [(s.value if s.objective == "nll" else s.trained.mean, *s.costs.values()) for s in complete]
+    marked = [replace(s, front=front) for s, front in zip(complete, pareto_front(points), strict=True)]
+    return [*marked, *priced[len(complete) :]]
 
 
 Key = tuple[int, tuple[tuple[Path, Stamps], ...]]  # a trial, and the folders of its trainings
@@ -267,7 +296,8 @@ def leaderboard_text(standings: Sequence[Standing], names: Sequence[str]) -> str
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
     ranked = list(OBJECTIVE_COLUMNS) if standings and standings[0].objective != "nll" else []
-    table.writerow([*RESULT_COLUMNS, *names, TIED, *DOUBTS, *ranked])
+    priced = [COST_COLUMNS[name] for name in standings[0].costs] if standings else []
+    table.writerow([*RESULT_COLUMNS, *names, TIED, *DOUBTS, *ranked, *priced, *([FRONT] if priced else [])])
     verdict = standings[0].verdict if standings else None
     for standing in standings:
         if standing.state in ("RUNNING", "WAITING"):
@@ -284,6 +314,8 @@ def leaderboard_text(standings: Sequence[Standing], names: Sequence[str]) -> str
                 "" if standing.tied is None else str(standing.tied).lower(),
                 *_doubts(standing, verdict),
                 *([standing.objective, _objective_value(standing)] if ranked else []),
+                *("" if cost is None else f"{cost:.6g}" for cost in standing.costs.values()),
+                *(["" if standing.front is None else str(standing.front).lower()] if priced else []),
             ]
         )
     return out.getvalue()
@@ -360,6 +392,18 @@ def _as_sentence(words: str) -> str:
     return f"{words[:1].upper()}{words[1:]}."
 
 
+def describe_front(standings: Sequence[Standing], final_trial: int | None, lang: str = "en") -> str:
+    """Say which trials are on the Pareto front and which one the final run takes; empty without costs."""
+    best = winner_of(standings, final_trial)
+    if best is None or not standings[0].costs:
+        return ""
+    title = plain_message(lang, f"objective {best.objective}")
+    costs = ", ".join(plain_message(lang, f"cost {name}") for name in best.costs)
+    trials = ", ".join(str(s.trial) for s in standings if s.front)
+    taken = "told" if best is not standings[0] else "first"
+    return plain_message(lang, f"front {taken}", title=title, costs=costs, trials=trials, n=best.trial)
+
+
 def describe_edges(best: Standing, ranges: Mapping[str, Range], lang: str = "en") -> str:
     """Say which values of the best trial lie at the edge of their range; empty when none does."""
     said = [edge_words(key, best.params.get(key), ranged) for key, ranged in ranges.items()]
@@ -382,90 +426,7 @@ def _doubts_in_words(best: Standing, lang: str) -> list[str]:
     return said
 
 
-def winner_of(standings: Sequence[Standing]) -> Standing | None:
-    """Give the best complete trial; None while there is none."""
-    return standings[0] if standings and standings[0].state == "COMPLETE" else None
-
-
-def winner_text(standings: Sequence[Standing], record: Mapping[str, Any], groups: Collection[str]) -> str:
-    """Give the content of `best.yaml`: an experiment file with the winner's searched values.
-
-    Args:
-        standings: In order, the winner first.
-        record: Further plain values that belong to the winner.
-        groups: Searched keys that name a config group, so that their value is an option.
-    """
-    best = standings[0]
-    options: list[Any] = []
-    plain: dict[str, Any] = {}
-    chosen = {**best.params, **record}
-    for key, value in chosen.items():
-        if key not in groups:
-            _set_nested(plain, key.lstrip("+").split("."), value)
-        elif key.startswith("+"):  # the configuration itself chooses nothing there
-            options.append({f"/{key.lstrip('+')}": value})
-        else:
-            options.append({f"override /{key}": value})
-    body = {"defaults": [*options, "_self_"]} if options else {}
-    command = shlex.join(overrides_of(chosen))
-    if "\n" in command:
-        command = "not in one line: a value has several, see below"
-    lines = [
-        "# @package _global_",
-        f"# Trial {best.trial}: {describe_scores(best)}",
-        f"# {describe_ties(standings)}",
-        f"# On a command line: {command}",
-    ]
-    return "\n".join(lines) + "\n" + OmegaConf.to_yaml(OmegaConf.create({**body, **plain}))
-
-
-def _set_nested(tree: dict[str, Any], keys: list[str], value: Any) -> None:
-    for key in keys[:-1]:
-        tree = tree.setdefault(key, {})
-    tree[keys[-1]] = value
-
-
-def write_winner(text: str, study_folder: Path) -> None:
-    """Write `best.yaml`, and again as `experiment/best.yaml` for `--config-dir <study> experiment=best`."""
-    folder = StudyFolder(study_folder)
-    folder.winner_experiment.parent.mkdir(exist_ok=True)
-    replace_text(folder.winner, text)
-    replace_text(folder.winner_experiment, text)
-
-
-def read_winner(path: Path) -> list[str]:
-    """Give the overrides that a `best.yaml` stands for, `key=value` each.
-
-    Args:
-        path: A file of `write_winner`.
-
-    Raises:
-        UserError: It is no such file.
-    """
-    try:
-        text = read_text(path)
-        content = OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else None
-    except (OSError, ValueError, RecursionError, OmegaConfBaseException, YAMLError) as error:
-        raise UserError(f"{path}: cannot be read as YAML ({error}); mend it or give winner=none") from error
-    if not isinstance(content, dict) or not content:
-        raise UserError(f"{path}: must be a mapping of keys to values; mend it or give winner=none")
-    if not text.endswith("\n"):  # of a number, the first digits alone would still be a number
-        raise UserError(f"{path}: its last line is cut off; mend it or give winner=none")
-    plain = {str(key): value for key, value in content.items()}
-    options = [entry for entry in plain.pop("defaults", []) if isinstance(entry, dict)]
-    chosen = {_typed(str(key)): value for entry in options for key, value in entry.items()}
-    values = {f"++{key}": value for key, value in _flat(plain).items()}  # some may have been added with +
-    return overrides_of({**chosen, **values})
-
-
-def _typed(entry: str) -> str:
-    """A key of a defaults list as one types it: `override /image` is image, `/db@backup` is +db@backup."""
-    return entry.removeprefix("override /") if entry.startswith("override /") else f"+{entry.lstrip('/')}"
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return flat
+def winner_of(standings: Sequence[Standing], final_trial: int | None = None) -> Standing | None:
+    """Give the complete trial of that number, or the best one while it is not there; None without any."""
+    complete = [standing for standing in standings if standing.state == "COMPLETE"]
+    return next((s for s in complete if s.trial == final_trial), complete[0] if complete else None)

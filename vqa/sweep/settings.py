@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from vqa.errors import UserError
-from vqa.sweep.objective import OBJECTIVES, Objective
+from vqa.sweep.objective import COSTS, OBJECTIVES, Cost, Objective, is_objective
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class SweepSettings:
         storage_wait_s: Seconds to wait for a database that goes away while the sweep runs.
         direction: "minimize" or "maximize" the value that a job returns.
         objective: What complete trials are ranked by: nll, accuracy or calibrated_nll. The search itself
-            goes by NLL.
+            goes by NLL. As a key, it may be a list of it and costs.
+        costs: What else shall be small: seconds (per question), parameters. No key of its own.
         n_trials: Trials of the study in all, over all runs of the command.
         whole_trials: Work of a search that promotes, in trials that run to their end; it may start less than
             n_trials then. null = n_trials are started, and the pruner says how many run to their end.
@@ -36,6 +37,7 @@ class SweepSettings:
             `vqa.sweep.search.conditions`.
         enqueue: Configurations to try first, each a mapping of searched key -> value.
         final: Whether the final run follows with the winner.
+        final_trial: The trial that best.yaml and the final run take; null = the first of the leaderboard.
         final_overrides: Overrides that turn the winner's job into the final run.
         record: Facts about the search that go with the winner, as overrides of the final run and in
             best.yaml: key -> value.
@@ -56,6 +58,7 @@ class SweepSettings:
     storage_wait_s: float
     direction: str
     objective: Objective
+    costs: tuple[Cost, ...]
     n_trials: int
     whole_trials: float | None
     n_workers: int
@@ -67,6 +70,7 @@ class SweepSettings:
     conditions: dict[str, dict[str, Any]]
     enqueue: list[dict[str, Any]]
     final: bool
+    final_trial: int | None
     final_overrides: list[str]
     record: dict[str, Any]
     confirm: int
@@ -135,7 +139,10 @@ _RULES: dict[str, Rule] = {
     ),
     "storage_wait_s": _SECONDS,
     "direction": ("minimize or maximize", lambda v: v in ("minimize", "maximize")),
-    "objective": (f"one of {', '.join(OBJECTIVES)}", lambda v: v in OBJECTIVES),
+    "objective": (
+        f"one of {', '.join(OBJECTIVES)}, or a list of it and costs ({', '.join(COSTS)}), as [nll,seconds]",
+        is_objective,
+    ),
     "n_trials": _whole_from(1),
     "whole_trials": _or_null(("a number of trials > 0", _SECONDS[1])),
     "n_workers": (f"{_whole_from(1)[0]} or auto", _whole_from(1)[1]),
@@ -150,6 +157,7 @@ _RULES: dict[str, Rule] = {
     ),
     "enqueue": _list_of(dict, "mappings of searched key -> value"),
     "final": _SWITCH,
+    "final_trial": _or_null(_whole_from(0)),
     "final_overrides": _list_of(str, "overrides such as stage=final"),
     "record": _MAPPING,
     "confirm": _whole_from(0),
@@ -180,7 +188,7 @@ def read_settings(node: Mapping[str, Any]) -> SweepSettings:
     Raises:
         UserError: A key is unknown, missing, of the wrong type or out of range.
     """
-    names = [field.name for field in fields(SweepSettings)]
+    names = [field.name for field in fields(SweepSettings) if field.name != "costs"]
     values = {key: value for key, value in node.items() if key != "_target_"}
     for key in values:
         if key in STOCK_KEYS:
@@ -196,7 +204,15 @@ def read_settings(node: Mapping[str, Any]) -> SweepSettings:
         rule, fits = _RULES[name]
         if not fits(values[name]):
             raise UserError(f"hydra.sweeper.{name} must be {rule}, got {values[name]!r}.")
-    if values["objective"] != "nll" and values["direction"] != "minimize":
+    objective = values["objective"]
+    values["objective"], *costs = objective if isinstance(objective, list) else [objective]
+    values["costs"] = tuple(costs)
+    if costs and values["confirm"]:
+        raise UserError(
+            f"hydra.sweeper.confirm={values['confirm']} trains those again that tie by one objective; with "
+            f"hydra.sweeper.objective=[{','.join(objective)}] it must be 0."
+        )
+    if objective != "nll" and values["direction"] != "minimize":
         raise UserError(
             f"hydra.sweeper.objective must be nll with hydra.sweeper.direction={values['direction']}, got "
             f"{values['objective']!r}: with another one the jobs' value is an NLL, which is minimised."

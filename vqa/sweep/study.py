@@ -97,7 +97,8 @@ def refuse_other_terms(study: str, before: Mapping[str, Any], now: Mapping[str, 
             gone, come = [x for x in old if x not in new], [x for x in new if x not in old]
             lines.append(f"  {key}: {' '.join(gone) or 'nothing'} before, {' '.join(come) or 'nothing'} now")
         else:
-            lines.append(f"  {key}: {old or 'nothing'} before, {new or 'nothing'} now")
+            old, new = before.get(key, "nothing"), now.get(key, "nothing")
+            lines.append(f"  {key}: {old} before, {new} now")
     if lines:
         raise UserError(
             f"study {study!r} was begun under other terms, its trials would not compare:\n"

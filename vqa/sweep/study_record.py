@@ -31,6 +31,8 @@ def record_study(run: Run, study_folder: Path) -> None:
         return
     trials = study.trials()
     run.metrics(study_scores(trials))
+    if any(trial.costs for trial in trials):
+        run.tags({"vqa.pareto_front": ", ".join(str(trial.number) for trial in trials if trial.front)})
     with tempfile.TemporaryDirectory() as drawn:
         for picture in study_plots(trials, Path(drawn), study_guessing(study)):
             run.artifact(picture, "plots")

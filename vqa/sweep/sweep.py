@@ -23,14 +23,14 @@ from vqa.machine.interrupt import Interrupt
 from vqa.results.folder import StudyFolder
 from vqa.sweep.board import Board, write_address
 from vqa.sweep.confirmation import confirm
-from vqa.sweep.final_run import make_final_run, program
+from vqa.sweep.final_run import make_final_run, program, read_winner
 from vqa.sweep.jobs import HydraJobs, refuse_unknown_keys
 from vqa.sweep.leaderboard import (
     Standing,
     describe_edges,
+    describe_front,
     describe_scores,
     describe_ties,
-    read_winner,
     winner_of,
 )
 from vqa.sweep.multirun import hydra_overrides, refuse_what_is_not_ours, write_multirun
@@ -110,6 +110,7 @@ def run_sweep(
     enqueued = read_enqueued(settings.enqueue, space, leave_out=not typed)
     if own_slot() is None:
         warn_of_few_trials(settings)
+        _warn_of_pruned_costs(settings)
     with Interrupt() as interrupt:
         slot = own_slot()
         shared = SharedStudy(settings, space, folder, enqueued, begun=slot is not None)
@@ -120,6 +121,14 @@ def run_sweep(
             return Sweep(shared, jobs, interrupt, launcher).run()
         _run_as_copy(shared, jobs, slot, interrupt)
         return None
+
+
+def _warn_of_pruned_costs(settings: SweepSettings) -> None:
+    if settings.costs and settings.pruner["_target_"] != "optuna.pruners.NopPruner":
+        log.warning(
+            "the pruner goes by NLL alone: a cheap trial with a poor NLL may be stopped, and is not on the "
+            "Pareto front then. hydra/sweeper/pruner=none runs every trial to its end."
+        )
 
 
 def _read(node: Mapping[Any, Any], launcher: str | None) -> SweepSettings:
@@ -333,16 +342,27 @@ class Sweep:
             log.info(self._say("over", n=tally.done))
             log.info(self._say("best", n=best.trial, scores=scores, values=chosen))
             log.info(describe_ties(standings, self.lang))
+            if front := describe_front(standings, self.settings.final_trial, self.lang):
+                log.info(front)
+            self._refuse_final_trial(standings)
             if edges := describe_edges(best, StudyFolder(self.shared.folder).ranges(), self.lang):
                 log.warning(edges)
             log.info(self._say("files", folder=self.shared.folder))
         return True
 
     def _run_final(self, standings: list[Standing]) -> None:
-        best = winner_of(standings)
+        best = winner_of(standings, self.settings.final_trial)
         if best is None:
             raise UserError(self._nothing_complete("there is nothing for the final run"))
         make_final_run(self.shared, self.jobs, best, self.lang)
+
+    def _refuse_final_trial(self, standings: list[Standing]) -> None:
+        complete = [standing.trial for standing in standings if standing.state == "COMPLETE"]
+        if self.settings.final_trial not in (None, *complete):
+            raise UserError(
+                f"hydra.sweeper.final_trial must be a complete trial of {self.name}, got "
+                f"{self.settings.final_trial}. Complete, the best first: {', '.join(map(str, complete))}."
+            )
 
     def _nothing_complete(self, so: str) -> str:
         return (
@@ -362,9 +382,10 @@ class Sweep:
 
     def _closing_mark(self) -> str:
         final = " and the final run" if StudyFolder(self.shared.folder).final.complete else ""
-        objective = self.settings.objective
-        ranked = "" if objective == "nll" else f", ranked by {objective}"
-        return f"{self.shared.tally().done} trials{final}{ranked}"
+        words = (self.settings.objective, *self.settings.costs)
+        ranked = "" if words == ("nll",) else f", ranked by {' and '.join(words)}"
+        taken = "" if self.settings.final_trial is None else f", trial {self.settings.final_trial} taken"
+        return f"{self.shared.tally().done} trials{final}{ranked}{taken}"
 
     def _is_closed(self) -> bool:
         """Whether all trials, the results and the final run are complete."""

@@ -18,15 +18,14 @@ from vqa.machine.retry import GoneError
 from vqa.progress import By, Paused, Pruned, progress_to, reporting_to
 from vqa.results.folder import StudyFolder
 from vqa.sweep.board import Board, describe_end, describe_start
+from vqa.sweep.final_run import winner_text, write_winner
 from vqa.sweep.jobs import HydraJobs
 from vqa.sweep.leaderboard import (
     Standing,
     ranking,
     standing_of,
     winner_of,
-    winner_text,
     write_leaderboard,
-    write_winner,
 )
 from vqa.sweep.search.promotion import WORKED_S, PromotionPruner
 from vqa.sweep.search.space import group_of, overrides_of
@@ -147,15 +146,16 @@ class Worker:
     def standings(self) -> list[Standing]:
         """Rank the trials as they stand."""
         settings = self.shared.settings
-        return ranking(self.shared.trials(), self.shared.folder, settings.direction, settings.objective)
+        trials, folder = self.shared.trials(), self.shared.folder
+        return ranking(trials, folder, settings.direction, settings.objective, settings.costs)
 
     def write_results(self) -> None:
         """Bring leaderboard.csv, best.yaml and the table up to date."""
         standings = self.standings()
         write_leaderboard(standings, self.shared.space.keys, StudyFolder(self.shared.folder).leaderboard)
         if winner_of(standings) is not None:
-            record = self.shared.settings.record
-            text = winner_text(standings, record, self._groups)
+            settings = self.shared.settings
+            text = winner_text(standings, settings.record, self._groups, settings.final_trial)
             write_winner(text, self.shared.folder)
         self.board.show(standings, read_states(self.shared.folder))
 

@@ -74,6 +74,7 @@ def finished_folds(folder: Path) -> int:
 def run_trial(cfg: DictConfig, folder: Path) -> float:
     """Score the folds that are missing; returns the mean NLL over all questions."""
     everything: list[float] = []
+    (folder / "adapter_size.json").write_text(json.dumps({"parameters": 1000 * cfg.lora.r}))
     pause_s = cfg.pauses_s[HydraConfig.get().job.num] if cfg.pauses_s else cfg.pause_s
     for fold in range(cfg.budget.folds):
         first = fold * QUESTIONS_PER_FOLD

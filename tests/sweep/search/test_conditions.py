@@ -118,6 +118,8 @@ def test_tpe_draws_groups_together() -> None:
     built = SamplerFactory(SAMPLERS["tpe"], 0, space_of()).build(0)
     assert isinstance(built, optuna.samplers.TPESampler)
     assert built._group
+    alone = SamplerFactory({**SAMPLERS["tpe"], "multivariate": False}, 0, space_of()).build(0)
+    assert isinstance(alone, optuna.samplers.TPESampler)  # each by itself, as asked
     plain = SamplerFactory(SAMPLERS["tpe"], 0, SearchSpace({"lr": FloatDistribution(0, 1)}, ())).build(0)
     assert isinstance(plain, optuna.samplers.TPESampler)
     assert not plain._group

@@ -49,7 +49,8 @@ class SamplerFactory:
         self.space = space
         self._points: list[dict[str, Any]] = []
         self.grid = {"search_space": space.grid()} if is_grid(node) else {}
-        if space.conditions and self.node["_target_"] == "optuna.samplers.TPESampler":
+        tpe = self.node["_target_"] == "optuna.samplers.TPESampler" and node.get("multivariate") is not False
+        if space.conditions and tpe:
             self.node = {"group": True, **self.node}  # or what not every trial has would be drawn by itself
         self.build(0)  # refuses a wrong argument before the study exists
 
