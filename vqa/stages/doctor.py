@@ -11,7 +11,7 @@ from rich.console import Console
 
 from vqa.config.messages import message, worded
 from vqa.config.settings import Settings
-from vqa.config.words import shell_line
+from vqa.config.words import command_line
 from vqa.data.source import data_source, split_questions
 from vqa.data.split import make_folds, subsample
 from vqa.errors import UserError
@@ -47,7 +47,7 @@ def run_doctor(settings: Settings, folder: Path | None = None) -> None:
             found = _findings(check, settings)
         problems += [f"{name}: {problem}" for problem in found]
         word, colour = ("wrong", "red") if found else ("ok", "green")
-        console.print(f"[{colour}]{message(lang, word)}[/] {name}")
+        console.print(f"[{colour}]{message(lang, word)}[/] {message(lang, f'check {name}')}")
     if not problems:
         long, notes = text_findings(settings)
         problems += [f"data: {problem}" for problem in long]
@@ -60,22 +60,30 @@ def run_doctor(settings: Settings, folder: Path | None = None) -> None:
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise UserError(f"{len(problems)} thing(s) to mend:\n{listed}")
-    console.print(message(lang, "healthy", command=sweep_command(_given())), markup=False, highlight=False)
+    trains = settings.data.get("train_csv", "") is not None
+    command = next_command(_given(), trains)
+    console.print(message(lang, "healthy", command=command), markup=False, highlight=False)
 
 
-def sweep_command(given: Sequence[str]) -> str:
-    """The command of a first sweep over what was checked, as a shell takes it.
+def next_command(given: Sequence[str], trains: bool = True) -> str:
+    """The command of a first sweep over what was checked; of a test file alone, that of its answers.
 
     Args:
         given: What the command line of the check gave, `key=value` each.
+        trains: Whether there are questions to train on.
     """
-    kept = [word for word in given if not word.startswith(("stage=", "hydra."))]
+    kept = [word for word in given if not word.startswith(("stage=", "hydra.run.", "hydra.mode="))]
+    if not trains:
+        return command_line(["stage=predict", *kept])
     sweep = [] if any(word.startswith("+sweep=") for word in kept) else ["+sweep=lora"]
-    return shell_line(["python", "-m", "vqa.run", "-m", *sweep, *kept])
+    return command_line(["-m", *sweep, *kept])
 
 
 def _given() -> list[str]:
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    if not HydraConfig.initialized():
+        return []
+    given = HydraConfig.get().overrides
+    return [*given.task, *given.hydra]
 
 
 def _page(settings: Settings, problems: list[str]) -> Path | None:
