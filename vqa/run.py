@@ -22,7 +22,7 @@ from vqa.config.messages import asked_language, speak, spoken, told
 from vqa.config.near import with_advice
 from vqa.config.place import CONF
 from vqa.config.typed import guard_log_files, guard_secrets, refuse_broken_words, refuse_variables
-from vqa.config.words import spelled_out
+from vqa.config.words import command_line, spelled_out
 from vqa.errors import UserError, mendable
 from vqa.machine.notification import asked_for, notify
 from vqa.machine.retry import chain_of
@@ -56,9 +56,11 @@ def app(cfg: DictConfig) -> float | None:
         refuse_variables(hydra_cfg)
         sweep = hydra_cfg.runtime.choices.get("sweep")
         if alone and cfg.stage == "trial" and sweep:
+            given = [*hydra_cfg.overrides.task, *hydra_cfg.overrides.hydra]
+            command = command_line(["-m", *(word for word in given if not word.startswith("hydra.mode="))])
             raise UserError(
-                f"+sweep={sweep} searches, which takes -m: python -m vqa.run -m +sweep={sweep}. "
-                "Without -m one stage of one run starts, such as stage=status study=..."
+                f"+sweep={sweep} searches, which takes -m: without it one stage of one run starts, such as "
+                f"stage=status study=... Next: {command}"
             )
         return run_stage(cfg, Path(hydra_cfg.runtime.output_dir), alone)
     except UserError as error:

@@ -139,6 +139,12 @@ def test_the_rule_of_every_key_has_korean_words(rule: str) -> None:
             "이 스윕의 작업을 구성할 수 없습니다 (lora.r=0): "
             "lora.r: 1 이상의 정수만 쓸 수 있습니다 (지금 값: 0)",
         ),
+        (
+            "  - data: data.image_root must be a folder, got None: "
+            "set data.image_root=FOLDER or the environment variable DATA_PATH",
+            "  - 데이터: data.image_root: None은(는) 폴더가 아닙니다. "
+            "data.image_root=FOLDER 또는 환경 변수 DATA_PATH를 지정하세요",
+        ),
         ("what no pattern knows: is it so?", "what no pattern knows: is it so?"),
         (
             "1 thing(s) to mend:\n"

@@ -80,3 +80,11 @@ def test_a_file_with_columns_of_its_own_gets_the_setting_to_paste(tmp_path: Path
     path.write_text("id,image,question,a,b,c,d,answer\n1,x.jpg,q,k,l,m,n,1\n", encoding="utf-8")
     _, problems, _ = read_rows(path, "train", 1)
     assert problems[0].text.endswith('other names: "data.columns={path: NAME}"')
+
+
+@pytest.mark.parametrize("written", ["3", "③", "３", "3번", " 3 "])  # as Korean contests write numbers
+def test_a_number_is_an_answer_however_it_is_written(tmp_path: Path, written: str) -> None:
+    (tmp_path / "x.csv").write_text(f"{HEADER}\n1,x.jpg,q,k,l,m,n,{written}\n", encoding="utf-8")
+    rows, problems, notes = read_rows(tmp_path / "x.csv", "train", 1)
+    assert ([row.answer for row in rows], problems) == (["c"], [])
+    assert notes == ["answers are read as numbers, 1 is a"]

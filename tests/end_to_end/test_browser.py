@@ -187,12 +187,12 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two studies of 600 answers each; the names are long, and they differ in rank, rate and answers."""
     root = tmp_path_factory.mktemp("studies")
     names = ("first-study-with-a-long-name", "second-study-with-a-long-name")
-    runs = [RunFolder(write_study(root / name, train_size=600, test_size=60)) for name in names]
-    write_predictions(runs[1].valid_predictions, answers(EasyVqa(600, 60, 0).train(), wrong_every=3))
-    config = OmegaConf.load(runs[1].config_file)
+    first, second = (RunFolder(write_study(root / name, train_size=600, test_size=60)) for name in names)
+    write_predictions(second.valid_predictions, answers(EasyVqa(600, 60, 0).train(), wrong_every=3))
+    config = OmegaConf.load(second.config_file)
     config.lora.r, config.optimizer.lr = 32, 0.0002
-    OmegaConf.save(config, runs[1].config_file)
-    return write_comparison(compare_runs(*runs, names), root / "page.html", "en")
+    OmegaConf.save(config, second.config_file)
+    return write_comparison(compare_runs(first, second, names), root / "page.html", "en")
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

@@ -145,9 +145,14 @@ def test_a_report_lies_in_the_study_or_beside_a_run_without_one(tmp_path: Path) 
     assert other.report == tmp_path / "report.html"
 
 
-def test_the_command_is_what_was_typed(tmp_path: Path) -> None:
-    final = RunFolder(write_study(tmp_path))
-    assert final.command() == "python -m vqa.run +sweep=lora optimizer.lr=0.001"
+def test_the_command_is_what_was_typed_and_leads_into_the_same_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed = "python -m vqa.run +sweep=lora optimizer.lr=0.001"
+    final = RunFolder(write_study(tmp_path / "multirun/made"))
+    assert final.command() == f"{typed} \"hydra.run.dir='{final.path}'\""
+    monkeypatch.chdir(tmp_path)
+    assert final.command() == typed  # it is the usual folder, seen from here
 
 
 def test_a_broken_json_file_is_named(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The doctor says what is wrong with the machine, and the exact command that mends it."""
 
+import re
 import shutil
 from collections import namedtuple
 from collections.abc import Callable
@@ -10,8 +11,10 @@ from PIL import Image
 
 from tests.conftest import Compose, Make
 from vqa.config.check import read_settings
+from vqa.config.korean import in_korean
+from vqa.config.messages import message
 from vqa.errors import UserError
-from vqa.stages.doctor import run_doctor, sweep_command
+from vqa.stages.doctor import CHECKS, next_command, run_doctor
 
 Usage = namedtuple("Usage", "total used free")
 GIB = 2**30
@@ -68,6 +71,13 @@ def test_every_problem_is_listed_and_every_check_shown(
     assert [line.split()[0] for line in lines] == ["ok", "wrong", "wrong", "wrong", "ok", "ok"]
 
 
+def test_every_check_and_every_problem_of_one_are_named_in_korean_alike() -> None:
+    for name in CHECKS:
+        korean = message("ko", f"check {name}")
+        assert re.search("[가-힣]", korean)
+        assert in_korean(f"  - {name}: is empty") == f"  - {korean}: 비어 있습니다"
+
+
 def test_a_healthy_machine_is_told_what_to_do_next(
     settings: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -78,8 +88,8 @@ def test_a_healthy_machine_is_told_what_to_do_next(
 def test_the_next_command_has_the_users_own_arguments() -> None:
     given = ["stage=doctor", "data=csv", "data.train_csv=my data/train.csv", "lang=ko"]
     columns = "data.columns={id: '번호'}"
-    assert sweep_command([columns]) == f'python -m vqa.run -m +sweep=lora "{columns}"'
-    assert sweep_command(given) == (
+    assert next_command([columns]) == f'python -m vqa.run -m +sweep=lora "{columns}"'
+    assert next_command(given) == (
         "python -m vqa.run -m +sweep=lora data=csv 'data.train_csv=my data/train.csv' lang=ko"
     )
 

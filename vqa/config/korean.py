@@ -39,11 +39,16 @@ class Pattern:
         return tuple(text for text, *_ in string.Formatter().parse(self.english) if text)
 
     def values(self, text: str) -> tuple[str, ...] | None:
-        """What stands at the fields in a text; None where the text is another sentence."""
+        """What stands at the fields in a text; None where the text is another sentence.
+
+        What a sentence begins with is one key or path: `data: lora.r must be ...` is a sentence in another.
+        """
         if not all(words in text for words in self.words):  # saves most of the expressions
             return None
         found = _expression(self.english).fullmatch(text)
-        return None if found is None else found.groups()
+        if found is None or (self.english.startswith("{") and ": " in found[1]):
+            return None
+        return found.groups()
 
 
 @cache

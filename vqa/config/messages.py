@@ -57,6 +57,12 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "serving": ("serving at {address} (Ctrl-C ends it)", "{address} 에서 실행 중 (Ctrl-C로 종료)"),
     "ok": ("ok   ", "정상"),
     "wrong": ("wrong", "오류"),
+    "check data": ("data", "데이터"),
+    "check model": ("model", "모델"),
+    "check cache folder": ("cache folder", "캐시 폴더"),
+    "check device": ("device", "장치"),
+    "check output folder and disk": ("output folder and disk", "출력 폴더와 디스크"),
+    "check tracking store": ("tracking store", "기록 저장소"),
     "memory": (
         "     {card:>3} GB card: {way}",
         "     {card:>3} GB 카드: {way}",

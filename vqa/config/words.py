@@ -3,14 +3,23 @@
 Hydra reads what comes out of here.
 """
 
+import os
 import re
 import shlex
+import shutil
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from vqa.config.near import nearest
 from vqa.config.stages import STAGES
 from vqa.errors import UserError
 
+PATHS_SET = (
+    "DATA_PATH",
+    "HF_HOME",
+    "VQA_OUTPUT",
+)  # what conf/ reads beside MLflow's address: that is a secret
 TAKE_A_FILE = ("predict", "evaluate")
 USAGE = "vqa STAGE [STUDY] [FILE, or for compare another STUDY] [key=value ...]"
 
@@ -100,6 +109,27 @@ def quoted(text: str) -> str:
     # backslashes count only before a quotation mark
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
     return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
+
+
+def command_line(words: Sequence[str]) -> str:
+    """A command of this program that runs as it stands, from the same folder in any shell.
+
+    It begins as this process was started, with the variables that name its paths before it.
+
+    Args:
+        words: What comes after the program.
+    """
+    variables = [f"{name}={shlex.quote(os.environ[name])}" for name in PATHS_SET if os.environ.get(name)]
+    return " ".join([*variables, shell_line([*_started_as(), *words])])
+
+
+def _started_as() -> list[str]:
+    typed, script = sys.orig_argv, sys.argv[0]
+    if typed[1:3] == ["-m", "vqa.run"]:
+        return [typed[0], "-m", "vqa.run"]
+    if Path(script).name == "vqa":
+        return ["vqa" if shutil.which("vqa") == script else script]
+    return ["python", "-m", "vqa.run"]
 
 
 def shell_line(words: Sequence[str]) -> str:

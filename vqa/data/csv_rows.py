@@ -1,6 +1,7 @@
 """The rows of a contest file as they stand, each with its line number, and everything wrong with them."""
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -329,11 +330,12 @@ def _rule(form: str, row: Row) -> str:
 def _letter(text: str, row: Row, form: str) -> str | None:
     """The letter that an answer means; None when it means none, or several."""
     text = text.strip()
+    plain = unicodedata.normalize("NFKC", text)  # ① and the wide １ are 1
     if form == "letter":
-        return text.lower() if text.lower() in row.letters else None
+        return plain.lower() if plain.lower() in row.letters else None
     if form == "number":
         numbers = {str(n): letter for n, letter in enumerate(row.letters, start=1)}
-        return numbers.get(text)
+        return numbers.get(plain.removesuffix("번"))  # "3번" is number 3
     same = [letter for letter in row.letters if row.cells[letter].strip() == text]
     return same[0] if len(same) == 1 else None
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from vqa.config.library import build
 from vqa.config.settings import Data
-from vqa.config.words import shell_line
+from vqa.config.words import command_line, quoted
 from vqa.errors import UserError
 from vqa.machine.files import replace_text
 from vqa.question import Guessing, Question
@@ -68,7 +68,13 @@ def _following(folder: RunFolder) -> str:
     """What the user does next: hand the submission in, or make the final run."""
     if folder.submission.exists():
         return folder.submission.name
-    return "" if folder.complete else f"vqa study={folder.study.path.name}"
+    if folder.complete:
+        return ""
+    if not folder.study.leaderboard.exists():
+        return folder.command()
+    return _study_command(folder.study).replace(
+        " hydra.sweeper.final=false", ""
+    )  # else it would stop here again
 
 
 def _search(study: StudyFolder, trials: Sequence[TrialRow]) -> dict[str, Any]:
@@ -153,14 +159,15 @@ def _by_part(
 
 
 def _study_command(study: StudyFolder) -> str:
-    """The sweep's own command: what all its trials were given, without what was searched."""
-
+    """The sweep's own command as it was given; of a study without its record, what the trials were given."""
     from omegaconf import OmegaConf
 
-    path = study.terms
-    terms = OmegaConf.to_container(read_yaml(path)) if path.exists() else {}
+    if study.multirun.exists():
+        given = OmegaConf.select(read_yaml(study.multirun), "hydra.overrides")
+        return command_line(["-m", *map(str, given.task), *map(str, given.hydra)])
+    terms = OmegaConf.to_container(read_yaml(study.terms)) if study.terms.exists() else {}
     fixed = terms.get("fixed", []) if isinstance(terms, dict) else []
-    return shell_line(["python", "-m", "vqa.run", "-m", *map(str, fixed), f"study={study.path.name}"])
+    return command_line(["-m", *map(str, fixed), f"study={quoted(study.path.name)}"])
 
 
 @dataclass(frozen=True)

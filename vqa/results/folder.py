@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from vqa.config.settings import Settings, is_under
-from vqa.config.words import shell_line
+from vqa.config.words import command_line, quoted
 from vqa.errors import UserError
 from vqa.machine.files import is_locked, read_text, replace_text
 from vqa.machine.safe_text import mask_secrets
@@ -190,9 +190,17 @@ class RunFolder:
         return [str(override) for override in mask_secrets(given) or []]
 
     def command(self) -> str:
-        """The command line that makes the run again; "" where none is stored."""
+        """The command line that makes the run again, into the same folder; "" where none is stored."""
         given = self.overrides()
-        return "" if given is None else shell_line(["python", "-m", "vqa.run", *given])
+        if given is None:
+            return ""
+        config = self.config()
+        root = Path(str((config.get("env") or {}).get("output_root", "multirun")))
+        usual = root / str(config.get("study", "")) / self.path.name
+        place = (
+            [] if self.path.absolute() == usual.absolute() else [f"hydra.run.dir={quoted(str(self.path))}"]
+        )
+        return command_line([*given, *place])
 
 
 class StudyFolder:
@@ -205,6 +213,9 @@ class StudyFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.terms = path / "study.yaml"
+        self.multirun = (
+            path / "multirun.yaml"
+        )  # the sweep's own configuration, as Hydra's own sweeper calls it
         self.leaderboard = path / "leaderboard.csv"
         self.winner = path / "best.yaml"
         self.winner_experiment = path / "experiment" / "best.yaml"  # for --config-dir FOLDER experiment=best

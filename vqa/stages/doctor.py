@@ -11,7 +11,7 @@ from rich.console import Console
 
 from vqa.config.messages import message, worded
 from vqa.config.settings import Settings
-from vqa.config.words import shell_line
+from vqa.config.words import command_line
 from vqa.data.source import data_source, split_questions
 from vqa.data.split import make_folds, subsample
 from vqa.errors import UserError
@@ -22,7 +22,7 @@ from vqa.report.doctor_page import write_doctor_page
 from vqa.stages.memory_forecast import foreseen, memory_lines
 from vqa.stages.preflight import cache_problem, drive_problem, hub_problem
 from vqa.stages.question_texts import text_findings
-from vqa.stages.time_forecast import time_lines, words_of_sweep
+from vqa.stages.time_forecast import NOT_OF_A_SWEEP, time_lines, words_of_sweep
 from vqa.tracking.mlflow_runs import open_tracker
 
 LOW_DISK_GIB = 5.0
@@ -48,7 +48,7 @@ def run_doctor(settings: Settings, folder: Path | None = None) -> None:
             found = _findings(check, settings)
         problems += [f"{name}: {problem}" for problem in found]
         word, colour = ("wrong", "red") if found else ("ok", "green")
-        console.print(f"[{colour}]{message(lang, word)}[/] {name}")
+        console.print(f"[{colour}]{message(lang, word)}[/] {message(lang, f'check {name}')}")
     if not problems:
         long, notes = text_findings(settings)
         problems += [f"data: {problem}" for problem in long]
@@ -63,16 +63,21 @@ def run_doctor(settings: Settings, folder: Path | None = None) -> None:
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise UserError(f"{len(problems)} thing(s) to mend:\n{listed}")
-    console.print(message(lang, "healthy", command=sweep_command(_given())), markup=False, highlight=False)
+    trains = settings.data.get("train_csv", "") is not None
+    command = next_command(_given(), trains)
+    console.print(message(lang, "healthy", command=command), markup=False, highlight=False)
 
 
-def sweep_command(given: Sequence[str]) -> str:
-    """The command of a first sweep over what was checked, as a shell takes it.
+def next_command(given: Sequence[str], trains: bool = True) -> str:
+    """The command of a first sweep over what was checked; of a test file alone, that of its answers.
 
     Args:
         given: What the command line of the check gave, `key=value` each.
+        trains: Whether there are questions to train on.
     """
-    return shell_line(["python", "-m", "vqa.run", "-m", *words_of_sweep(given)])
+    if trains:
+        return command_line(["-m", *words_of_sweep(given)])
+    return command_line(["stage=predict", *(word for word in given if not word.startswith(NOT_OF_A_SWEEP))])
 
 
 def _given() -> list[str]:

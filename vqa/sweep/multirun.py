@@ -12,8 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from vqa.errors import UserError
 from vqa.machine.files import replace_text
 from vqa.machine.safe_text import mask_secrets
-
-MULTIRUN = "multirun.yaml"  # as Hydra's own sweeper calls it
+from vqa.results.folder import StudyFolder
 
 WITHOUT_EFFECT = {  # keys whose place a study has filled itself
     "hydra.sweep.subdir": "its trials lie in trials/000, trials/001, ...",
@@ -60,4 +59,4 @@ def write_multirun(config: DictConfig, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     plain = mask_secrets(OmegaConf.to_container(config, resolve=False))
-    replace_text(folder / MULTIRUN, OmegaConf.to_yaml(OmegaConf.create(plain)), mode=0o600)
+    replace_text(StudyFolder(folder).multirun, OmegaConf.to_yaml(OmegaConf.create(plain)), mode=0o600)
