@@ -109,6 +109,9 @@ def test_columns_that_look_like_pictures_get_the_setting_to_paste(root: Path) ->
     setting = "data.columns={path: [image_1, image_2]}"
     with pytest.raises(UserError, match=re.escape(setting)):
         contest(root, TWO + f"1,red.png,blue.png,{REST}").train()
+    header = "nr,사진1,사진2,frage,eins,zwei,drei,vier,richtig\n"
+    with pytest.raises(UserError, match=re.escape("id: NAME, path: [사진1, 사진2], question: NAME")):
+        contest(root, header + f"1,red.png,blue.png,{REST}").train()
 
 
 def test_pictures_in_columns_that_are_not_read_are_told(root: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -135,8 +138,11 @@ def test_a_test_row_keeps_the_pictures_that_can_be_read(root: Path) -> None:
     ],
 )
 def test_other_settings_of_columns_are_refused(root: Path, columns: Any, message: str) -> None:
+    source = contest(root, TWO, columns=columns)
     with pytest.raises(UserError, match=message):
-        contest(root, TWO, columns=columns).train()
+        source.train()
+    (problem,) = source.check()
+    assert re.match(message, problem)
 
 
 def test_a_separator_of_blanks_is_refused(root: Path) -> None:

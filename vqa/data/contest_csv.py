@@ -98,6 +98,8 @@ class ContestCsv:
     def check(self) -> list[str]:
         """Read both files and list every problem that would stop a run; empty when there is none."""
         problems = self._setting_problems()
+        if columns_problems(self.columns):  # nothing can be read by such names
+            return problems
         if self.train_csv is None and self.test_csv is None:
             problems.append("data.train_csv and data.test_csv are both null: set data.train_csv=FILE")
         if self.train_csv is not None:

@@ -195,10 +195,10 @@ def _advice(header: Sequence[str], names: Sequence[str], part: Part) -> str:
     fits = FEWEST <= options <= len(LETTERS)
     wanted = [*first, *LETTERS[: options if fits else USUAL], *last]
     plain = all(re.fullmatch(r"\w[\w .-]*", name) for name in header)
-    if plain and len(header) == len(wanted) and not set(wanted) & set(names):
+    numbered = _numbered(header)
+    if plain and not numbered and len(header) == len(wanted) and not set(wanted) & set(names):
         pairs = ", ".join(f"{ours}: {theirs}" for ours, theirs in zip(wanted, header, strict=True))
         return f'if they stand in this order: "data.columns={{{pairs}}}"'
-    numbered = _numbered(header)
     known = {"path": f"[{', '.join(numbered)}]"} if numbered else {}
     pairs = ", ".join(f"{name}: {known.get(name, 'NAME')}" for name in wanted if name not in names)
     return f'other names: "data.columns={{{pairs}}}"'
