@@ -9,6 +9,7 @@ from pathlib import Path
 from vqa.data.csv_rows import (
     FORMS,
     VOTES,
+    Columns,
     Part,
     Row,
     columns_problems,
@@ -65,7 +66,7 @@ class ContestCsv:
     min_votes: int = 1
     on_bad_row: str = "error"
     on_bad_image: str = "error"
-    columns: dict[str, str | list[str]] | None = None
+    columns: Columns | None = None
     answers: str = "auto"
     sample_submission: str | None = None
     fewer_options: bool = False

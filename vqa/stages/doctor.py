@@ -9,7 +9,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
-from vqa.config.messages import message, worded
+from vqa.config.messages import message, plain_message, worded
 from vqa.config.settings import Settings
 from vqa.config.words import shell_line
 from vqa.data.source import data_source, split_questions
@@ -60,7 +60,8 @@ def run_doctor(settings: Settings, folder: Path | None = None) -> None:
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise UserError(f"{len(problems)} thing(s) to mend:\n{listed}")
-    console.print(message(lang, "healthy", command=sweep_command(_given())), markup=False, highlight=False)
+    said = plain_message(lang, "healthy", command=sweep_command(_given()))
+    console.print(said, markup=False, highlight=False)
 
 
 def sweep_command(given: Sequence[str]) -> str:
