@@ -49,8 +49,8 @@ def test_columns_give_none_one_or_two_pictures_in_their_order(root: Path) -> Non
     assert [names(question) for question in found] == expected
     assert found[2].pictures_sha256 == f"{found[1].image_sha256} {found[3].image_sha256}"
     assert found[0].pictures_sha256 == ""
-    first = contest(root, TWO + f"2,blue.png,red.png,{REST}").train()[0]
-    assert first == replace(found[2], id="2")
+    (first,) = contest(root, TWO + f"2,blue.png,red.png,{REST}", columns={"path": "image_1"}).train()
+    assert first == replace(found[2], further=())
 
 
 @pytest.mark.parametrize(
@@ -109,6 +109,9 @@ def test_columns_that_look_like_pictures_get_the_setting_to_paste(root: Path) ->
     setting = "data.columns={path: [image_1, image_2]}"
     with pytest.raises(UserError, match=re.escape(setting)):
         contest(root, TWO + f"1,red.png,blue.png,{REST}").train()
+    header = "nr,사진1,사진2,frage,eins,zwei,drei,vier,richtig\n"
+    with pytest.raises(UserError, match=re.escape("id: NAME, path: [사진1, 사진2], question: NAME")):
+        contest(root, header + f"1,red.png,blue.png,{REST}").train()
 
 
 def test_pictures_in_columns_that_are_not_read_are_told(root: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -135,8 +138,11 @@ def test_a_test_row_keeps_the_pictures_that_can_be_read(root: Path) -> None:
     ],
 )
 def test_other_settings_of_columns_are_refused(root: Path, columns: Any, message: str) -> None:
+    source = contest(root, TWO, columns=columns)
     with pytest.raises(UserError, match=message):
-        contest(root, TWO, columns=columns).train()
+        source.train()
+    (problem,) = source.check()
+    assert re.match(message, problem)
 
 
 def test_a_separator_of_blanks_is_refused(root: Path) -> None:

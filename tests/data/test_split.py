@@ -40,8 +40,8 @@ def comparing(size: int, images: int, within: int) -> list[Question]:
         block = within * rng.randrange(images // within)
         own = [Picture(Path(f"{n}.png"), f"sha{n}") for n in rng.sample(range(block, block + within), 3)]
         own = own[: rng.randint(1, 3)]
-        first = {"image": own[0].path, "image_sha256": own[0].sha256}
-        made.append(replace(question, **first, further=tuple(own[1:])))
+        image, *further = own
+        made.append(replace(question, image=image.path, image_sha256=image.sha256, further=tuple(further)))
     return made
 
 

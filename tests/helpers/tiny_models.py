@@ -1,5 +1,6 @@
 """Small random models of both families, packed questions for them, and their gradients."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -84,7 +85,7 @@ def features(model: Any, rows: int, columns: int, generator: torch.Generator) ->
 
 
 # rows and columns of each picture, then text tokens; None: without a picture
-Shapes = list[tuple[int, ...] | None]
+Shapes = Sequence[tuple[int, ...] | None]
 
 
 def make_suffixes(model: Any, shapes: Shapes) -> list[Suffix]:

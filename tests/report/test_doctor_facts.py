@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.conftest import Make
 from vqa.model.base import model_folder, read_model_config
-from vqa.question import LETTERS, Question
+from vqa.question import LETTERS, Picture, Question
 from vqa.report import doctor_facts as facts
 
 Choices = tuple[str, str, str, str]
@@ -36,6 +36,16 @@ def test_twins_are_found_within_and_across_parts() -> None:
     twins = facts.exact_twins(parts)
     assert twins.pairs == [(("train", "1"), ("train", "2")), (("train", "1"), ("test", "3"))]
     assert twins.across == [(("train", "1"), ("test", "3"))]
+
+
+def test_twins_are_found_among_several_pictures_and_told_once() -> None:
+    second = (Picture(Path("y.png"), "y"),)
+    both = {"image": Path("x.png"), "image_sha256": "x", "further": second}
+    parts = {"train": [asked("1", **both), asked("2", image_sha256="y")], "test": [asked("3", **both)]}
+    assert facts.exact_twins(parts).pairs == [
+        (("train", "1"), ("train", "2")),
+        (("train", "1"), ("test", "3")),
+    ]
 
 
 def test_a_picture_saved_again_is_nearly_the_same_and_another_is_not(tmp_path: Path) -> None:

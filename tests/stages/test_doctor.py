@@ -79,10 +79,14 @@ def test_every_check_and_every_problem_of_one_are_named_in_korean_alike() -> Non
 
 
 def test_a_healthy_machine_is_told_what_to_do_next(
-    settings: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    settings: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    columns = "data.columns={path: [image_1, image_2]}"
+    monkeypatch.setattr("vqa.stages.doctor._given", lambda: [columns])
     run_doctor(settings(f"env.output_root={tmp_path}"))
-    assert "all good; next: python -m vqa.run -m +sweep=lora" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "all good; next: python -m vqa.run -m +sweep=lora" in said
+    assert f"'{columns}'" in said  # no backslash before the bracket
 
 
 def test_the_next_command_has_the_users_own_arguments() -> None:

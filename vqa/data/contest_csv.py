@@ -9,6 +9,7 @@ from pathlib import Path
 from vqa.data.csv_rows import (
     FORMS,
     VOTES,
+    Columns,
     Part,
     Row,
     columns_problems,
@@ -65,7 +66,7 @@ class ContestCsv:
     min_votes: int = 1
     on_bad_row: str = "error"
     on_bad_image: str = "error"
-    columns: dict[str, str | list[str]] | None = None
+    columns: Columns | None = None
     answers: str = "auto"
     sample_submission: str | None = None
     fewer_options: bool = False
@@ -98,6 +99,8 @@ class ContestCsv:
     def check(self) -> list[str]:
         """Read both files and list every problem that would stop a run; empty when there is none."""
         problems = self._setting_problems()
+        if columns_problems(self.columns):  # nothing can be read by such names
+            return problems
         if self.train_csv is None and self.test_csv is None:
             problems.append("data.train_csv and data.test_csv are both null: set data.train_csv=FILE")
         if self.train_csv is not None:

@@ -192,14 +192,14 @@ def _swallowed(records: Sequence[Record], path_at: int) -> list[Problem]:
 def _advice(header: Sequence[str], names: Sequence[str], part: Part) -> str:
     """The setting that names the file's own columns; written out where none has our name, in our order."""
     first, last = ["id", "path", "question"], ["answer"] if part == "train" else []
-    options = len(header) - len(first) - len(last)
+    numbered = _numbered(header)
+    options = len(header) - len(first) - len(last) - len(numbered[1:])
     fits = FEWEST <= options <= len(LETTERS)
     wanted = [*first, *LETTERS[: options if fits else USUAL], *last]
     plain = all(re.fullmatch(r"\w[\w .-]*", name) for name in header)
-    if plain and len(header) == len(wanted) and not set(wanted) & set(names):
+    if plain and not numbered and len(header) == len(wanted) and not set(wanted) & set(names):
         pairs = ", ".join(f"{ours}: {theirs}" for ours, theirs in zip(wanted, header, strict=True))
         return f'if they stand in this order: "data.columns={{{pairs}}}"'
-    numbered = _numbered(header)
     known = {"path": f"[{', '.join(numbered)}]"} if numbered else {}
     pairs = ", ".join(f"{name}: {known.get(name, 'NAME')}" for name in wanted if name not in names)
     return f'other names: "data.columns={{{pairs}}}"'

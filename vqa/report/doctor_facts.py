@@ -62,7 +62,7 @@ def exact_twins(parts: Mapping[str, Sequence[Question]]) -> Twins:
     for part, questions in parts.items():
         for q in questions:
             own = part, q.id
-            before = [first.setdefault(picture.sha256, own) for picture in q.pictures]
+            before = [first.setdefault(digest, own) for digest in q.pictures_sha256.split()]
             pairs += [(other, own) for other in dict.fromkeys(before) if other != own]
     return Twins(pairs)
 
@@ -118,7 +118,7 @@ def contradictions(questions: Sequence[Question]) -> list[tuple[str, str]]:
     """Pairs of ids that ask the same of the same pictures, with other right answers."""
     asked: dict[tuple[str, str], list[Question]] = defaultdict(list)
     for q in questions:
-        if q.answer and q.pictures:
+        if q.answer and q.pictures_sha256:
             asked[q.pictures_sha256, q.text.strip()].append(q)
     return [
         (same[0].id, other.id)
@@ -168,7 +168,7 @@ def text_floor(questions: Sequence[Question], seed: int) -> dict[str, Any] | Non
     labelled = evenly([q for q in questions if q.answer], MOST_LEARNED)
     digests = [q.pictures_sha256 for q in labelled]
     named = zip(labelled, picture_groups(digests), strict=True)
-    groups = [group if q.pictures else q.id for q, group in named]
+    groups = [group if q.pictures_sha256 else q.id for q, group in named]
     if len(labelled) < 50 or len(set(groups)) < FOLDS:
         return None
     features = FeatureHasher(2**16, input_type="string").transform(

@@ -9,7 +9,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
-from vqa.config.messages import message, worded
+from vqa.config.messages import message, plain_message, worded
 from vqa.config.settings import Settings
 from vqa.config.words import command_line
 from vqa.data.source import data_source, split_questions
@@ -64,8 +64,8 @@ def run_doctor(settings: Settings, folder: Path | None = None) -> None:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise UserError(f"{len(problems)} thing(s) to mend:\n{listed}")
     trains = settings.data.get("train_csv", "") is not None
-    command = next_command(_given(), trains)
-    console.print(message(lang, "healthy", command=command), markup=False, highlight=False)
+    said = plain_message(lang, "healthy", command=next_command(_given(), trains))
+    console.print(said, markup=False, highlight=False)
 
 
 def next_command(given: Sequence[str], trains: bool = True) -> str:
