@@ -3,16 +3,32 @@
 import os
 import signal
 import subprocess
+import sys
 import time
+import warnings
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from tests.helpers.forked_command import Forked
 from tests.helpers.toy_app.harness import board_rows, starts, trials_of
+from tests.helpers.two_processes import FORKS
+from tests.machine.test_processes import train_small
 from vqa.errors import UserError
-from vqa.sweep.workers.pool import DEADLINE, SLOT, own_deadline, own_slot, visible_gpus, worker_environment
+from vqa.sweep.workers.pool import (
+    DEADLINE,
+    SLOT,
+    log_file,
+    own_deadline,
+    own_slot,
+    start_here,
+    visible_gpus,
+    worker_environment,
+)
 
 APP = Path(__file__).parents[2] / "helpers" / "toy_app" / "app.py"
 
@@ -39,6 +55,44 @@ def test_each_worker_gets_its_gpu_or_one_thread() -> None:
     on_gpus = [worker_environment(slot, ["4", "6"], 1.5, False)["CUDA_VISIBLE_DEVICES"] for slot in range(3)]
     assert on_gpus == ["4", "6", "4"]
     assert worker_environment(2, [], 1.5, False) == {SLOT: "2", DEADLINE: "1.5", "OMP_NUM_THREADS": "1"}
+
+
+def test_started_workers_see_one_card_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    (tmp_path / "workers").mkdir()
+    shared: Any = SimpleNamespace(folder=tmp_path, settings=SimpleNamespace(worker_command=None))
+    told = "import os; print(os.environ['VQA_WORKER'], os.environ['CUDA_VISIBLE_DEVICES'])"
+    start_one = start_here(shared, [sys.executable, "-c", told], 1.5)
+    for worker in [start_one(slot) for slot in range(2)]:
+        worker.wait()
+    said = [log_file(tmp_path, slot).read_text() for slot in range(2)]
+    assert said == ["0 4\n", "1 6\n"]
+
+
+def train_as_worker(folder: Path, slot: int) -> None:
+    """One worker's training with scaled losses, as on a T4; the first step overflows and is skipped."""
+    os.environ.update(worker_environment(slot, ["4", "6"], 1.5, False))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*(lr_scheduler|optimizer).step", category=UserWarning)
+        train_small(folder, 4, overflow=1)
+    (folder / "card").write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+
+
+@pytest.mark.slow
+def test_two_workers_skip_an_overflown_step_each_without_a_warning(tmp_path: Path) -> None:
+    """float16 needs a GPU, so the losses alone are scaled; a CPU has no FlashAttention either."""
+    folders = [tmp_path / str(slot) for slot in range(2)]
+    pair = [FORKS.Process(target=train_as_worker, args=(folder, i)) for i, folder in enumerate(folders)]
+    for folder, process in zip(folders, pair, strict=True):
+        folder.mkdir()
+        process.start()
+    for process in pair:
+        process.join(300)
+    assert [process.exitcode for process in pair] == [0, 0]
+    assert [(folder / "card").read_text() for folder in folders] == ["4", "6"]
+    found = [torch.load(folder / "0.pt") for folder in folders]
+    assert [one["scale"] for one in found] == [2.0**15] * 2  # half of where torch begins
+    assert torch.equal(found[0]["weights"], found[1]["weights"])
 
 
 @pytest.mark.parametrize(("named", "gpus"), [("", []), ("-1", []), ("0,3", ["0", "3"])])
