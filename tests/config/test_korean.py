@@ -145,6 +145,7 @@ def test_the_rule_of_every_key_has_korean_words(rule: str) -> None:
             "  - 데이터: data.image_root: None은(는) 폴더가 아닙니다. "
             "data.image_root=FOLDER 또는 환경 변수 DATA_PATH를 지정하세요",
         ),
+        ("trial 7 pruned at step 3 with 1.0568", "시도 7 중단 (3단계, 1.0568)"),
         ("what no pattern knows: is it so?", "what no pattern knows: is it so?"),
         (
             "1 thing(s) to mend:\n"

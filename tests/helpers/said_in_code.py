@@ -18,7 +18,7 @@ SAID_BY = {"UserError": 0, "DoesNotFitError": 0, "Problem": 0, "require": 2, "Im
 LOGGED_BY = ("warning", "info", "error")
 # functions whose texts reach the user by way of another function
 WORDED_BY = (
-    *("collapse_alarm", "alarm", "_setting_problems", "_option_problems", "_remedy", "_submission_problems"),
+    *("collapse_alarm", "alarm", "_setting_problems", "_option_problems", "_remedy", "_sample_problems"),
     *("resolve_inside", "_winner", "_rule", "nearest", "_data", "_output", "_device"),
 )
 WORDED_ELSEWHERE = ("rule",)  # put together letter by letter; tests/config/test_korean.py goes over all keys

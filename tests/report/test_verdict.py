@@ -36,3 +36,9 @@ def test_the_winner_is_the_first_of_the_leaderboard_and_not_the_luckiest() -> No
 def test_without_any_score_there_is_no_verdict() -> None:
     assert verdict({}, [], "submission.csv") == ("", "")
     assert "NLL 0.500" in verdict({}, [trial(0, 0.5, tied=True, accuracy=math.nan)])[0]
+
+
+def test_two_settings_that_tie_are_both() -> None:
+    trials = [trial(0, 0.5, tied=True), trial(1, 0.6, tied=True)]
+    assert "both settings tie" in verdict({}, trials)[0]
+    assert "두 설정이 동률" in verdict({}, trials)[1]

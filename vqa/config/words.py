@@ -15,11 +15,8 @@ from vqa.config.near import nearest
 from vqa.config.stages import STAGES
 from vqa.errors import UserError
 
-PATHS_SET = (
-    "DATA_PATH",
-    "HF_HOME",
-    "VQA_OUTPUT",
-)  # what conf/ reads beside MLflow's address: that is a secret
+# The variables that conf/ reads paths from. MLflow's address is left out: it may hold a password.
+PATHS_SET = ("DATA_PATH", "HF_HOME", "VQA_OUTPUT")
 TAKE_A_FILE = ("predict", "evaluate")
 USAGE = "vqa STAGE [STUDY] [FILE, or for compare another STUDY] [key=value ...]"
 

@@ -74,6 +74,8 @@ def tie_part(trials: Sequence[TrialRow]) -> Both | None:
     tied = sum(trial.tied for trial in complete)
     if tied <= 1:
         return "one setting is clearly the best", "한 설정이 뚜렷하게 가장 좋음"
+    if tied == len(complete) == 2:
+        return "both settings tie", "두 설정이 동률"
     if tied == len(complete):
         return f"all {tied} settings tie", f"설정 {tied}개가 모두 동률"
     return f"the best {tied} settings tie", f"상위 설정 {tied}개가 동률"
