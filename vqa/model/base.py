@@ -200,9 +200,13 @@ def _refuse_sizes(values: Mapping[str, Any], path: str) -> None:
         if isinstance(value, Mapping):
             _refuse_sizes(value, path)
         key = str(name)  # of a table such as id2label a number
-        most = MOST_LAYERS if "layers" in key or key == "depth" else LARGEST_SIZE if "size" in key else None
-        if isinstance(value, int) and most is not None and not 0 <= value <= most:
-            raise UserError(f"model.path={path}: {name} of config.json must be in 0..{most}, got {value}")
+        most = MOST_LAYERS if "layers" in key or key == "depth" else LARGEST_SIZE
+        bounded = most == MOST_LAYERS or "size" in key or key == "image_token_id"
+        least = 1 if key in ("num_hidden_layers", "depth") else 0
+        if isinstance(value, int) and bounded and not least <= value <= most:
+            raise UserError(
+                f"model.path={path}: {name} of config.json must be in {least}..{most}, got {value}"
+            )
 
 
 def read_processor(settings: Settings, config: Any) -> Any | None:
