@@ -230,3 +230,34 @@ def test_a_tower_that_is_trained_is_not_stored(base: Base, settings: Make, tmp_p
     weight.requires_grad_(False)
     assert cache.disk is None
     assert "vision_disk_gib" not in cache.figures()
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize(
+    "kind", ["no size", "a size that is none", "another size", "no levels", "other levels"]
+)
+def test_features_of_others_that_do_not_fit_the_picture_are_made_again(
+    base: Base, picture: Picture, settings: Make, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = settings(f"image.cache_dir={tmp_path}", "image.cache_gib=0").image
+    question = picture(64, 64)
+    cache = VisionCache(base.model, base.vision.processor, 0.0)
+    cache.use_disk(image)
+    [made] = cache.features([question], image)
+    cache.pool.shutdown()  # the file is written meanwhile
+    assert made is not None
+    notes = {"no size": {}, "a size that is none": {"grid_hw": "x"}, "another size": {"grid_hw": "2 2"}}
+    tensors = {"pooled": made.pooled} | {f"deepstack.{n}": part for n, part in enumerate(made.deepstack)}
+    if kind == "no levels":
+        tensors = {"level": made.pooled, "deepstack.0": made.pooled.clone()}
+    if kind == "other levels":
+        tensors["deepstack.0"] = made.pooled[:1].clone()
+    assert cache.disk is not None
+    [file] = cache.disk.folder.iterdir()
+    sound = {"grid_hw": " ".join(map(str, made.grid_thw[1:]))}
+    cache.disk.write(file.stem, tensors, notes.get(kind, sound))
+    later = VisionCache(base.model, base.vision.processor, 0.0)
+    later.use_disk(image)
+    [found] = later.features([question], image)
+    assert same(made, found)
+    assert "are made again" in caplog.text
