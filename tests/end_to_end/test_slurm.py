@@ -12,7 +12,6 @@ from tests.helpers.own_slurm import OwnSlurm
 from tests.helpers.toy_app.harness import board_rows, trials_of
 
 APP = Path(__file__).parents[1] / "helpers" / "toy_app" / "app.py"
-LONGEST_S = 600  # a study takes half a minute on a free machine, and minutes beside other work
 SWEEP = [
     *(sys.executable, str(APP), "-m", "+sweep=toy", "pause_s=0.2", "hydra/sweeper/pruner=none"),
     *("hydra.sweeper.n_trials=12", "hydra.sweeper.n_workers=2"),
@@ -26,7 +25,7 @@ def slurm() -> Iterator[OwnSlurm]:
 
 
 def wait_for(what: str, happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LONGEST_S
+    deadline = time.monotonic() + 90
     while not happened():
         assert time.monotonic() < deadline, f"never came: {what}"
         time.sleep(0.2)
@@ -64,7 +63,7 @@ def test_a_sweep_whose_workers_srun_starts_outlives_a_cancelled_and_a_preempted_
             [*SWEEP, launcher], cwd=tmp_path, env=slurm.environment, stdout=log, stderr=subprocess.STDOUT
         )
     trouble(slurm, tmp_path)
-    assert sweep.wait(timeout=LONGEST_S) == 0, (tmp_path / "sweep.log").read_text()
+    assert sweep.wait(timeout=180) == 0, (tmp_path / "sweep.log").read_text()
     check(tmp_path)
 
 
@@ -79,7 +78,7 @@ def test_a_sweep_whose_workers_submitit_starts_outlives_a_cancelled_and_a_preemp
             [*SWEEP, *launcher], cwd=tmp_path, env=slurm.environment, stdout=log, stderr=subprocess.STDOUT
         )
     trouble(slurm, tmp_path)
-    assert sweep.wait(timeout=LONGEST_S) == 0, (tmp_path / "sweep.log").read_text()
+    assert sweep.wait(timeout=180) == 0, (tmp_path / "sweep.log").read_text()
     check(tmp_path)
 
 
@@ -97,6 +96,6 @@ def test_a_job_array_of_workers_outlives_a_cancelled_and_a_preempted_one(
     wait_for("the workers' end", lambda: not slurm.call("squeue", "-h", "-p", "low"))
     assert [trial.state.name for trial in trials_of(tmp_path)] == ["COMPLETE"] * 12
     assert not (tmp_path / "multirun/toy/final").exists()  # workers leave it to the command itself
-    done = subprocess.run(SWEEP, cwd=tmp_path, capture_output=True, text=True, timeout=LONGEST_S, check=False)
+    done = subprocess.run(SWEEP, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     check(tmp_path)

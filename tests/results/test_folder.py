@@ -18,7 +18,7 @@ from vqa.results.folder import MANIFEST, RunFolder, StudyFolder, begin, read_jso
 from vqa.results.folds import read_folds
 from vqa.results.predictions import read_predictions
 from vqa.results.trials import read_leaderboard
-from vqa.sweep.leaderboard import read_winner
+from vqa.sweep.final_run import read_winner
 
 
 @pytest.fixture

@@ -243,9 +243,8 @@ def test_features_of_others_that_do_not_fit_the_picture_are_made_again(
     question = picture(64, 64)
     cache = VisionCache(base.model, base.vision.processor, 0.0)
     cache.use_disk(image)
-    [made] = cache.features([question], image)
+    [(made,)] = cache.features([question], image)
     cache.pool.shutdown()  # the file is written meanwhile
-    assert made is not None
     notes = {"no size": {}, "a size that is none": {"grid_hw": "x"}, "another size": {"grid_hw": "2 2"}}
     tensors = {"pooled": made.pooled} | {f"deepstack.{n}": part for n, part in enumerate(made.deepstack)}
     if kind == "no levels":
@@ -258,6 +257,6 @@ def test_features_of_others_that_do_not_fit_the_picture_are_made_again(
     cache.disk.write(file.stem, tensors, notes.get(kind, sound))
     later = VisionCache(base.model, base.vision.processor, 0.0)
     later.use_disk(image)
-    [found] = later.features([question], image)
-    assert same(made, found)
+    [(found,)] = later.features([question], image)
+    assert same((made,), (found,))
     assert "are made again" in caplog.text
