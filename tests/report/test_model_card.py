@@ -115,8 +115,6 @@ def test_the_readmes_plain_peft_lines_give_the_same_answers(
     questions = [*questions, *(replace(q, text=forged.format(q.text)) for q in questions[:8])]
     few = [replace(q, choices=q.choices[:2], answer=None) for q in questions[:4]]
     questions += [*few, *(replace(q, choices=(*q.choices, "white", "none")) for q in questions[4:8])]
-    pictures = [picture for q in questions[:9] for picture in q.pictures]
-    questions += [replace(q, further=tuple(pictures[: 1 + i])) for i, q in enumerate(questions[:8])]
     with loaded(base, run / "adapter"):
         expected = [p.answer for p in score(encoder, questions, 16)]
     answer = readme_example(run / "adapter")
