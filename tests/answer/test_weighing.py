@@ -38,7 +38,7 @@ def answers(n: int, skill: float, noise: float, seed: int, shared: int = 0) -> l
         scores[gold] += skill
         scores = scores[: 3 if i % 3 == 0 else 4]
         p = np.exp(scores) / np.exp(scores).sum()
-        found.append(row(f"q{i}", tuple(p.tolist()), "abc"[gold], f"picture {i // 2}"))
+        found.append(row(f"q{i}", tuple(p.tolist()), "abc"[gold], f"picture{i // 2}"))
     return found
 
 

@@ -18,7 +18,7 @@ def trial(number: int, *shifts: float, seed: int = 0, spread: float = 0.05) -> T
     for again, shift in enumerate(shifts):
         own = np.random.default_rng([number, again, seed]).normal(0, spread, N)
         nll.append({f"q{i}": float(value) for i, value in enumerate(hard + own - own.mean() + shift)})
-    return Trained(number, tuple(nll), {f"q{i}": f"picture {i // 2}" for i in range(N)})
+    return Trained(number, tuple(nll), {f"q{i}": f"picture{i // 2}" for i in range(N)})
 
 
 def test_ties_are_the_range_over_all_trials() -> None:

@@ -141,7 +141,8 @@ def test_the_prediction_files_of_members_can_be_averaged_apart(
     found = run_ensemble(settings("stage=ensemble", f"ensemble.members=[{files}]"), tmp_path)
     assert (tmp_path / "submission.csv").read_bytes() == (folder / "submission.csv").read_bytes()
     assert found["temperature"] == metrics["temperature"]
-    assert found["test"] == metrics["test"]
+    gains = {"over_best_member", "over_equal_weights"}  # of an ensemble; the final run has its own
+    assert {name: value for name, value in found["test"].items() if name not in gains} == metrics["test"]
 
 
 def test_a_member_that_was_not_copied_is_noticed(whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra._internal import logging_config
 from omegaconf import OmegaConf
 
 from tests.helpers.toy_app.harness import board_rows, run_toy
 from tests.sweep.test_settings import GOOD
+from vqa.config.typed import guard_log_files
 from vqa.errors import UserError
 from vqa.sweep.multirun import refuse_what_is_not_ours, write_multirun
 from vqa.sweep.search.space import read_enqueued, read_search_space
@@ -80,7 +82,11 @@ def test_quoted_choices_keep_their_text(tmp_path: Path) -> None:
     assert (tmp_path / "multirun/toy/multirun.yaml").exists()
 
 
-def test_an_override_of_hydras_may_hold_what_only_a_job_has(tmp_path: Path) -> None:
+def test_an_override_of_hydras_may_hold_what_only_a_job_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging_config, "configure_logging", logging_config.configure_logging)
+    guard_log_files()  # as every command does
     run_toy(
         tmp_path,
         "hydra/sweeper/pruner=none",

@@ -122,8 +122,12 @@ def guard_secrets(is_secret: Callable[[str], bool]) -> None:
 
 
 def _words() -> Iterator[str]:
-    """The words of the command line; of a job that a launcher runs elsewhere those that Hydra keeps."""
+    """The words of the command line; of a job that a launcher runs elsewhere those that Hydra keeps.
+
+    As typed: one may hold `${hydra.job.num}`, which cannot be resolved outside a job.
+    """
     yield from sys.argv[1:]
     if HydraConfig.initialized():
-        yield from HydraConfig.get().overrides.hydra
-        yield from HydraConfig.get().overrides.task
+        kept: Any = OmegaConf.to_container(HydraConfig.get().overrides, resolve=False)
+        yield from kept["hydra"]
+        yield from kept["task"]

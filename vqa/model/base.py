@@ -22,6 +22,7 @@ from vqa.model.families.family import Family
 from vqa.model.families.processor import load_image_processor, load_processor
 from vqa.model.families.structure import (
     Structure,
+    empty_model,
     image_token,
     lora_targets,
     model_class,
@@ -307,6 +308,7 @@ def _load(settings: Settings, device: torch.device, dtype: torch.dtype) -> Base:
     log.info("loading %s (%s, %s) on %s", settings.model.path, settings.quantization.name, dtype, device)
     config = read_model_config(settings)
     family = family_of(config)
+    _refuse_other_weights(config, folder, settings.model.path)
     weights = _quantization(settings, config, dtype)
     try:
         # None would be taken for "not quantised" and overrule what a quantised checkpoint says of itself
@@ -353,6 +355,25 @@ def _load(settings: Settings, device: torch.device, dtype: torch.dtype) -> Base:
         own = family.is_packed(config) and _has_kernels(config, device)
         text = OwnText(model, tokenizer, device, prompts) if own else prompts
     return Base(model, tokenizer, letters, cache, device, dtype, settings.model.path, family, text, structure)
+
+
+def _refuse_other_weights(config: Any, folder: str, path: str) -> None:
+    """Refuse weights that are far too few for the configuration: what is missing would be made up in memory.
+
+    Args:
+        config: The model's configuration.
+        folder: Of the model, or its hub id, which is not looked at.
+        path: The model, as configured.
+
+    Raises:
+        UserError: The configuration has more than four weights a stored byte.
+    """
+    stored = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+    if stored and (described := sum(p.numel() for p in empty_model(config).parameters())) > 4 * stored:
+        raise UserError(
+            f"model.path={path}: config.json describes {described} weights, and the safetensors files have "
+            f"{stored} bytes; they are not of one model: take both from one place"
+        )
 
 
 def _has_kernels(config: Any, device: torch.device) -> bool:

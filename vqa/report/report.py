@@ -16,6 +16,7 @@ from vqa.config.settings import Data
 from vqa.config.words import command_line, quoted
 from vqa.errors import UserError
 from vqa.machine.files import replace_text
+from vqa.machine.safe_text import mask_secrets
 from vqa.question import Guessing, Question
 from vqa.report import facts, plots, study_plots
 from vqa.report.page import gallery, inline_svg, render
@@ -163,8 +164,9 @@ def _study_command(study: StudyFolder) -> str:
     from omegaconf import OmegaConf
 
     if study.multirun.exists():
-        given = OmegaConf.select(read_yaml(study.multirun), "hydra.overrides")
-        return command_line(["-m", *map(str, given.task), *map(str, given.hydra)])
+        # unresolved, as typed: ${oc.env:HF_TOKEN} must not become the token
+        given: Any = OmegaConf.to_container(OmegaConf.select(read_yaml(study.multirun), "hydra.overrides"))
+        return command_line(["-m", *map(str, mask_secrets([*given["task"], *given["hydra"]]))])
     terms = OmegaConf.to_container(read_yaml(study.terms)) if study.terms.exists() else {}
     fixed = terms.get("fixed", []) if isinstance(terms, dict) else []
     return command_line(["-m", *map(str, fixed), f"study={quoted(study.path.name)}"])

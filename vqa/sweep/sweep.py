@@ -342,8 +342,8 @@ class Sweep:
             log.info(self._say("over", n=tally.done))
             log.info(self._say("best", n=best.trial, scores=scores, values=chosen))
             log.info(describe_ties(standings, self.lang))
-            if front := describe_front(standings, self.settings.final_trial, self.lang):
-                log.info(front)
+            if text := describe_front(standings, self.settings.final_trial, self.lang):
+                log.info(text)
             self._refuse_final_trial(standings)
             if edges := describe_edges(best, StudyFolder(self.shared.folder).ranges(), self.lang):
                 log.warning(edges)
