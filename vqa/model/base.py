@@ -371,8 +371,9 @@ def _refuse_other_weights(config: Any, folder: str, path: str) -> None:
     stored = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
     if stored and (described := sum(p.numel() for p in empty_model(config).parameters())) > 4 * stored:
         raise UserError(
-            f"model.path={path}: config.json describes {described} weights, and the safetensors files have "
-            f"{stored} bytes; they are not of one model: take both from one place"
+            f"model.path={path} cannot be loaded: config.json describes {described} weights, and the "
+            f"safetensors files have {stored} bytes; they are cut off, or not of one model: take both from "
+            "one place"
         )
 
 
