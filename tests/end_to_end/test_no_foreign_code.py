@@ -157,6 +157,11 @@ EXPERIMENTS = {
     "a secret for a storage": (
         {"hydra": {"sweeper": {"storage": "postgresql+psycopg://u:${oc.env:HF_TOKEN}@127.0.0.1:9/x"}}},
         ["-m", "+sweep=lora"]),
+    "variables, named in a typed one's value": (
+        {"hydra": {"job": {"env_set": {"LD_PRELOAD": "VICTIM"}}}}, ["+hydra.job.env_set.MINE=LD_PRELOAD"]),
+    "a secret whose name a typed one begins with": (
+        {"tracking": {"uri": "http://127.0.0.1:9/${oc.env:HF_TOKEN}"}},
+        ["study=${oc.env:HF_TOKEN_OF_MINE,x}"]),
     "nested too deeply": ("x: " + "[" * 4000 + "]" * 4000, []),
     "more than memory holds": (
         "a0: &a0 [x,x,x,x,x,x,x,x,x]\n"

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from vqa.question import LETTERS
 from vqa.results.averages import average, paired_gain
 from vqa.results.calibration import parts_of
-from vqa.results.metrics import P_FLOOR, accuracy, nll, per_question_nll, summary
+from vqa.results.metrics import P_FLOOR, accuracy, codes_of, nll, per_question_nll, summary
 from vqa.results.predictions import Prediction
-from vqa.results.uncertainty import mean_error, picture_codes
+from vqa.results.uncertainty import mean_error
 
 Rows = Sequence[Prediction]
 Weigh = Callable[[Sequence[Rows]], list[float]]  # the members' labelled rows -> their weights
@@ -83,7 +83,7 @@ def fitted_weights(members: Sequence[Rows], shares: Sequence[float]) -> list[flo
     if len(set(parts.tolist())) == 1:
         return list(shares)
     left_out = np.array([_left_out_nll(pool, np.array(shares), pull, parts) for pull in PULLS])
-    codes = picture_codes([row.image_sha256 for row in members[0]])
+    codes = codes_of(members[0])
     best = left_out[int(left_out.mean(axis=1).argmin())]
     worse = left_out - best
     pull = next(p for p, by in zip(PULLS, worse, strict=True) if by.mean() <= mean_error(by, codes))

@@ -5,6 +5,7 @@ the composed configuration, and sets the variables that it names for this proces
 """
 
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -93,7 +94,9 @@ def refuse_variables(config: HydraConf | DictConfig) -> None:
         UserError: `hydra.job.env_set` holds a name that the command line does not.
     """
     for name in map(str, config.job.env_set):
-        if not any("hydra.job.env_set" in word and name in word for word in _words()):
+        key = re.escape(name)
+        given = re.compile(rf"hydra\.job\.env_set(\.{key}=|=.*[{{,\s'\"]{key}['\"]?\s*:)")
+        if not any(given.search(word) for word in _words()):
             raise UserError(
                 f"hydra.job.env_set.{name} must be given on the command line, not in a file: it sets a "
                 f"variable for every program that is started. If that is meant: export {name}=..."
@@ -110,7 +113,8 @@ def guard_secrets(is_secret: Callable[[str], bool]) -> None:
     """
 
     def variable(name: str, *default: Any) -> str | None:
-        if is_secret(name) and not any(f"oc.env:{name}" in word for word in _words()):
+        given = re.compile(rf"oc\.env:\s*{re.escape(name)}\s*[,}}]")
+        if is_secret(name) and not any(given.search(word) for word in _words()):
             raise UserError(
                 f"${{oc.env:{name}}} stands in a file, and a variable with a secret's name is read for the "
                 "command line only: else a file of others could send it anywhere. Give that key on the "

@@ -213,9 +213,7 @@ class StudyFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.terms = path / "study.yaml"
-        self.multirun = (
-            path / "multirun.yaml"
-        )  # the sweep's own configuration, as Hydra's own sweeper calls it
+        self.multirun = path / "multirun.yaml"  # the sweep's configuration, as Hydra's own sweeper names it
         self.leaderboard = path / "leaderboard.csv"
         self.winner = path / "best.yaml"
         self.winner_experiment = path / "experiment" / "best.yaml"  # for --config-dir FOLDER experiment=best

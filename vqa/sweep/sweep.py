@@ -85,7 +85,6 @@ def run_sweep(
         raise UserError(f"hydra.sweeper cannot be resolved: {error}") from error
     if not isinstance(node, dict):
         raise UserError("hydra.sweeper must be a mapping; choose hydra/sweeper=study.")
-    language(config)  # before anything is said in it
     refuse_what_is_not_ours(config)
     refuse_variables(config.hydra)
     launcher = chosen_launcher(config)

@@ -173,11 +173,15 @@ class LocalWorker:
             )
         self.poll = self._process.poll
         self.terminate = self._process.terminate
-        self.kill = self._process.kill
 
     def is_queued(self) -> bool:
         """Never: it runs."""
         return False
+
+    def kill(self) -> None:
+        """End it, and wait until it is gone and its memory is free: a large process takes a moment."""
+        self._process.kill()
+        self._process.wait()
 
     def wait(self) -> None:
         """Wait for its end."""
