@@ -226,6 +226,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="scratch folder for checkpoint and contest")
     parser.add_argument("--model", required=True, help="a name of benchmarks/harness/true_sizes.py")
     parser.add_argument("--quantization", default="none")
+    parser.add_argument(
+        "--device-map", default="single", help="balanced: over all GPUs; --cases count the GiB of each"
+    )
     parser.add_argument("--cases", nargs="*", default=["16:76"], help="batch:GiB of training runs")
     parser.add_argument("--plain", nargs="*", default=["16:76"], help="the same of plain transformers")
     parser.add_argument("--score-gib", type=int, help="memory for scoring; left out: no scoring")
@@ -236,7 +239,8 @@ def main() -> None:
         make_contest(arguments.work / "contest", 320, 160)
     if not (arguments.work / arguments.model).exists():
         make_checkpoint(arguments.model, arguments.work / arguments.model, arguments.tokenizer)
-    settings = settings_for(arguments.model, arguments.quantization, arguments.work)
+    where = f"env.device_map={arguments.device_map}"
+    settings = settings_for(arguments.model, arguments.quantization, arguments.work, where)
     base = load_base(settings)
     if _writer(base) is None:
         parser.error(f"{arguments.model} has Qwen-VL's prompts; measure it with benchmarks.speed.throughput")
@@ -245,6 +249,8 @@ def main() -> None:
     encoder.look(rows)
     path = "own decoder" if isinstance(base.text, OwnText) else "transformers' forward"
     about = {"model": arguments.model, "base": arguments.quantization, "path": path}
+    if arguments.device_map != "single":
+        about |= {"gpus": torch.cuda.device_count()}
     first = {"mode": "pictures", "samples_s": round(len(rows) / (time.perf_counter() - began), 1)}
     suffix = encoder.suffixes(rows[:1])[0]
     first |= {"prefix": len(encoder.prefix(rows[0])), "suffix": len(suffix.ids), "peak_gib": peak_gib()}

@@ -25,7 +25,7 @@ from vqa.answer.score import score
 from vqa.config.check import read_settings, register_resolvers
 from vqa.config.settings import Settings
 from vqa.data.source import data_source
-from vqa.machine.device import limit_memory, release_memory
+from vqa.machine.device import cards_for, limit_memory, release_memory
 from vqa.model.adapter import attached
 from vqa.model.base import load_base
 from vqa.model.encode import Encoder
@@ -80,14 +80,15 @@ def nothing(evaluation: Evaluation) -> None:
 
 
 def peak_gib() -> float:
-    """Most memory tensors took since the last reset, GiB."""
-    return round(torch.cuda.max_memory_allocated() / 2**30, 1)
+    """Most memory tensors took since the last reset, GiB; on the fullest of several GPUs."""
+    cards = range(torch.cuda.device_count())
+    return round(max(torch.cuda.max_memory_allocated(card) for card in cards) / 2**30, 1)
 
 
 def train_row(encoder: Encoder, settings: Settings, plan: Plan, case: str, rows: list[Question]) -> Any:
     """Train on the rows twice, the first time to warm up; the figures of the second time."""
     batch, gib = (int(part) for part in case.split(":"))
-    limit_memory(gib, encoder.base.device)
+    limit_memory(gib, encoder.base.device, cards_for(settings.env.device_map, encoder.base.device))
     plan = replace(plan, epochs=1, batch_size=batch, micro_batch_size=batch, evaluations=1)
     with attached(encoder.base, settings.lora, seed=0) as model:
         began = time.perf_counter()
@@ -113,7 +114,7 @@ def train_row(encoder: Encoder, settings: Settings, plan: Plan, case: str, rows:
 
 def score_row(encoder: Encoder, settings: Settings, rows: list[Question], gib: int, new: bool) -> Any:
     """Score the rows twice with an adapter on; the figures of the second time. `new`: all unknown."""
-    limit_memory(gib, encoder.base.device)
+    limit_memory(gib, encoder.base.device, cards_for(settings.env.device_map, encoder.base.device))
     with attached(encoder.base, settings.lora, seed=0) as model:
         model.eval()
         for _ in range(2):

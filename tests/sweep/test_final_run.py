@@ -22,6 +22,7 @@ def test_auto_is_one_worker_a_gpu(monkeypatch: pytest.MonkeyPatch, gpus: str, wo
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
     assert _read({**GOOD, "n_workers": "auto"}, None).n_workers == workers
     assert _read({**GOOD, "n_workers": "auto"}, "joblib").n_workers == workers
+    assert _read({**GOOD, "n_workers": "auto"}, None, "balanced").n_workers == 1
 
 
 def test_auto_cannot_count_the_gpus_of_other_machines() -> None:

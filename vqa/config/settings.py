@@ -328,6 +328,8 @@ class EnvSettings(Group):
     """true: never ask the hub."""
     device: Literal["auto", "cpu", "cuda"]
     """Device; auto: a GPU where there is one."""
+    device_map: Literal["single", "balanced"]
+    """single: the model on one GPU; balanced: its layers over all GPUs, for a model that one cannot hold."""
     compile: bool
     """torch.compile; false: slower, and starts 20 s sooner."""
     threads: Count | None

@@ -61,6 +61,25 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
 
 
+def cards_for(device_map: str, device: torch.device) -> int:
+    """Over how many GPUs a model's layers are spread: 1, or with `env.device_map=balanced` all that are seen.
+
+    Raises:
+        UserError: They are to be spread, and there are fewer than two, or several processes share them.
+    """
+    if device_map == "single":
+        return 1
+    seen = torch.cuda.device_count() if device.type == "cuda" else 0
+    if seen < 2:
+        raise UserError(
+            f"env.device_map=balanced spreads a model's layers over several GPUs, and {seen} can be used "
+            "here (workers of a sweep share them); use env.device_map=single, or fewer "
+            "hydra.sweeper.n_workers"
+        )
+    processes.refuse_several("env.device_map=balanced, which uses all GPUs in one process,")
+    return seen
+
+
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy host memory to the device without waiting for its queued work."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
@@ -115,11 +134,16 @@ def join_on_host(parts: Sequence[torch.Tensor], device: torch.device) -> torch.T
     return torch.cat(list(parts), out=whole)
 
 
-def limit_memory(gib: float | None, device: torch.device) -> None:
-    """Use at most that many GiB of the GPU, which simulates a smaller one; None: all of it."""
-    if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory / 2**30
-        torch.cuda.set_per_process_memory_fraction(min(1.0, gib / total) if gib else 1.0)
+def limit_memory(gib: float | None, device: torch.device, cards: int = 1) -> None:
+    """Use at most that many GiB of the GPU, or of each of the first `cards`; None: all of it.
+
+    It simulates a smaller one.
+    """
+    if device.type != "cuda":
+        return
+    for card in range(cards) if cards > 1 else (torch.cuda.current_device(),):
+        total = torch.cuda.get_device_properties(card).total_memory / 2**30
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gib / total) if gib else 1.0, card)
 
 
 def memory_share(device: torch.device) -> float:
@@ -154,17 +178,23 @@ def restart_peak(device: torch.device) -> int:
     global _earlier_peak
     if device.type != "cuda":
         return 0
-    _earlier_peak = max(_earlier_peak, torch.cuda.max_memory_allocated(device))
-    torch.cuda.reset_peak_memory_stats(device)
+    _earlier_peak = max(_earlier_peak, _peak())
+    for card in range(torch.cuda.device_count()):
+        torch.cuda.reset_peak_memory_stats(card)
     return torch.cuda.memory_allocated(device)
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Most memory held so far, GiB: tensors on a GPU, the whole process on a CPU."""
+    """Most memory held so far, GiB: tensors on a GPU, the fullest of several; the whole process on a CPU."""
     if device.type == "cuda":
-        return max(_earlier_peak, torch.cuda.max_memory_allocated(device)) / 2**30
+        return max(_earlier_peak, _peak()) / 2**30
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
     return kilobytes / 2**20
+
+
+def _peak() -> int:
+    """Bytes; a GPU that this process does not use has held none."""
+    return max(torch.cuda.max_memory_allocated(card) for card in range(torch.cuda.device_count()))
 
 
 def use_threads(threads: int | None) -> None:

@@ -17,8 +17,9 @@ from vqa.config.check import NEED_OWN_DECODER
 from vqa.config.library import build
 from vqa.config.settings import Settings
 from vqa.errors import UserError
-from vqa.machine.device import choose_device, choose_dtype, limit_memory, release_memory
+from vqa.machine.device import cards_for, choose_device, choose_dtype, limit_memory, release_memory
 from vqa.model.families.family import Family
+from vqa.model.families.placement import spread_layers
 from vqa.model.families.processor import load_image_processor, load_processor
 from vqa.model.families.structure import (
     Structure,
@@ -157,7 +158,7 @@ def read_model_config(settings: Settings) -> Any:
         for part in (config, config.get_text_config()):
             stored_quantization(part, path)
         model_class(config, path)
-        _refuse_needs(settings, family_of(config), config)
+        _refuse_needs(settings, family_of(config, settings.env.device_map), config)
     return config
 
 
@@ -218,7 +219,7 @@ def read_processor(settings: Settings, config: Any) -> Any | None:
     """
     from transformers import AutoTokenizer
 
-    family = family_of(config)
+    family = family_of(config, settings.env.device_map)
     if family.is_own(config):
         return None
     folder, where = model_source(settings)
@@ -279,14 +280,15 @@ def load_base(settings: Settings) -> Base:
     """
     device = choose_device(settings.env.device)
     dtype = choose_dtype(settings.precision, device)
-    limit_memory(settings.budget.max_memory_gib, device)
+    cards = cards_for(settings.env.device_map, device)
+    limit_memory(settings.budget.max_memory_gib, device, cards)
     use_compiler(settings.env.compile)
-    key = (settings.model.path, settings.model.revision, settings.quantization.name, device, dtype)
+    key = (settings.model.path, settings.model.revision, settings.quantization.name, device, dtype, cards)
     if key not in _resident:
         _resident.clear()
         release_memory()
         with _files_told(settings.model.path):
-            _resident[key] = _load(settings, device, dtype)
+            _resident[key] = _load(settings, device, dtype, cards)
     base = _resident[key]
     _refuse_needs(settings, base.family, base.model.config)
     base.vision.limit(settings.image.cache_gib)
@@ -294,7 +296,7 @@ def load_base(settings: Settings) -> Base:
     return base
 
 
-def _load(settings: Settings, device: torch.device, dtype: torch.dtype) -> Base:
+def _load(settings: Settings, device: torch.device, dtype: torch.dtype, cards: int) -> Base:
     from transformers import AutoModelForImageTextToText, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
@@ -307,7 +309,7 @@ def _load(settings: Settings, device: torch.device, dtype: torch.dtype) -> Base:
     folder, where = model_source(settings)
     log.info("loading %s (%s, %s) on %s", settings.model.path, settings.quantization.name, dtype, device)
     config = read_model_config(settings)
-    family = family_of(config)
+    family = family_of(config, settings.env.device_map)
     _refuse_other_weights(config, folder, settings.model.path)
     weights = _quantization(settings, config, dtype)
     try:
@@ -317,7 +319,7 @@ def _load(settings: Settings, device: torch.device, dtype: torch.dtype) -> Base:
             model: Any = AutoModelForImageTextToText.from_pretrained(
                 folder,
                 dtype=dtype,
-                device_map={"": device},
+                device_map=_device_map(settings, config, device, cards),
                 attn_implementation="sdpa",
                 **quantized,
                 use_safetensors=True,  # no pickled weights
@@ -355,6 +357,14 @@ def _load(settings: Settings, device: torch.device, dtype: torch.dtype) -> Base:
         own = family.is_packed(config) and _has_kernels(config, device)
         text = OwnText(model, tokenizer, device, prompts) if own else prompts
     return Base(model, tokenizer, letters, cache, device, dtype, settings.model.path, family, text, structure)
+
+
+def _device_map(settings: Settings, config: Any, device: torch.device, cards: int) -> dict[str, Any]:
+    """The whole model on one device, or its layers over several GPUs."""
+    if cards == 1:
+        return {"": device}
+    kind = stored_quantization(config, settings.model.path) or settings.quantization.name
+    return spread_layers(empty_model(config), cards, kind)
 
 
 def _refuse_other_weights(config: Any, folder: str, path: str) -> None:
@@ -399,6 +409,12 @@ def _refuse_needs(settings: Settings, family: Family, config: Any) -> None:
     """
     method = settings.adapt.method
     if method in NEED_OWN_DECODER and not family.is_own(config):
+        if family_of(config).is_own(config):
+            raise UserError(
+                f"adapt={method} needs a prompt or hidden states inside the decoder, which cannot be had "
+                "while env.device_map=balanced spreads it over several GPUs; use env.device_map=single, or "
+                "adapt=tent, sar, consistency, views, zero or repair"
+            )
         raise UserError(
             f"adapt={method} needs a prompt or hidden states inside the decoder, which can be had here "
             f"for Qwen2.5-VL and Qwen3-VL only; {config.model_type} gives letter logits; "

@@ -298,7 +298,7 @@ def _recomputing(layers: Sequence[Any], recompute: Recompute) -> Iterator[None]:
         wrapped = []
     before = [vars(module).get("forward") for module in wrapped]
     for module in wrapped:
-        module.forward = partial(_checkpointed, module.forward)
+        module.forward = partial(_checkpointed, module.forward, next(module.parameters()).device)
     try:
         yield
     finally:
@@ -308,5 +308,10 @@ def _recomputing(layers: Sequence[Any], recompute: Recompute) -> Iterator[None]:
                 module.forward = own
 
 
-def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+def _checkpointed(forward: Callable[..., Any], card: torch.device, *args: Any, **kwargs: Any) -> Any:
+    """Call the forward, and again in the backward.
+
+    What comes from an earlier card is moved first: dropout is drawn again on the cards of the arguments.
+    """
+    moved = [x.to(card) if isinstance(x, torch.Tensor) else x for x in args]
+    return checkpoint(forward, *moved, use_reentrant=False, **kwargs)

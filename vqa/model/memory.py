@@ -56,7 +56,7 @@ def does_not_fit(doing: str, device: torch.device, error: torch.OutOfMemoryError
         f"{doing} does not fit into the memory of {device}: {peak_memory_gib(device):.1f} GiB of "
         f"{memory_gib(device):.1f} GiB were in use{f' ({asked})' if asked else ''}. What helps, the most "
         "first: quantization=nf4, a smaller model, fewer image.max_visual_tokens, a shorter prompt, a "
-        "smaller lora.r"
+        "smaller lora.r, env.device_map=balanced with a second GPU"
     )
 
 

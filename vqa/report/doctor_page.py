@@ -101,7 +101,7 @@ def _sizes(settings: Settings, questions: Sequence[Question]) -> dict[str, Any]:
         tokenizer = AutoTokenizer.from_pretrained(folder, **where)
     except (OSError, ValueError):  # no tokenizer beside the configuration; loading the model will say why
         return {}
-    family = family_of(config)
+    family = family_of(config, settings.env.device_map)
     if family.is_own(config):
         return facts.sizes(settings, questions, config, tokenizer)
     return facts.sizes_by_processor(settings, questions, read_processor(settings, config), family)

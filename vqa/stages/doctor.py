@@ -15,7 +15,7 @@ from vqa.config.words import command_line
 from vqa.data.source import data_source, split_questions
 from vqa.data.split import make_folds, subsample
 from vqa.errors import UserError
-from vqa.machine.device import choose_device, choose_dtype
+from vqa.machine.device import cards_for, choose_device, choose_dtype
 from vqa.model.base import read_model_config, read_processor
 from vqa.progress import shown_progress
 from vqa.report.doctor_page import write_doctor_page
@@ -128,6 +128,7 @@ def _cache(settings: Settings) -> list[str]:
 def _device(settings: Settings) -> list[str]:
     device = choose_device(settings.env.device)
     choose_dtype(settings.precision, device)
+    cards_for(settings.env.device_map, device)
     target = str(settings.optimizer["_target_"])
     if device.type == "cpu" and target.startswith(GPU_ONLY):
         return [f"optimizer: {target} needs a GPU; use optimizer=adamw"]

@@ -65,7 +65,7 @@ def foreseen(settings: Settings) -> Foreseen | None:
     if settings.model.path.startswith(ASSET):
         return None
     config = read_model_config(settings)
-    family = family_of(config)
+    family = family_of(config, settings.env.device_map)
     source = data_source(settings)
     train, test = source.train(), source.test() or []
     if not train:

@@ -53,7 +53,10 @@ def text_findings(settings: Settings) -> tuple[list[str], list[str]]:
     processor = read_processor(settings, config) if several else None
     if several is not None and processor is not None:
         try:
-            refuse_several_pictures(processor, budget_arguments(processor, family_of(config), settings.image))
+            refuse_several_pictures(
+                processor,
+                budget_arguments(processor, family_of(config, settings.env.device_map), settings.image),
+            )
         except UserError as error:
             problems.append(f"question {several.id!r} has {len(several.pictures)} pictures. {error}")
     for part, questions in parts.items():

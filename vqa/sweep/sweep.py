@@ -88,7 +88,8 @@ def run_sweep(
     refuse_what_is_not_ours(config)
     refuse_variables(config.hydra)
     launcher = chosen_launcher(config)
-    settings = _read(node, launcher)
+    device_map = OmegaConf.select(config, "env.device_map")
+    settings = _read(node, launcher, device_map)
     _refuse_commands(settings, config)
     if launcher is not None:
         _refuse_beside_a_launcher(settings, launcher)
@@ -104,7 +105,7 @@ def run_sweep(
         return None
     if (plan := planned(jobs, settings, arguments, folder)) is not None:
         space = read_space(settings, [*arguments, *plan.overrides()], groups)
-        settings = _read(sweeper_under(plan, config), launcher)
+        settings = _read(sweeper_under(plan, config), launcher, device_map)
     typed = any(given.startswith("hydra.sweeper.enqueue") for given in hydra_overrides(config))
     enqueued = read_enqueued(settings.enqueue, space, leave_out=not typed)
     if own_slot() is None:
@@ -130,8 +131,14 @@ def _warn_of_pruned_costs(settings: SweepSettings) -> None:
         )
 
 
-def _read(node: Mapping[Any, Any], launcher: str | None) -> SweepSettings:
-    """Check the keys of the sweeper; `n_workers=auto` becomes one worker a GPU, or one."""
+def _read(node: Mapping[Any, Any], launcher: str | None, device_map: str | None = None) -> SweepSettings:
+    """Check the keys of the sweeper; `n_workers=auto` becomes one worker a GPU, or one.
+
+    Args:
+        node: `hydra.sweeper`.
+        launcher: Hydra's, by name; None: its own.
+        device_map: `env.device_map`; "balanced": one model needs all GPUs.
+    """
     keys = {str(key): value for key, value in node.items()}
     if keys.get("n_workers") == "auto":
         if keys.get("worker_command") or (launcher is not None and launcher not in HERE):
@@ -139,7 +146,7 @@ def _read(node: Mapping[Any, Any], launcher: str | None) -> SweepSettings:
                 "hydra.sweeper.n_workers=auto counts the GPUs of this machine, and the workers run on "
                 "others. Give their number."
             )
-        keys["n_workers"] = max(1, len(visible_gpus()))
+        keys["n_workers"] = 1 if device_map == "balanced" else max(1, len(visible_gpus()))
     return read_settings(keys)
 
 

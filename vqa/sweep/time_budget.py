@@ -27,7 +27,7 @@ from vqa.sweep.search.promotion import PromotionPruner
 from vqa.sweep.search.sampling import build_pruner, quieten_optuna
 from vqa.sweep.search.space import SearchSpace, overrides_of
 from vqa.sweep.settings import SweepSettings
-from vqa.sweep.workers.pool import own_command, own_slot, visible_gpus, worker_environment
+from vqa.sweep.workers.pool import own_command, own_slot, share_out, visible_gpus, worker_environment
 
 log = logging.getLogger(__name__)
 
@@ -269,7 +269,8 @@ def _speed(jobs: HydraJobs, space: SearchSpace, workers: int, folder: Path) -> S
     if workers == 1:
         measure(jobs, space)
     else:
-        environment = os.environ | worker_environment(0, visible_gpus(), float("inf"), elsewhere=False)
+        gpus = share_out(visible_gpus(), workers)
+        environment = os.environ | worker_environment(0, gpus, float("inf"), elsewhere=False)
         place = StudyFolder(folder).speed.path
         place.mkdir(exist_ok=True)
         with (place / "process.log").open("wb") as out:

@@ -25,6 +25,7 @@ from vqa.sweep.workers.pool import (
     log_file,
     own_deadline,
     own_slot,
+    share_out,
     start_here,
     visible_gpus,
     worker_environment,
@@ -57,10 +58,18 @@ def test_each_worker_gets_its_gpu_or_one_thread() -> None:
     assert worker_environment(2, [], 1.5, False) == {SLOT: "2", DEADLINE: "1.5", "OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.parametrize(
+    ("workers", "seen"),
+    [(1, ["0,1,2,3"]), (2, ["0,2", "1,3"]), (3, ["0,3", "1", "2"]), (4, list("0123")), (6, list("0123"))],
+)
+def test_fewer_workers_than_gpus_see_several_each(workers: int, seen: list[str]) -> None:
+    assert share_out(["0", "1", "2", "3"], workers) == seen
+
+
 def test_started_workers_see_one_card_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     (tmp_path / "workers").mkdir()
-    shared: Any = SimpleNamespace(folder=tmp_path, settings=SimpleNamespace(worker_command=None))
+    shared: Any = SimpleNamespace(folder=tmp_path, settings=SimpleNamespace(worker_command=None, n_workers=2))
     told = "import os; print(os.environ['VQA_WORKER'], os.environ['CUDA_VISIBLE_DEVICES'])"
     start_one = start_here(shared, [sys.executable, "-c", told], 1.5)
     for worker in [start_one(slot) for slot in range(2)]:

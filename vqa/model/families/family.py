@@ -1,7 +1,7 @@
 """What differs between kinds of vision-language models, as data."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -61,6 +61,10 @@ class Family:
         text = config.get_text_config()
         kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "linear_attention"}
         return text.model_type in self.packed_text and not kinds and text.hidden_act == "silu"
+
+    def by_forward(self) -> "Family":
+        """The same kind computed by transformers' forward alone, as a model on several GPUs is."""
+        return replace(self, own_text=(), packed_text=(), own_tower=False)
 
 
 QWEN_LINEAR = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"

@@ -11,6 +11,7 @@ FAMILY = Family(
     looks_at_many=True,
     linear=QWEN_LINEAR,
     unquantised=("model.visual", "lm_head"),
+    budget=pixel_budget,  # where transformers' forward looks at the pictures
 )
 EXPERTS = Family(
     types=("qwen3_vl_moe",),

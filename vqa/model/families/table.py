@@ -36,7 +36,13 @@ FAMILIES = (
 )
 
 
-def family_of(config: Any) -> Family:
-    """The family of a model's configuration; one without own arithmetic or knowledge for unknown types."""
+def family_of(config: Any, device_map: str = "single") -> Family:
+    """The family of a model's configuration; one without own arithmetic or knowledge for unknown types.
+
+    Args:
+        config: Of a model.
+        device_map: `env.device_map`; a model on several GPUs is computed by transformers' forward.
+    """
     kind = config.model_type
-    return next((f for f in FAMILIES if kind in f.types), Family(types=(kind,)))
+    found = next((f for f in FAMILIES if kind in f.types), Family(types=(kind,)))
+    return found if device_map == "single" else found.by_forward()

@@ -39,7 +39,7 @@ from vqa.machine.files import is_locked
 from vqa.results.folder import StudyFolder
 from vqa.sweep.multirun import hydra_overrides
 from vqa.sweep.study import SharedStudy
-from vqa.sweep.workers.pool import WorkerProcess, log_file, visible_gpus, worker_environment
+from vqa.sweep.workers.pool import WorkerProcess, log_file, share_out, visible_gpus, worker_environment
 
 log = logging.getLogger(__name__)
 
@@ -242,7 +242,7 @@ class Launches:
         self.name = name
         self.arguments = tuple(command[1:])
         self.deadline = deadline
-        self.gpus = visible_gpus()
+        self.gpus = share_out(visible_gpus(), shared.settings.n_workers)
         token = secrets.token_hex(8)
         self.wanted = StudyFolder(shared.folder).workers / f"{token}.wanted"
         self.own_files = shared.folder / ".submitit" / token  # new and unguessable: it holds pickled objects

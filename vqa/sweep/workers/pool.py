@@ -76,12 +76,25 @@ def visible_gpus() -> list[str]:
     return [str(index) for index in range(count)]
 
 
+def share_out(gpus: list[str], workers: int) -> list[str]:
+    """What each worker sees: one GPU, or several where there are fewer workers than GPUs.
+
+    Args:
+        gpus: This machine's.
+        workers: How many share them.
+
+    Returns:
+        Values of CUDA_VISIBLE_DEVICES, to be taken in turn.
+    """
+    return gpus if workers >= len(gpus) else [",".join(gpus[i::workers]) for i in range(workers)]
+
+
 def worker_environment(slot: int, gpus: list[str], deadline: float, elsewhere: bool) -> dict[str, str]:
-    """Give what a copy's environment has beyond this one's: one GPU, or one CPU thread.
+    """Give what a copy's environment has beyond this one's: its GPUs, or one CPU thread.
 
     Args:
         slot: Which worker.
-        gpus: This machine's.
+        gpus: This machine's, as shared out.
         deadline: `time.time()` after which no trial starts.
         elsewhere: Whether another program, which knows its own machines, places the worker.
     """
@@ -199,7 +212,7 @@ def start_here(
         deadline: `time.time()` after which no trial starts.
     """
     launcher = shlex.split(shared.settings.worker_command or "")
-    gpus = visible_gpus()
+    gpus = share_out(visible_gpus(), shared.settings.n_workers)
 
     def start(slot: int) -> WorkerProcess:
         environment = os.environ | worker_environment(slot, gpus, deadline, bool(launcher))
