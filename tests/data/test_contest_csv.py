@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
+from vqa.config.korean import in_korean
 from vqa.data.contest_csv import ContestCsv
 from vqa.data.image import file_sha256
 from vqa.errors import UserError
@@ -421,6 +422,22 @@ def test_a_file_without_header_or_with_joint_options_is_told_in_one_line(
 def test_columns_that_are_named_by_numbers_are_a_header(root: Path) -> None:
     (problem,) = contest(root, "n,file,q,1,2,3,4\n1,red.png,q,w,x,y,z\n", "test").check()
     assert "the file has the columns n, file, q, 1, 2, 3, 4; if they stand in this order" in problem
+
+
+def test_rows_with_the_same_problem_are_one_entry(root: Path) -> None:
+    rows = [GOOD.replace("good", f"q{i}") for i in range(90)]
+    for i in range(5, 85):
+        rows[i] = f"q{i},no{i}.png,q,1,2,3,4,a\n"
+    rows[7] = "q7,red.png,,1,2,3,4,a\n"
+    data = contest(root, HEADER + "".join(rows))
+    missing, empty = data.check()
+    lines = missing.splitlines()
+    assert len(lines) == 4
+    assert "row 7, column path: the image" in lines[0]
+    assert lines[3] == "    and 76 more like these, the last is row 86"
+    assert empty.endswith("train.csv:row 9, column question: is empty")
+    assert re.search(r"7행, path 열: 이미지 \S+/no5.png \(없음\): 그런 파일이 없습니다", in_korean(missing))
+    assert "이와 같은 것 76개 더 (마지막은 86행)" in in_korean(missing)
 
 
 def test_picture_of_another_spelling_is_found_and_said(root: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -20,7 +20,7 @@ from vqa.data.csv_rows import (
 )
 from vqa.data.places import data_file, meant_root
 from vqa.data.row_pictures import attach_pictures
-from vqa.data.table_file import Problem, read_table
+from vqa.data.table_file import Problem, in_groups, read_table
 from vqa.errors import UserError
 from vqa.question import Question
 
@@ -107,17 +107,21 @@ class ContestCsv:
         return [] if reading.problems else reading.questions
 
     def check(self) -> list[str]:
-        """Read both files and list every problem that would stop a run; empty when there is none."""
+        """Read both files and list every problem that would stop a run; empty when there is none.
+
+        Rows with the same problem are one entry: a line for each of the first, and how many more.
+        """
         problems = self._setting_problems()
         if columns_problems(self.columns):  # nothing can be read by such names
             return problems
         if self.train_csv is None and self.test_csv is None:
             problems.append("data.train_csv and data.test_csv are both null: set data.train_csv=FILE")
         if self.train_csv is not None:
-            problems += self._read(self.train_csv, "train").lines()
+            problems += in_groups(self._read(self.train_csv, "train").problems, self.train_csv)
         if self.test_csv is not None:
             reading = self._read(self.test_csv, "test")
-            problems += reading.lines() or self._sample_problems([q.id for q in reading.questions])
+            found = in_groups(reading.problems, self.test_csv)
+            problems += found or self._sample_problems([q.id for q in reading.questions])
             problems += self._option_problems()
         return problems
 
