@@ -46,6 +46,7 @@ MAY_DIFFER = (
     "compare",
     "doctor",
     "notify",
+    "data.sample_submission",
     "model.license",
     "budget.micro_batch_size",
     "budget.max_memory_gib",
