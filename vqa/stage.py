@@ -258,7 +258,7 @@ def _say(settings: Settings, folder: Path, metrics: dict[str, Any]) -> None:
         show_report(settings, RunFolder(folder))
         _print_verdict(console, lang, folder, metrics)
     run = RunFolder(folder)
-    following = run.submission if run.submission.exists() else run.metrics_file
+    following = run.handed_in if run.submission.exists() else run.metrics_file
     if settings.stage == "merge":
         following = metrics["model"]
     console.print(message(lang, "next", what=following))

@@ -2,6 +2,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
+from vqa.config.korean import in_korean
 from vqa.data.contest_csv import ContestCsv
 from vqa.data.image import file_sha256
 from vqa.errors import UserError
@@ -104,7 +106,7 @@ BAD_FILES: list[tuple[str | bytes, str]] = [
     (b"PK\x03\x04", "train.csv: is an Excel or zip file"),
     (
         (HEADER + GOOD).replace(",", ":"),
-        "train.csv:row 1, column id, path, question, a, b, c, d: is missing, the file has the columns id:",
+        "train.csv:row 1, column id, path, question, a, b, c, d, answer: is missing, the file has",
     ),
     (
         HEADER.replace("path", "image") + GOOD,
@@ -368,6 +370,74 @@ def test_folder_without_any_of_the_pictures_is_one_problem(root: Path) -> None:
     assert len(data.check()) == 1
     with pytest.raises(UserError, match=r"none of its 20 pictures is in .*other.*\nSet data\.image_root"):
         data.train()
+
+
+def test_the_folder_that_is_meant_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)
+    rows = "1,red,q,1,2,3,4,a\n2,sub.png,q,1,2,3,4,a\n"
+    (root / "pictures" / "train").mkdir(parents=True)
+    shutil.copy("red.png", "sub.png")
+    for name in ("red.png", "sub.png"):
+        (root / name).rename(root / "pictures" / "train" / name)
+    data = replace(contest(root, HEADER + rows), image_root="pictures")
+    (problem,) = data.check()
+    assert problem.endswith("such as 'red'; it is in pictures/train: data.image_root=pictures/train")
+    below = HEADER + rows.replace("red,", "train/red.png,").replace("sub.png", "train/sub.png")
+    (problem,) = replace(contest(root, below), image_root="pictures/train").check()
+    assert problem.endswith("it is in pictures: data.image_root=pictures")
+
+
+def test_picture_without_its_ending_is_found_where_one_file_fits(root: Path) -> None:
+    (root / "red.txt").write_text("no picture")
+    data = contest(root, HEADER + GOOD.replace("red.png", "red"))
+    (question,) = data.train()
+    assert question.image == root / "red.png"
+    shutil.copy(root / "red.png", root / "red.WEBP")
+    (problem,) = data.check()
+    assert "there is no such file, but 'red.png' and 'red.WEBP'" in problem
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("1,red.png,q,1,2,3,4,a\n" * 2, "row 1: holds a question, not the names of the columns"),
+        ("1,red,q,w,x,y,z,3\n", "row 1: holds a question, not the names of the columns"),
+        (
+            "id,path,question,options,answer\n1,red.png,q,①red ②blue,1\n2,red.png,q,①one ②two ③three,2\n",
+            "all options of a question stand in one cell of options, such as '①red ②blue'; give each",
+        ),
+        (
+            "id,path,question,options,answer\n1,red.png,q,1) red 2) blue,1\n2,red.png,q,1. a/2. b,2\n",
+            "all options of a question stand in one cell of options, such as '1) red 2) blue'",
+        ),
+    ],
+)
+def test_a_file_without_header_or_with_joint_options_is_told_in_one_line(
+    root: Path, text: str, said: str
+) -> None:
+    (problem,) = contest(root, text).check()
+    assert said in problem
+
+
+def test_columns_that_are_named_by_numbers_are_a_header(root: Path) -> None:
+    (problem,) = contest(root, "n,file,q,1,2,3,4\n1,red.png,q,w,x,y,z\n", "test").check()
+    assert "the file has the columns n, file, q, 1, 2, 3, 4; if they stand in this order" in problem
+
+
+def test_rows_with_the_same_problem_are_one_entry(root: Path) -> None:
+    rows = [GOOD.replace("good", f"q{i}") for i in range(90)]
+    for i in range(5, 85):
+        rows[i] = f"q{i},no{i}.png,q,1,2,3,4,a\n"
+    rows[7] = "q7,red.png,,1,2,3,4,a\n"
+    data = contest(root, HEADER + "".join(rows))
+    missing, empty = data.check()
+    lines = missing.splitlines()
+    assert len(lines) == 4
+    assert "row 7, column path: the image" in lines[0]
+    assert lines[3] == "    and 76 more like these, the last is row 86"
+    assert empty.endswith("train.csv:row 9, column question: is empty")
+    assert re.search(r"7행, path 열: 이미지 \S+/no5.png \(없음\): 그런 파일이 없습니다", in_korean(missing))
+    assert "이와 같은 것 76개 더 (마지막은 86행)" in in_korean(missing)
 
 
 def test_picture_of_another_spelling_is_found_and_said(root: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.conftest import Make
 from tests.model.test_foreign_model import ask
 from vqa.errors import UserError
-from vqa.model.base import model_folder
+from vqa.model.base import load_base, model_folder
 
 pytestmark = pytest.mark.hostile
 Change = Callable[[Path], None]
@@ -66,6 +67,35 @@ FILES = (
 )
 CONTENTS = {"empty": b"", "a list": b"[]", "no text": b"\xff\xfe\0\1", "half": None, "nested": b"[" * 100_000}
 CASES |= {f"{file} {kind}": with_bytes(file, content) for file in FILES for kind, content in CONTENTS.items()}
+
+
+class _Fault:
+    """Stands for code of ours that is wrong."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __call__(self, *arguments: object) -> Any:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("our shapes differ"), TypeError("x"), KeyError("x")])
+def test_a_fault_of_our_own_while_a_model_loads_keeps_its_traceback(
+    settings: Make, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vqa.model.base._resident", {})
+    monkeypatch.setattr("vqa.model.base.structure_of", _Fault(error))
+    with pytest.raises(type(error), match=str(error)):
+        load_base(settings())
+
+
+def test_a_model_that_is_asked_wrongly_while_it_loads_is_a_fault_of_our_own(
+    settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vqa.model.base._resident", {})
+    monkeypatch.setattr("vqa.model.base.structure_of", lambda model: model(torch.zeros(1, 3)))
+    with pytest.raises(RuntimeError, match="Long, Int"):
+        load_base(settings())
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -14,7 +14,8 @@ from vqa.config.check import read_settings
 from vqa.config.korean import in_korean
 from vqa.config.messages import message
 from vqa.errors import UserError
-from vqa.stages.doctor import CHECKS, next_command, run_doctor
+from vqa.results.folder import StudyFolder
+from vqa.stages.doctor import CHECKS, next_command, run_doctor, sweep_findings
 
 Usage = namedtuple("Usage", "total used free")
 GIB = 2**30
@@ -68,7 +69,7 @@ def test_every_problem_is_listed_and_every_check_shown(
     with pytest.raises(UserError, match=r"3 thing\(s\) to mend"):
         run_doctor(settings(f"env.output_root={tmp_path}", *wrong))  # the cache check asks for the model too
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["ok", "wrong", "wrong", "wrong", "ok", "ok"]
+    assert [line.split()[0] for line in lines] == ["ok", "ok", "wrong", "wrong", "wrong", "ok", "ok"]
 
 
 def test_every_check_and_every_problem_of_one_are_named_in_korean_alike() -> None:
@@ -76,6 +77,56 @@ def test_every_check_and_every_problem_of_one_are_named_in_korean_alike() -> Non
         korean = message("ko", f"check {name}")
         assert re.search("[가-힣]", korean)
         assert in_korean(f"  - {name}: is empty") == f"  - {korean}: 비어 있습니다"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["hydra.sweeper.n_trials=0"], r"hydra.sweeper.n_trials must be a whole number >= 1, got 0"),
+        (["hydra.sweeper.sampler.n_startup_trials=many"], r"hydra.sweeper.sampler: .* cannot draw from this"),
+        (["+hydra.sweeper.sampler.nonsense=1"], r"hydra.sweeper.sampler: .*unexpected keyword argument"),
+        (["+hydra.sweeper.pruner.nonsense=1"], r"hydra.sweeper.pruner: .*nonsense"),
+        (["hydra/sweeper/sampler=thomson"], r"Could not find 'hydra/sweeper/sampler/thomson'"),
+        (["hydra.sweeper.storage=mysql://me@host/db"], r"hydra.sweeper.storage must be sqlite"),
+        (["hydra.sweeper.storage=sqlite:////nowhere/study.db"], r"/nowhere is no folder that can be written"),
+        (
+            ["hydra.sweeper.storage=postgresql+psycopg://me:pw@127.0.0.1:1/db"],
+            r":\*\*\*@.* cannot be op",
+        ),
+        (["++hydra.sweeper.conditions={lora.r: {nothing: [1]}}"], r"conditions.lora.r.nothing"),
+        (["hydra.sweeper.enqueue=[{lora.r: 7}]"], r"lora.r"),
+        (["++hydra.sweeper.params={lorra.r: 'choice(1,2)'}"], r"a job of this sweep cannot be composed"),
+        (["hydra.sweeper.budget_minutes=10", "budget.subsample=null"], r"budget.subsample must be a number"),
+        (["hydra.sweeper.worker_command=no-such-program"], r"this machine has no such program"),
+        (
+            ["hydra.sweeper.final_command=torchrun", "hydra.sweeper.final=false"],
+            r"has no (effect|such)",
+        ),
+        (["lora.r=choice(8,9)", "lora.lora_alpha=-1"], r"lora.lora_alpha"),
+        (["hydra.sweep.subdir=x"], r"has no effect on a study"),
+    ],
+)
+def test_what_a_sweep_would_refuse_at_its_start_is_reported(
+    composed: Compose, tmp_path: Path, words: list[str], message: str
+) -> None:
+    composed()  # begins Hydra
+    given = ["+sweep=lora", "stage=doctor", "tracking=none", f"env.output_root={tmp_path}", *words]
+    (problem,) = sweep_findings(given)
+    assert re.search(message, problem)
+    assert list(tmp_path.iterdir()) == []  # nothing is made
+
+
+def test_a_study_that_was_begun_under_other_terms_is_reported(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    composed()
+    study = tmp_path / "lora"
+    study.mkdir()
+    (study / "study.yaml").write_text("fixed: [model=other]\n")
+    monkeypatch.setattr(StudyFolder, "has_results", lambda folder: folder.path == study)
+    (problem,) = sweep_findings([f"env.output_root={tmp_path}"])
+    assert "study 'lora' was begun under other terms" in problem
+    assert sweep_findings([f"env.output_root={tmp_path}", "study=new"]) == []
 
 
 def test_a_healthy_machine_is_told_what_to_do_next(

@@ -10,7 +10,7 @@ import pytest
 from tests.helpers.toy_app.harness import run_toy, trials_of
 from tests.sweep.test_settings import GOOD
 from vqa.errors import UserError
-from vqa.sweep.sweep import _read
+from vqa.sweep.checks import checked
 from vqa.sweep.workers.state import lock_slot
 
 APP = Path(__file__).parents[1] / "helpers" / "toy_app" / "app.py"
@@ -20,16 +20,16 @@ FEW = ("hydra.sweeper.n_trials=1", "hydra.sweeper.enqueue=[]", "hydra/sweeper/pr
 @pytest.mark.parametrize(("gpus", "workers"), [("", 1), ("0,3,5", 3)])
 def test_auto_is_one_worker_a_gpu(monkeypatch: pytest.MonkeyPatch, gpus: str, workers: int) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
-    assert _read({**GOOD, "n_workers": "auto"}, None).n_workers == workers
-    assert _read({**GOOD, "n_workers": "auto"}, "joblib").n_workers == workers
-    assert _read({**GOOD, "n_workers": "auto"}, None, "balanced").n_workers == 1
+    assert checked({**GOOD, "n_workers": "auto"}, None).n_workers == workers
+    assert checked({**GOOD, "n_workers": "auto"}, "joblib").n_workers == workers
+    assert checked({**GOOD, "n_workers": "auto"}, None, "balanced").n_workers == 1
 
 
 def test_auto_cannot_count_the_gpus_of_other_machines() -> None:
     with pytest.raises(UserError, match=r"n_workers=auto counts the GPUs of this machine"):
-        _read({**GOOD, "n_workers": "auto"}, "submitit_slurm")
+        checked({**GOOD, "n_workers": "auto"}, "submitit_slurm")
     with pytest.raises(UserError, match=r"n_workers=auto counts the GPUs of this machine"):
-        _read({**GOOD, "n_workers": "auto", "worker_command": "srun --gpus=1"}, None)
+        checked({**GOOD, "n_workers": "auto", "worker_command": "srun --gpus=1"}, None)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_auto_cannot_count_the_gpus_of_other_machines() -> None:
 def test_a_command_that_cannot_do_its_work_is_refused_at_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], message: str
 ) -> None:
-    monkeypatch.setattr("vqa.sweep.sweep.program", lambda: ["app.py"])  # however pytest was started
+    monkeypatch.setattr("vqa.sweep.checks.program", lambda: ["app.py"])  # however pytest was started
     with pytest.raises(UserError, match=message):
         run_toy(tmp_path, *(f"hydra.sweeper.{override}" for override in overrides))
     assert not (tmp_path / "multirun/toy/trials").exists()

@@ -58,6 +58,7 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "ok": ("ok   ", "정상"),
     "wrong": ("wrong", "오류"),
     "check data": ("data", "데이터"),
+    "check sweep": ("sweep", "스윕"),
     "check model": ("model", "모델"),
     "check cache folder": ("cache folder", "캐시 폴더"),
     "check device": ("device", "장치"),

@@ -3,9 +3,10 @@
 import functools
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from vqa.config.words import shell_line
 from vqa.data.csv_rows import (
     FORMS,
     VOTES,
@@ -17,9 +18,9 @@ from vqa.data.csv_rows import (
     own_names,
     read_rows,
 )
-from vqa.data.places import data_file
+from vqa.data.places import data_file, meant_root
 from vqa.data.row_pictures import attach_pictures
-from vqa.data.table_file import Problem, read_table
+from vqa.data.table_file import Problem, in_groups, read_table
 from vqa.errors import UserError
 from vqa.question import Question
 
@@ -96,18 +97,31 @@ class ContestCsv:
             raise UserError("\n".join(problems))
         return questions
 
+    def readable(self, part: Part) -> list[Question]:
+        """The good questions of a file, to be described: without a word on the others; [] where none is."""
+        file = self.train_csv if part == "train" else self.test_csv
+        if file is None or self._setting_problems():
+            return []
+        lenient = replace(self, on_bad_row="skip", on_bad_image="blank")
+        reading = lenient._read(file, part)
+        return [] if reading.problems else reading.questions
+
     def check(self) -> list[str]:
-        """Read both files and list every problem that would stop a run; empty when there is none."""
+        """Read both files and list every problem that would stop a run; empty when there is none.
+
+        Rows with the same problem are one entry: a line for each of the first, and how many more.
+        """
         problems = self._setting_problems()
         if columns_problems(self.columns):  # nothing can be read by such names
             return problems
         if self.train_csv is None and self.test_csv is None:
             problems.append("data.train_csv and data.test_csv are both null: set data.train_csv=FILE")
         if self.train_csv is not None:
-            problems += self._read(self.train_csv, "train").lines()
+            problems += in_groups(self._read(self.train_csv, "train").problems, self.train_csv)
         if self.test_csv is not None:
             reading = self._read(self.test_csv, "test")
-            problems += reading.lines() or self._sample_problems([q.id for q in reading.questions])
+            found = in_groups(reading.problems, self.test_csv)
+            problems += found or self._sample_problems([q.id for q in reading.questions])
             problems += self._option_problems()
         return problems
 
@@ -212,6 +226,8 @@ class ContestCsv:
             all_missing = 1 < len(missing) == len(attached.named)
             if all_missing and (part == "train" or self.on_bad_image == "error"):
                 text = f"none of its {len(missing)} pictures is in {root}, such as {min(missing)!r}"
+                if (folder := meant_root(root, min(missing))) is not None:
+                    text += f"; it is in {folder}: " + shell_line([f"data.image_root={folder}"])
                 of_images = [Problem(text, about="root")]
             problems += of_images
             notes += [f"{file}: {note}" for note in attached.notes]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from vqa.data.places import ENDINGS
 from vqa.data.table_file import Problem, Record, read_table
 from vqa.question import FEWEST, LETTERS, Picture, Question, one_of
 
@@ -220,20 +221,26 @@ def _make_rows(records: Sequence[Record], part: Part, columns: Columns) -> tuple
     named = [name for name in LETTERS if name in columns]
     needed = dict.fromkeys([*COLUMNS, *pictures, *LETTERS[: last + 1], *named])
     missing = [own[name] for name in needed if name not in names]
-    labels = ("answer", *VOTES)
-    if missing:
-        text = f"is missing, {exist}; {_advice(header, names, part)}"
-        problems = [Problem(text, line, ", ".join(missing), "file")]
+    unlabelled = part == "train" and not {"answer", *VOTES} & set(names)
+    if missing and _is_row(header, names):
+        line_of_names = ",".join([*COLUMNS[:3], *LETTERS[:USUAL], *(["answer"] if part == "train" else [])])
+        text = f"holds a question, not the names of the columns: put them above it, such as {line_of_names}"
+        problems = [Problem(text, line, about="file")]
+    elif missing:
+        lacking = [*missing, own["answer"]] if unlabelled else missing
+        joint = _joint_options(records)
+        advice = f"{joint}; {_SPLIT}" if joint else _advice(header, names, part)
+        problems = [Problem(f"is missing, {exist}; {advice}", line, ", ".join(lacking), "file")]
     else:
         problems = _near_options(header, names, last + 1, line)
-    if part == "train" and not set(labels) & set(names):
+    if unlabelled and not missing:
         problems.append(Problem(f"is missing (or {VOTES[0]}..{VOTES[-1]}), {exist}", line, "answer", "file"))
     problems += [
         Problem(f"stands {count} times in the header", line, name, "file")
         for name, count in Counter(names).items()
         if count > 1 and name in own
     ]
-    if len(records) == 1:
+    if len(records) == 1 and not (missing and _is_row(header, names)):
         problems.append(Problem("has a header and no rows", about="file"))
     if not problems:
         problems = _swallowed(records[1:], names.index("path"))
@@ -249,6 +256,30 @@ def _make_rows(records: Sequence[Record], part: Part, columns: Columns) -> tuple
             text = f"{len(fields)} fields, the header has {len(header)}: quote fields that hold a comma"
             problems.append(Problem(text, line, column))
     return rows, problems
+
+
+def _is_row(header: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether a file begins without a header: no column is ours, but a picture's file or one number, last."""
+    if set(names) & set(COLUMNS[:3]):
+        return False
+    cells = [cell.strip() for cell in header]
+    pictures = [PurePosixPath(cell).suffix.lower() in ENDINGS for cell in cells]
+    numbers = [cell for cell in cells[1:] if cell in _ANSWERS]  # an id may be a number too
+    return any(pictures) or numbers == cells[-1:]  # options may be columns named 1 to 4
+
+
+_ANSWERS = {str(number) for number in range(1, len(LETTERS) + 1)} | set("①②③④⑤⑥")
+_MARKS = re.compile(r"[①②③④⑤⑥]|(?<![^\s/,;|])[(]?[1-6][.)번]")
+_SPLIT = "give each option a column of its own (docs/your_csv.md has the lines that do it)"
+
+
+def _joint_options(records: Sequence[Record]) -> str:
+    """Which column holds all options of a question in one cell: the next lines say so; "" where none does."""
+    header, rows = records[0][1], [fields for _, fields in records[1:] if len(fields) == len(records[0][1])]
+    for at, name in enumerate(header):
+        if rows and all(len(_MARKS.findall(fields[at])) >= FEWEST for fields in rows):
+            return f"all options of a question stand in one cell of {name}, such as {rows[0][at]!r}"
+    return ""
 
 
 def _near_options(header: Sequence[str], names: Sequence[str], options: int, line: int) -> list[Problem]:

@@ -1,8 +1,12 @@
 """Where the files that a row or a setting names lie: inside the image root, under the name people wrote."""
 
+import itertools
 import os
 import unicodedata
 from pathlib import Path
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".jp2", ".qoi")
+MOST_FOLDERS = 1000  # that are looked through for the folder that is meant
 
 
 def resolve_inside(root: Path, relative: str) -> Path:
@@ -33,7 +37,8 @@ class NearNames:
     """Finds files whose names are written in another way than the data file writes them.
 
     Names that a Mac wrote take Korean letters apart (NFD), Windows writes `\\` and does not tell upper from
-    lower case, and spreadsheets leave spaces. One file that fits is meant; of several none is.
+    lower case, and spreadsheets leave spaces. Contests leave the ending out: `001` is 001.jpg. One file that
+    fits is meant; of several none is.
 
     Args:
         root: The folder of pictures; each folder below it is listed once, when first needed.
@@ -44,15 +49,22 @@ class NearNames:
         self.listed: dict[Path, dict[str, list[str]]] = {}
 
     def find(self, relative: str) -> list[Path]:
-        """Files below the root that the path may mean: none, one, or several that differ in case only."""
+        """Files below the root that the path may mean: none, one, or several (by case, or by ending)."""
         parts = [part.strip() for part in relative.replace("\\", "/").split("/")]
         parts = [part for part in parts if part not in ("", os.curdir)]
         if not parts or os.pardir in parts:
             return []
-        found = [self.root]
-        for part in parts:
-            found = [folder / name for folder in found for name in self._names(folder).get(_key(part), [])]
+        folders = [self.root]
+        for part in parts[:-1]:
+            folders = self._entries(folders, [part])
+        found = self._entries(folders, [parts[-1]])
+        found = found or self._entries(folders, [parts[-1] + ending for ending in ENDINGS])
         return [path for path in found if path.is_file()]
+
+    def _entries(self, folders: list[Path], names: list[str]) -> list[Path]:
+        keys = [_key(name) for name in names]
+        listed = [(folder, self._names(folder)) for folder in folders]
+        return [folder / name for folder, known in listed for key in keys for name in known.get(key, [])]
 
     def _names(self, folder: Path) -> dict[str, list[str]]:
         if folder not in self.listed:
@@ -70,6 +82,22 @@ class NearNames:
 def _key(name: str) -> str:
     """What two spellings of one name share."""
     return unicodedata.normalize("NFC", name.strip()).casefold()
+
+
+def meant_root(root: Path, relative: str) -> Path | None:
+    """The folder below the root, or just above it, from which a path leads to a file; None = none is near.
+
+    Args:
+        root: The folder in which no picture of a data file is.
+        relative: One of its paths, as written.
+    """
+    above = [root.absolute().parent, root.absolute().parent.parent]
+    below = (Path(folder) for folder, _, _ in os.walk(root))
+    for folder in [*above, *itertools.islice(below, MOST_FOLDERS)]:
+        if len(NearNames(folder).find(relative)) == 1:
+            here = Path.cwd()
+            return folder.relative_to(here) if folder.is_relative_to(here) else folder
+    return None
 
 
 def data_file(name: str, image_root: str | None) -> Path:

@@ -6,6 +6,8 @@ What had to be guessed (encoding, separator) is said in a note, one line each.
 import csv
 import io
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -42,6 +44,37 @@ class Problem:
         row = f":row {self.line}" if self.line else ""
         column = f", column {self.column}" if self.column else ""
         return f"{file}{row}{column}: {self.text}"
+
+
+def in_groups(problems: Sequence[Problem], file: str, named: int = 3) -> list[str]:
+    """Problems for people: of those that are alike the first few, then how many more there are.
+
+    Problems are alike that differ in row, quoted values, paths and numbers only.
+
+    Args:
+        problems: In the order of the file.
+        file: Its name.
+        named: How many of a kind are written out.
+
+    Returns:
+        One text for each kind of problem, of several lines where several rows have it.
+    """
+    kinds: dict[tuple[str, str], list[Problem]] = {}
+    for problem in problems:
+        kinds.setdefault((problem.column, _VALUES.sub("*", problem.text)), []).append(problem)
+    return [
+        "\n    ".join([problem.at(file) for problem in alike[:named]] + _more(alike[named:]))
+        for alike in kinds.values()
+    ]
+
+
+_VALUES = re.compile(r"""'[^']*'|"[^"]*"|/\S+|\d+""")
+
+
+def _more(problems: Sequence[Problem]) -> list[str]:
+    if not problems:
+        return []
+    return [f"and {len(problems)} more like these, the last is row {problems[-1].line}"]
 
 
 @dataclass(frozen=True)

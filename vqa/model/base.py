@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from traceback import walk_tb
+from types import FrameType
 from typing import Any
 
 import torch
@@ -50,6 +52,7 @@ UNFIT = (
     *(OSError, ImportError, ValueError, LookupError, TypeError, AttributeError),
     *(RuntimeError, ArithmeticError),
 )
+TOLD = OSError, ImportError, ValueError  # of any of them the message alone tells what to mend
 MOST_LAYERS, LARGEST_SIZE = 1000, 2**24  # of a made-up config.json more would fill any memory before it fails
 ASSET = "asset:"
 BLANK_TOKENS = (4, 64)  # the same of a tower whose placeholders are only counted
@@ -181,11 +184,30 @@ def _files_told(path: str) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (*UNFIT, SafetensorError, StrictDataclassError) as error:
+        if isinstance(error, UNFIT) and not _is_of_files(error):
+            raise
         raise UserError(_cannot_load(path, error)) from error
     except Exception as error:  # tokenizers raises this very class, and no narrower one
         if type(error) is not Exception:
             raise
         raise UserError(_cannot_load(path, ValueError(f"tokenizer.json: {error}"))) from error
+
+
+def _is_of_files(error: Exception) -> bool:
+    """Whether files raised it: anything else that our own code raises is a fault, and keeps its traceback.
+
+    A RuntimeError of files is raised while they are read: weights of other sizes than config.json says, or
+    JSON that is nested too deeply. A model that runs raises them too, when we ask it wrongly.
+    """
+    if isinstance(error, TOLD):
+        return True
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    calls = {frame.f_code.co_name for frame in frames if _is_of_transformers(frame)}
+    return "from_pretrained" in calls if isinstance(error, RuntimeError) else bool(calls)
+
+
+def _is_of_transformers(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).startswith("transformers.")
 
 
 def _refuse_sizes(values: Mapping[str, Any], path: str) -> None:

@@ -1,14 +1,13 @@
 """`doctor.html`: what stage=doctor found in a contest file, on one page with a contact sheet."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vqa.config.library import build
 from vqa.config.settings import Settings
 from vqa.data.contest_csv import ContestCsv
-from vqa.errors import UserError
+from vqa.data.csv_rows import Part
 from vqa.machine.files import replace_text
 from vqa.model.base import model_source, read_model_config, read_processor
 from vqa.model.families.table import family_of
@@ -70,14 +69,9 @@ def write_doctor_page(settings: Settings, problems: Sequence[str]) -> Path | Non
 
 def _readable(source: ContestCsv) -> dict[str, list[Question]]:
     """Every row that can be read, whatever is wrong with the others."""
-    lenient = replace(source, on_bad_row="skip", on_bad_image="blank")
-    parts = {}
-    for name, read in (("train", lenient.train), ("test", lenient.test)):
-        try:
-            parts[name] = read() or []
-        except UserError:  # it stands among the problems
-            parts[name] = []
-    return {name: questions for name, questions in parts.items() if questions}
+    parts: tuple[Part, ...] = "train", "test"
+    found = {part: source.readable(part) for part in parts}
+    return {part: questions for part, questions in found.items() if questions}
 
 
 def _part(source: ContestCsv, name: str, questions: Sequence[Question]) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def write_report(run: Path, language: str) -> Path:
 def _following(folder: RunFolder) -> str:
     """What the user does next: hand the submission in, or make the final run."""
     if folder.submission.exists():
-        return folder.submission.name
+        return folder.handed_in.name
     if folder.complete:
         return ""
     if not folder.study.leaderboard.exists():

@@ -20,11 +20,13 @@ class Results:
         metrics: The content of metrics.json.
         predictions: The rows of each predictions file, by the file's path; at least one row each.
         submitted: Ids of the test questions as their file gives them; None writes no submission.csv.
+        as_sample: The submission once more, as the contest's sample has it; None where no sample is given.
     """
 
     metrics: Mapping[str, Any]
     predictions: Mapping[Path, Sequence[Prediction]] = field(default_factory=dict)
     submitted: Sequence[str] | None = None
+    as_sample: str | None = None
 
 
 def finish_run(
@@ -50,6 +52,8 @@ def finish_run(
         write_predictions(path, predictions)
     if results.submitted is not None:
         write_submission(run.submission, results.predictions[run.test_predictions], results.submitted)
+        if results.as_sample is not None:
+            replace_text(run.as_sample, results.as_sample)
     if show:
         show()
     run.checkpoint.unlink(missing_ok=True)

@@ -46,6 +46,7 @@ MAY_DIFFER = (
     "compare",
     "doctor",
     "notify",
+    "data.sample_submission",
     "model.license",
     "budget.micro_batch_size",
     "budget.max_memory_gib",
@@ -81,6 +82,7 @@ class RunFolder:
         self.test_predictions = path / "test_predictions.csv"
         self.base_predictions = path / "base_predictions.csv"
         self.submission = path / "submission.csv"
+        self.as_sample = path / "submission_as_sample.csv"  # only with data.sample_submission
         self.manifest_file = path / MANIFEST
         self.folds_file = path / FOLDS  # of a trial, as is the next
         self.out_of_fold = path / OUT_OF_FOLD
@@ -136,11 +138,17 @@ class RunFolder:
         """The files of one of several adapters that the run trains and averages, from 0."""
         return RunFolder(self.path / "members" / str(number))
 
+    @property
+    def handed_in(self) -> Path:
+        """The submission in the form that the contest takes, as far as it was told."""
+        return self.as_sample if self.as_sample.exists() else self.submission
+
     def results(self) -> list[Path]:
         """The files worth a copy where the run is tracked, those that exist."""
         files = (
             *(self.adapter, self.plots, self.metrics_file),
-            *(self.valid_predictions, self.test_predictions, self.submission, self.base_predictions),
+            *(self.valid_predictions, self.test_predictions, self.base_predictions),
+            *(self.submission, self.as_sample),
         )
         return [file for file in files if file.exists()]
 

@@ -6,10 +6,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from vqa.config.messages import message, plain_message, worded
+from vqa.config.near import with_advice
 from vqa.config.settings import Settings
 from vqa.config.words import command_line
 from vqa.data.source import data_source, split_questions
@@ -23,6 +28,7 @@ from vqa.stages.memory_forecast import foreseen, memory_lines
 from vqa.stages.preflight import cache_problem, drive_problem, hub_problem
 from vqa.stages.question_texts import text_findings
 from vqa.stages.time_forecast import NOT_OF_A_SWEEP, time_lines, words_of_sweep
+from vqa.sweep.checks import sweep_problems
 from vqa.tracking.mlflow_runs import open_tracker
 
 LOW_DISK_GIB = 5.0
@@ -156,8 +162,29 @@ def _tracking(settings: Settings) -> list[str]:
     return []
 
 
+def _sweep(settings: Settings) -> list[str]:
+    """What the sweep that follows would refuse at its start; of a test file alone, nothing."""
+    trains = settings.data.get("train_csv", "") is not None
+    return sweep_findings(_given()) if trains and HydraConfig.initialized() else []
+
+
+def sweep_findings(given: Sequence[str]) -> list[str]:
+    """Why the sweep of a command would not begin.
+
+    Args:
+        given: What the command line of the check gave; without a sweep the one that is proposed is meant.
+    """
+    loader, words = GlobalHydra.instance().config_loader(), words_of_sweep(given)
+    try:
+        config = loader.load_configuration("config", words, RunMode.MULTIRUN)
+        return sweep_problems(config, list(config.hydra.overrides.task), loader)
+    except (HydraException, OmegaConfBaseException) as error:
+        return [with_advice(str(error))]
+
+
 CHECKS: dict[str, Callable[[Settings], list[str]]] = {
     "data": _data,
+    "sweep": _sweep,
     "model": _model,
     "cache folder": _cache,
     "device": _device,

@@ -22,6 +22,7 @@ from vqa.answer.readout import answer
 from vqa.answer.score import score
 from vqa.config.messages import plain_message
 from vqa.config.settings import Settings
+from vqa.data.sample_submission import as_sample
 from vqa.data.source import split_questions, test_questions
 from vqa.data.split import Split, make_folds, subsample, write_split
 from vqa.errors import UserError
@@ -165,7 +166,7 @@ def run_final(settings: Settings, folder: Path) -> dict[str, Any]:
         if processes.is_main():
             write_calibration(run.adapter, _calibration(settings, metrics))
             write_record(run)
-            results = _results(run, metrics, job, answers)
+            results = _results(settings, run, metrics, job, answers)
             extra = {"mlflow_run_id": tracked.run_id, "processes": processes.count()}
             extra |= {"family": encoder.base.family.types[0]}
             digests = job.data_sha256, job.split.sha256
@@ -369,11 +370,14 @@ def _calibration(settings: Settings, metrics: dict[str, Any]) -> dict[str, Any]:
     return found | ({"members": len(metrics["members"])} if "members" in metrics else {})
 
 
-def _results(run: RunFolder, metrics: dict[str, Any], job: _Job, answers: _Answers) -> Results:
+def _results(
+    settings: Settings, run: RunFolder, metrics: dict[str, Any], job: _Job, answers: _Answers
+) -> Results:
     files = {run.valid_predictions: answers.valid, run.base_valid_predictions: answers.base}
     if not job.test:
         return Results(metrics, files)
-    return Results(metrics, files | {run.test_predictions: answers.test}, [q.id for q in job.test])
+    sample = as_sample(settings.data, job.test, [p.answer for p in answers.test])
+    return Results(metrics, files | {run.test_predictions: answers.test}, [q.id for q in job.test], sample)
 
 
 def compare_with_base(base: Sequence[Prediction], tuned: Sequence[Prediction]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from vqa.answer.members import answer_with_members, base_temperature, loaded_mem
 from vqa.answer.options import refuse_options
 from vqa.answer.score import score
 from vqa.config.settings import Settings
+from vqa.data.sample_submission import as_sample
 from vqa.data.source import data_sha256, source_questions, test_questions
 from vqa.errors import UserError
 from vqa.machine.device import peak_memory_gib
@@ -92,13 +93,13 @@ def _run(settings: Settings, folder: Path, with_base: bool) -> dict[str, Any]:
         run = RunFolder(folder)
         files = {run.test_predictions: predictions} | ({run.base_predictions: base} if with_base else {})
         submitted = None if with_base else [q.id for q in questions]
+        sample = as_sample(settings.data, questions, [p.answer for p in predictions])
         extra = {"adapter": str(adapter), "mlflow_run_id": tracked.run_id}
         extra |= {"adapter_sha256": weights_sha256(adapter), "family": encoder.base.family.types[0]}
         digest = data_sha256(questions)
         provenance = Provenance(settings.plain, settings.seed, started, digest, extra=extra)
-        finish_run(
-            run, Results(metrics, files, submitted), provenance, partial(_track, tracked, run, metrics)
-        )
+        results = Results(metrics, files, submitted, sample)
+        finish_run(run, results, provenance, partial(_track, tracked, run, metrics))
     return metrics
 
 

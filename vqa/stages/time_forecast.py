@@ -179,7 +179,7 @@ class Contest:
 
 def words_of_sweep(given: Sequence[str]) -> list[str]:
     """Overrides of a sweep over what a command names; the usual search is put in where it names none."""
-    own = ("hydra.sweeper", "hydra/sweeper", "hydra.launcher", "hydra/launcher")
+    own = ("hydra.sweep", "hydra/sweeper", "hydra.launcher", "hydra/launcher")
     kept = [word for word in given if word.startswith(own) or not word.startswith(NOT_OF_A_SWEEP)]
     return kept if any(word.startswith("+sweep=") for word in kept) else [SEARCH, *kept]
 

@@ -18,6 +18,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock
 from optuna.trial import TrialState
+from sqlalchemy import create_engine
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
@@ -241,6 +242,37 @@ def open_storage_to_read(url: str) -> BaseStorage:
     engine = {"connect_args": {"timeout": SQLITE_WAIT_S}}
     address = f"sqlite:///file:{path.absolute()}?mode=ro&uri=true"
     return RetryingStorage(address, 0, engine, skip_table_creation=True, skip_compatibility_check=True)
+
+
+def storage_problem(url: str, study_folder: Path) -> str | None:
+    """Why the storage of a sweep could not be opened; makes and changes nothing.
+
+    Args:
+        url: As `open_storage` takes it.
+        study_folder: The sweep makes this folder when it is missing.
+    """
+    in_a_file = url.startswith(("journal:", "sqlite:///"))
+    path = Path(url.removeprefix("journal:").removeprefix("sqlite:///")).absolute()
+    if in_a_file and not path.exists():
+        if path.is_relative_to(study_folder) or (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+            return None
+        return (
+            f"hydra.sweeper.storage {url!r} cannot be opened: {path.parent} is no folder that can be "
+            "written. Make it, or name another place."
+        )
+    try:
+        if url.startswith("postgresql"):
+            create_engine(url, **POSTGRESQL).connect().close()
+        else:
+            open_storage_to_read(url).get_all_studies()
+    except UserError as error:
+        return str(error)
+    except (SQLAlchemyError, StorageInternalError, ImportError, OSError) as error:
+        return (
+            f"hydra.sweeper.storage {shown_address(url)!r} cannot be opened: {reason_of(error)}. "
+            "Check the address, that the server runs, and that its driver (psycopg) is installed."
+        )
+    return None
 
 
 def shown_address(url: str) -> str:

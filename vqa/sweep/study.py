@@ -107,6 +107,19 @@ def refuse_other_terms(study: str, before: Mapping[str, Any], now: Mapping[str, 
         )
 
 
+def refuse_changed(settings: SweepSettings, space: SearchSpace, folder: Path) -> dict[str, Any]:
+    """The terms of a study, which are those of its folder's results.
+
+    Raises:
+        UserError: The folder has results under other terms.
+    """
+    terms = study_terms(settings, space)
+    before = read_terms(StudyFolder(folder).terms)
+    if before is not None and StudyFolder(folder).has_results():
+        refuse_other_terms(settings.study_name, before, terms)
+    return terms
+
+
 def read_terms(path: Path) -> dict[str, Any] | None:
     """Read `study.yaml`; None when there is none."""
     if not path.exists():
@@ -202,10 +215,7 @@ class SharedStudy:
         self.promotion = pruner if isinstance(pruner, PromotionPruner) else None
         if self.promotion is not None and space.is_finite():  # it tries no point twice
             self.n_trials = min(self.n_trials, space.size())
-        terms = study_terms(settings, space)
-        before = read_terms(StudyFolder(folder).terms)
-        if before is not None and StudyFolder(folder).has_results():
-            refuse_other_terms(settings.study_name, before, terms)
+        terms = refuse_changed(settings, space, folder)
         self.locks.mkdir(parents=True, exist_ok=True)
         with self.locked():
             self.study = self._load_or_create(pruner)

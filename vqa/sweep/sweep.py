@@ -2,29 +2,25 @@
 
 import logging
 import os
-import shlex
-import shutil
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from vqa.config.check import language
 from vqa.config.messages import plain_message
-from vqa.config.typed import refuse_variables
 from vqa.errors import UserError
 from vqa.machine import processes
 from vqa.machine.interrupt import Interrupt
 from vqa.results.folder import StudyFolder
 from vqa.sweep.board import Board, write_address
+from vqa.sweep.checks import checked, first_tried, read_sweep, refuse_unusable
 from vqa.sweep.confirmation import confirm
-from vqa.sweep.final_run import make_final_run, program, read_winner
-from vqa.sweep.jobs import HydraJobs, refuse_unknown_keys
+from vqa.sweep.final_run import make_final_run, read_winner
+from vqa.sweep.jobs import HydraJobs
 from vqa.sweep.leaderboard import (
     Standing,
     describe_edges,
@@ -33,15 +29,14 @@ from vqa.sweep.leaderboard import (
     describe_ties,
     winner_of,
 )
-from vqa.sweep.multirun import hydra_overrides, refuse_what_is_not_ours, write_multirun
+from vqa.sweep.multirun import write_multirun
 from vqa.sweep.search.conditions import read_space
-from vqa.sweep.search.sampling import SamplerFactory, probe_sampler
-from vqa.sweep.search.space import overrides_of, read_enqueued
-from vqa.sweep.settings import SweepSettings, read_settings
+from vqa.sweep.search.space import overrides_of
+from vqa.sweep.settings import SweepSettings
 from vqa.sweep.study import SharedStudy
 from vqa.sweep.time_budget import MEASURING, measure, planned, sweeper_under, warn_of_few_trials
 from vqa.sweep.worker import Worker
-from vqa.sweep.workers.launch import HERE, Launches, chosen_launcher
+from vqa.sweep.workers.launch import Launches
 from vqa.sweep.workers.pool import (
     AUTO,
     WorkerPool,
@@ -50,7 +45,6 @@ from vqa.sweep.workers.pool import (
     own_deadline,
     own_slot,
     start_here,
-    visible_gpus,
 )
 from vqa.sweep.workers.state import StateWriter, lock_free_slot, lock_slot
 
@@ -79,35 +73,20 @@ def run_sweep(
         UserError: A key, the search space, the study's state or a job does not allow to go on.
     """
     processes.refuse_several("a sweep, which starts workers of its own (hydra.sweeper.n_workers),")
-    try:
-        node = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
-    except OmegaConfBaseException as error:
-        raise UserError(f"hydra.sweeper cannot be resolved: {error}") from error
-    if not isinstance(node, dict):
-        raise UserError("hydra.sweeper must be a mapping; choose hydra/sweeper=study.")
-    refuse_what_is_not_ours(config)
-    refuse_variables(config.hydra)
-    launcher = chosen_launcher(config)
-    device_map = OmegaConf.select(config, "env.device_map")
-    settings = _read(node, launcher, device_map)
-    _refuse_commands(settings, config)
-    if launcher is not None:
-        _refuse_beside_a_launcher(settings, launcher)
-    groups = context.config_loader
-    space = read_space(settings, arguments, groups)
+    asked = read_sweep(config, arguments, context.config_loader)
+    settings, space, launcher = asked.settings, asked.space, asked.launcher
     folder = Path(config.hydra.sweep.dir).absolute()
     jobs = HydraJobs(context, task_function, config)
     if not StudyFolder(folder).terms.exists():
-        refuse_unknown_keys(jobs.configs, space, settings)
-        probe_sampler(SamplerFactory(settings.sampler, settings.seed, space), space)
+        refuse_unusable(asked, jobs.configs)
     if MEASURING in os.environ:
         measure(jobs, space)
         return None
     if (plan := planned(jobs, settings, arguments, folder)) is not None:
-        space = read_space(settings, [*arguments, *plan.overrides()], groups)
-        settings = _read(sweeper_under(plan, config), launcher, device_map)
-    typed = any(given.startswith("hydra.sweeper.enqueue") for given in hydra_overrides(config))
-    enqueued = read_enqueued(settings.enqueue, space, leave_out=not typed)
+        space = read_space(settings, [*arguments, *plan.overrides()], context.config_loader)
+        device_map = OmegaConf.select(config, "env.device_map")
+        settings = checked(sweeper_under(plan, config), launcher, device_map)
+    enqueued = first_tried(settings, space, config)
     if own_slot() is None:
         warn_of_few_trials(settings)
         _warn_of_pruned_costs(settings)
@@ -128,64 +107,6 @@ def _warn_of_pruned_costs(settings: SweepSettings) -> None:
         log.warning(
             "the pruner goes by NLL alone: a cheap trial with a poor NLL may be stopped, and is not on the "
             "Pareto front then. hydra/sweeper/pruner=none runs every trial to its end."
-        )
-
-
-def _read(node: Mapping[Any, Any], launcher: str | None, device_map: str | None = None) -> SweepSettings:
-    """Check the keys of the sweeper; `n_workers=auto` becomes one worker a GPU, or one.
-
-    Args:
-        node: `hydra.sweeper`.
-        launcher: Hydra's, by name; None: its own.
-        device_map: `env.device_map`; "balanced": one model needs all GPUs.
-    """
-    keys = {str(key): value for key, value in node.items()}
-    if keys.get("n_workers") == "auto":
-        if keys.get("worker_command") or (launcher is not None and launcher not in HERE):
-            raise UserError(
-                "hydra.sweeper.n_workers=auto counts the GPUs of this machine, and the workers run on "
-                "others. Give their number."
-            )
-        keys["n_workers"] = 1 if device_map == "balanced" else max(1, len(visible_gpus()))
-    return read_settings(keys)
-
-
-def _refuse_commands(settings: SweepSettings, config: DictConfig) -> None:
-    """Refuse a program that a file, maybe a stranger's, wants started, and one that is not there."""
-    given = [override.lstrip("+").split("=", 1)[0] for override in hydra_overrides(config)]
-    for name in ("worker_command", "final_command"):
-        key, command = f"hydra.sweeper.{name}", getattr(settings, name)
-        if command is None:
-            continue
-        if key not in given:
-            raise UserError(
-                f"{key} starts a program, so it must be given on the command line, not in a file; "
-                f"got {command!r}. If that is meant: {key}={command!r}"
-            )
-        words = shlex.split(command)
-        if shutil.which(words[0]) is None and own_slot() is None:  # a worker starts neither
-            raise UserError(f"{key} starts {words[0]!r}, and this machine has no such program.")
-        if set(words) & {*program(), "vqa"} - {"-m"}:
-            raise UserError(
-                f"{key} must hold only what goes in front of this command, which is put behind it; "
-                f"got {command!r}."
-            )
-    if settings.final_command is not None and not settings.final:
-        raise UserError(
-            "hydra.sweeper.final_command has no effect with hydra.sweeper.final=false; leave one out."
-        )
-
-
-def _refuse_beside_a_launcher(settings: SweepSettings, launcher: str) -> None:
-    """Refuse what would place the workers a second time, or time a trial on another machine than theirs."""
-    if settings.worker_command:
-        raise UserError(
-            f"hydra/launcher={launcher} and hydra.sweeper.worker_command both place the workers; give one."
-        )
-    if settings.budget_minutes is not None and launcher not in HERE:
-        raise UserError(
-            f"hydra.sweeper.budget_minutes times a trial on this machine, and hydra/launcher={launcher} runs "
-            "them on others. Give hydra.sweeper.n_trials and hydra.sweeper.timeout_s instead."
         )
 
 

@@ -244,7 +244,7 @@ def planned(
         if plan is None:
             space = read_space(settings, arguments, jobs.context.config_loader)
             least, _ = trials_needed(settings.pruner)
-            wanted = StudySize(settings.n_trials, *_size_of(jobs.config))
+            wanted = StudySize(settings.n_trials, *size_of(jobs.config))
             plan = plan_study(minutes, workers, _speed(jobs, space, workers, folder), wanted, least)
         else:
             plan = more_time(plan, minutes, workers)
@@ -253,7 +253,7 @@ def planned(
     return plan
 
 
-def _size_of(config: DictConfig) -> tuple[int, int]:
+def size_of(config: DictConfig) -> tuple[int, int]:
     """Folds and questions of a trial as configured."""
     folds, subsample = config.budget.folds, config.budget.subsample
     if not isinstance(subsample, int):

@@ -23,6 +23,7 @@ def terms(*arguments: str, **changed: Any) -> dict[str, Any]:
         (["env=kaggle", "env.threads=2", "++tracking.uri=x"], {}),
         (["lang=ko"], {}),
         (["model.license=other", "winner=none"], {}),
+        (["data.sample_submission=sample.csv"], {}),
         (["budget.micro_batch_size=2", "++budget.max_memory_gib=8", "budget.eval_batch_size=4"], {}),
         (["budget.checkpoint_steps=5", "image.cache_gib=0"], {}),
         ([], {"n_trials": 99, "n_workers": 4, "timeout_s": 5, "max_failures": 7, "final": True}),
