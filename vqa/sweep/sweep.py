@@ -38,6 +38,7 @@ from vqa.sweep.search.conditions import read_space
 from vqa.sweep.search.sampling import SamplerFactory, probe_sampler
 from vqa.sweep.search.space import overrides_of, read_enqueued
 from vqa.sweep.settings import SweepSettings, read_settings
+from vqa.sweep.storage import is_within, shown_address
 from vqa.sweep.study import SharedStudy
 from vqa.sweep.time_budget import MEASURING, measure, planned, sweeper_under, warn_of_few_trials
 from vqa.sweep.worker import Worker
@@ -90,11 +91,12 @@ def run_sweep(
     launcher = chosen_launcher(config)
     settings = _read(node, launcher)
     _refuse_commands(settings, config)
+    folder = Path(config.hydra.sweep.dir).absolute()
+    _refuse_storage_elsewhere(settings, config, folder)
     if launcher is not None:
         _refuse_beside_a_launcher(settings, launcher)
     groups = context.config_loader
     space = read_space(settings, arguments, groups)
-    folder = Path(config.hydra.sweep.dir).absolute()
     jobs = HydraJobs(context, task_function, config)
     if not StudyFolder(folder).terms.exists():
         refuse_unknown_keys(jobs.configs, space, settings)
@@ -166,6 +168,23 @@ def _refuse_commands(settings: SweepSettings, config: DictConfig) -> None:
     if settings.final_command is not None and not settings.final:
         raise UserError(
             "hydra.sweeper.final_command has no effect with hydra.sweeper.final=false; leave one out."
+        )
+
+
+def _refuse_storage_elsewhere(settings: SweepSettings, config: DictConfig, folder: Path) -> None:
+    """Refuse a storage outside the study's folder that a file, maybe a stranger's, names.
+
+    A server of its own would be sent the password of the environment (PGPASSWORD), and a path of its own
+    would be written to.
+    """
+    key, url = "hydra.sweeper.storage", settings.storage
+    if key in [override.lstrip("+").split("=", 1)[0] for override in hydra_overrides(config)]:
+        return
+    if not is_within(url, folder):
+        raise UserError(
+            f"{key} lies outside the study's folder, so it must be given on the command line, not in a file: "
+            f"a password could be sent there, or a file changed; got {shown_address(url)!r}. If that is "
+            f"meant: {key}=..."
         )
 
 
