@@ -81,3 +81,23 @@ def test_a_worker_without_a_number_takes_the_first_free_one(
     taken.close()
     assert len(trials_of(tmp_path)) == 2
     assert json.loads((tmp_path / "multirun/toy/workers/1.json").read_text())["slot"] == 1
+
+
+def test_the_page_is_made_where_the_final_run_was_killed_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages: list[Path] = []
+    monkeypatch.setattr("vqa.report.report.write_report", lambda run, lang: pages.append(run) or run)
+
+    def killed(*given: object) -> None:
+        raise KeyboardInterrupt  # the final run is complete, its study not closed
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("vqa.sweep.sweep.Sweep._close_tracking", killed)
+        run_toy(tmp_path, *FEW)
+    assert (tmp_path / "multirun/toy/final/manifest.json").exists()
+    assert pages == []
+    run_toy(tmp_path, *FEW)
+    assert pages == [tmp_path / "multirun/toy/final"]
+    run_toy(tmp_path, *FEW)
+    assert len(pages) == 1

@@ -284,10 +284,11 @@ class Sweep:
             if self.shared.is_over() and not self.shared.too_many_failures():
                 confirm(self.shared, self.jobs, worker)
             complete = self._check_complete(worker.standings())
+            made = StudyFolder(self.shared.folder).final.complete  # by a process that was killed before its page
             if complete and self.settings.final:
                 self._run_final(worker.standings())
-            elif complete:
-                self._write_page()  # with a final run it is that run's last act
+            if complete and (made or not self.settings.final):
+                self._write_page()  # else it is the final run's last act
         except KeyboardInterrupt:
             done = self.shared.tally().done
             log.warning(self._say("interrupted", done=done, n=self.shared.n_trials))

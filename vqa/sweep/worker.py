@@ -219,6 +219,8 @@ class Worker:
             self.shared.tell(trial, TrialState.FAIL, error=str(value))
             return
         if isinstance(value, Paused):
+            if self.shared.now(trial).state.is_finished():  # as in `SharedStudy.tell`
+                return
             before = trial.user_attrs.get(WORKED_S, 0.0)
             trial.set_user_attr(WORKED_S, before + time.monotonic() - began)
             return  # its last report says that it waits
