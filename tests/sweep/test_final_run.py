@@ -87,17 +87,25 @@ def test_the_page_is_made_where_the_final_run_was_killed_before_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pages: list[Path] = []
-    monkeypatch.setattr("vqa.report.report.write_report", lambda run, lang: pages.append(run) or run)
+
+    def note(run: Path, lang: str) -> Path:
+        pages.append(run)
+        return run
 
     def killed(*given: object) -> None:
         raise KeyboardInterrupt  # the final run is complete, its study not closed
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr("vqa.report.report.write_report", note)
+    with monkeypatch.context() as patch:
         patch.setattr("vqa.sweep.sweep.Sweep._close_tracking", killed)
-        run_toy(tmp_path, *FEW)
-    assert (tmp_path / "multirun/toy/final/manifest.json").exists()
+        with pytest.raises(KeyboardInterrupt):
+            run_toy(tmp_path, *FEW)
+    final = tmp_path / "multirun/toy/final"
+    assert (final / "manifest.json").exists()
     assert pages == []
+    metrics = json.loads((final / "metrics.json").read_text())
+    (final / "metrics.json").write_text(json.dumps(metrics | {"accuracy": 0.5}))  # as a real one
     run_toy(tmp_path, *FEW)
-    assert pages == [tmp_path / "multirun/toy/final"]
+    assert pages == [final]
     run_toy(tmp_path, *FEW)
     assert len(pages) == 1

@@ -284,7 +284,8 @@ class Sweep:
             if self.shared.is_over() and not self.shared.too_many_failures():
                 confirm(self.shared, self.jobs, worker)
             complete = self._check_complete(worker.standings())
-            made = StudyFolder(self.shared.folder).final.complete  # by a process that was killed before its page
+            final = StudyFolder(self.shared.folder).final
+            made = final.complete and "accuracy" in final.metrics()  # by a process killed before its page
             if complete and self.settings.final:
                 self._run_final(worker.standings())
             if complete and (made or not self.settings.final):
