@@ -284,8 +284,8 @@ class Sweep:
             if self.shared.is_over() and not self.shared.too_many_failures():
                 confirm(self.shared, self.jobs, worker)
             complete = self._check_complete(worker.standings())
-            final = StudyFolder(self.shared.folder).final
-            made = final.complete and "accuracy" in final.metrics()  # by a process killed before its page
+            of_study = StudyFolder(self.shared.folder).final  # a process may have been killed before its page
+            made = of_study.complete and "accuracy" in of_study.metrics()
             if complete and self.settings.final:
                 self._run_final(worker.standings())
             if complete and (made or not self.settings.final):
