@@ -74,6 +74,20 @@ def ended(folder: Path, arguments: tuple[str, ...]) -> tuple[int, str]:
     return (code if how == 0 else how), said.read_text(encoding="utf-8", errors="replace")
 
 
+def differing(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """The files that differ, as `files_of` gives them; of a JSON object its keys that do."""
+    words = []
+    for name in sorted(expected.keys() | found.keys()):
+        before, after = expected.get(name), found.get(name)
+        if before == after:
+            continue
+        keys: list[str] = []
+        if isinstance(before, dict) and isinstance(after, dict):
+            keys = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
+        words.append(" ".join([name, *keys]))
+    return words
+
+
 def fill(name: str, trained: Path, place: Path) -> dict[str, Any]:
     """Run a stage on disks of every size, and again when there is room.
 
@@ -120,8 +134,7 @@ def fill(name: str, trained: Path, place: Path) -> dict[str, Any]:
         if code != 0:
             troubles.append(f"with room it ended with {code}: {again[-300:]}")
         elif found != expected:
-            names = sorted(expected.keys() | found.keys())
-            troubles.append(f"other files: {[key for key in names if found.get(key) != expected.get(key)]}")
+            troubles.append(f"other files: {differing(expected, found)}")
         disk.unmount()
         if troubles:
             wrong[size // 1024] = troubles

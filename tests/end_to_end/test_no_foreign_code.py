@@ -1,9 +1,12 @@
 """A configuration, checkpoint, adapter or model of a stranger runs nothing: canaries stay silent."""
 
 import ast
+import contextlib
 import json
 import os
 import pickle
+import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from tests.helpers.command_line import Outcome, vqa
 from vqa.config.library import TRUSTED, check_target
 from vqa.errors import UserError
 from vqa.sweep.search.sampling import build_pruner
+from vqa.sweep.storage import open_storage_to_read
 
 pytestmark = pytest.mark.hostile
 Command = Callable[..., Outcome]
@@ -157,6 +161,11 @@ EXPERIMENTS = {
     "a secret for a storage": (
         {"hydra": {"sweeper": {"storage": "postgresql+psycopg://u:${oc.env:HF_TOKEN}@127.0.0.1:9/x"}}},
         ["-m", "+sweep=lora"]),
+    "a storage in a file of mine": (
+        {"hydra": {"sweeper": {"storage": "journal:VICTIM"}}}, ["-m", "+sweep=lora"]),
+    "a storage beside the study's folder": (
+        {"hydra": {"sweeper": {"storage": "sqlite:///${hydra.sweep.dir}/../../profile.sh"}}},
+        ["-m", "+sweep=lora"]),
     "variables, named in a typed one's value": (
         {"hydra": {"job": {"env_set": {"LD_PRELOAD": "VICTIM"}}}}, ["+hydra.job.env_set.MINE=LD_PRELOAD"]),
     "a secret whose name a typed one begins with": (
@@ -203,6 +212,69 @@ def test_a_strangers_experiment_runs_nothing(
     assert "there is no sweep" not in outcome.err  # what stage=status says where nothing was refused
     assert victim.read_text() == "theirs\n"
     assert "planted" not in outcome.out + outcome.err
+
+
+class Thief:
+    """A server that asks as PostgreSQL does for the password, in clear."""
+
+    def __init__(self) -> None:
+        self.heard = b""
+        self.door = socket.create_server(("127.0.0.1", 0))
+        self.port = self.door.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            with contextlib.suppress(OSError), self.door.accept()[0] as guest:
+                guest.settimeout(5)
+                words = guest.recv(1000)
+                if words[4:8] in (b"\x04\xd2\x16\x2f", b"\x04\xd2\x16\x30"):  # whether to encrypt
+                    guest.sendall(b"N")
+                    words = guest.recv(1000)
+                guest.sendall(b"R" + (8).to_bytes(4, "big") + (3).to_bytes(4, "big"))
+                self.heard += guest.recv(1000)
+
+
+@pytest.fixture
+def thief(monkeypatch: pytest.MonkeyPatch) -> Thief:
+    monkeypatch.setenv("PGPASSWORD", "planted")
+    for name in ("PGHOST", "PGPASSFILE", "PGSSLMODE"):
+        monkeypatch.delenv(name, raising=False)
+    return Thief()
+
+
+def test_a_strangers_experiment_sends_no_password_to_a_storage(
+    command: Command, tmp_path: Path, thief: Thief
+) -> None:
+    pytest.importorskip("psycopg")
+    folder, url = tmp_path / "theirs" / "experiment", f"postgresql+psycopg://u@127.0.0.1:{thief.port}/x"
+    folder.mkdir(parents=True)
+    content = json.dumps({"hydra": {"sweeper": {"storage": url}}})
+    (folder / "evil.yaml").write_text(f"# @package _global_\n{content}\n")
+    given = (f"--config-dir={folder.parent}", "experiment=evil", "-m", "+sweep=lora")
+    outcome = command(*given)
+    assert outcome.code == 2
+    assert "hydra.sweeper.storage lies outside the study's folder" in outcome.err
+    assert b"planted" not in thief.heard
+    assert command(*given, f"hydra.sweeper.storage={url}").code == 2  # typed: it is sent, and refused there
+    assert b"planted" in thief.heard
+
+
+def test_a_strangers_study_folder_gets_no_password(thief: Thief, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("psycopg")
+    url = f"postgresql+psycopg://u@127.0.0.1:{thief.port}/x"
+    with pytest.raises(UserError, match=r"PGPASSWORD would be sent there.* export PGHOST=127\.0\.0\.1"):
+        open_storage_to_read(url)
+    with pytest.raises(UserError, match="whose hostaddr could have a password sent to another server"):
+        open_storage_to_read(url.replace("127.0.0.1", "mine") + "?hostaddr=127.0.0.1")
+    monkeypatch.setenv("PGHOST", "localhost")
+    with pytest.raises(UserError, match="PGPASSWORD would be sent there"):
+        open_storage_to_read(url)
+    assert thief.heard == b""
+    monkeypatch.setenv("PGHOST", "127.0.0.1")
+    with pytest.raises(UserError, match="cannot be opened"):
+        open_storage_to_read(url)
+    assert b"planted" in thief.heard
 
 
 def test_what_is_typed_may_name_a_log_file_a_variable_and_a_secret(

@@ -2,10 +2,11 @@
 
 import os
 import signal
+import time
 
 import pytest
 
-from vqa.machine.interrupt import Interrupt
+from vqa.machine.interrupt import Interrupt, time_limit
 
 
 class Swallows:
@@ -36,3 +37,10 @@ def test_the_former_handler_is_back_afterwards() -> None:
     with pytest.raises(KeyboardInterrupt), Interrupt():
         os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_limit_on_computing_ends_a_loop_and_leaves_who_waits_alone() -> None:
+    with time_limit(0.05, computing=True):
+        time.sleep(0.2)
+    with pytest.raises(TimeoutError), time_limit(0.05, computing=True):
+        sum(1 for _ in iter(int, 1))  # without an end

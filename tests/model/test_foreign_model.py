@@ -3,15 +3,18 @@
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from transformers import AutoTokenizer
 
 from tests.conftest import Make
 from vqa.answer.score import score
@@ -20,6 +23,9 @@ from vqa.data.source import split_questions
 from vqa.errors import UserError
 from vqa.model.base import Base, load_base, model_folder, read_model_config, read_processor
 from vqa.model.encode import Encoder
+from vqa.model.generic_prompt import PromptWriter
+from vqa.model.prompt import as_written, render
+from vqa.question import Question
 from vqa.results.adapter_record import read_record, with_record
 
 pytestmark = pytest.mark.hostile
@@ -148,6 +154,37 @@ def test_a_model_folder_that_needs_code_is_refused(
     with pytest.raises(UserError, match=refusal):
         ask(settings(f"model.path={folder}", "env.offline=true"))
     assert not bird.exists()
+
+
+TEMPLATES = {
+    "{{ 1 / 0 }}": "ZeroDivisionError: division by zero",
+    "{{ 1 + 'x' }}": "TypeError",
+    "{{ 'x'.index('y') }}": "ValueError: substring not found",
+    "{{ '%d' % 'x' }}": "TypeError",
+    "{{ '%(a)s' % {} }}": "KeyError",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}": "RecursionError",
+    "{% for a in range(10 ** 9) %}{% endfor %}": "OverflowError",
+    "{{ 'x' * 10 ** 15 }}": "MemoryError",
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}": "TimeoutError",
+    "{% if %}": "TemplateSyntaxError",
+}
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_template_that_goes_wrong_or_does_not_end_is_refused(
+    settings: Make, monkeypatch: pytest.MonkeyPatch, template: str
+) -> None:
+    for module in ("prompt", "generic_prompt"):
+        monkeypatch.setattr(f"vqa.model.{module}.TEMPLATE_S", 0.2)
+    tokenizer: Any = AutoTokenizer.from_pretrained(model_folder("asset:tiny"))
+    tokenizer.chat_template = template
+    processor = SimpleNamespace(chat_template=template)
+    question, prompt = Question("q", None, "", "What?", ("1", "2", "3", "4")), settings().prompt
+    reason = re.escape(TEMPLATES[template])
+    with pytest.raises(UserError, match=rf"its chat template cannot be filled in \({reason}"):
+        render(tokenizer, prompt, question, as_written(question))
+    with pytest.raises(UserError, match=rf"its chat template refuses the prompt \({reason}"):
+        PromptWriter(processor, tokenizer, {}, ["<image>"]).text(prompt, question)
 
 
 def test_code_that_a_model_folder_does_not_need_stays_where_it_is(

@@ -8,6 +8,7 @@ import pytest
 from scipy.stats import binomtest, ttest_1samp, ttest_rel
 
 from vqa.results.uncertainty import (
+    _resampling,
     mean_error,
     mean_p_value,
     picked_value,
@@ -189,3 +190,19 @@ def test_an_epoch_is_scored_on_the_half_that_did_not_choose_it() -> None:
     expected = (0.5 + 0.6 + 0.7 + 0.9 + 0.8) / 5, 1 / 5
     assert swapped_halves(nll, right, codes) == pytest.approx(expected)
     assert nll[1].mean() < expected[0]
+
+
+def test_what_is_kept_of_earlier_trials_changes_no_digit() -> None:
+    values, codes = drawn(12, 30, 3, seed=5)
+    whole = tie_widths(values, codes, 0), picked_value(values, codes, 0)
+    order = np.random.default_rng(2).permutation(12)
+    _resampling.cache_clear()
+    for known in range(2, 12):  # one after the other, each time with the best in front
+        tie_widths(values[order[:known]], codes, 1)
+        picked_value(values[order[:known]], codes, 1)
+    again = tie_widths(values, codes, 0), picked_value(values, codes, 0)
+    assert (again[0] == whole[0]).all()
+    assert again[1] == whole[1]
+    fewer = tie_widths(values[:5], codes, 0)  # of another study on the same pictures
+    _resampling.cache_clear()
+    assert (tie_widths(values[:5], codes, 0) == fewer).all()

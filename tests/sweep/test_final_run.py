@@ -82,3 +82,31 @@ def test_a_worker_without_a_number_takes_the_first_free_one(
     taken.close()
     assert len(trials_of(tmp_path)) == 2
     assert json.loads((tmp_path / "multirun/toy/workers/1.json").read_text())["slot"] == 1
+
+
+def test_the_page_is_made_where_the_final_run_was_killed_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages: list[Path] = []
+
+    def note(run: Path, lang: str) -> Path:
+        pages.append(run)
+        return run
+
+    def killed(*given: object) -> None:
+        raise KeyboardInterrupt  # the final run is complete, its study not closed
+
+    monkeypatch.setattr("vqa.report.report.write_report", note)
+    with monkeypatch.context() as patch:
+        patch.setattr("vqa.sweep.sweep.Sweep._close_tracking", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_toy(tmp_path, *FEW)
+    final = tmp_path / "multirun/toy/final"
+    assert (final / "manifest.json").exists()
+    assert pages == []
+    metrics = json.loads((final / "metrics.json").read_text())
+    (final / "metrics.json").write_text(json.dumps(metrics | {"accuracy": 0.5}))  # as a real one
+    run_toy(tmp_path, *FEW)
+    assert pages == [final]
+    run_toy(tmp_path, *FEW)
+    assert len(pages) == 1

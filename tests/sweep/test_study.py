@@ -61,6 +61,20 @@ def test_a_trial_whose_folder_is_in_use_is_left_to_the_worker_that_lost_its_lock
     assert (again.trial.number, again.trial.user_attrs) == (0, {"deaths": 1})
 
 
+def test_a_worker_that_stood_still_before_its_last_word_changes_no_result(tmp_path: Path) -> None:
+    slept, other = open_study(tmp_path), open_study(tmp_path)
+    claim = slept.claim()
+    assert claim is not None
+    claim.lock.close()  # its lock was taken away while it stood still, its job over
+    again = other.claim()
+    assert again is not None
+    other.tell(again.trial, TrialState.COMPLETE, 0.25)
+    slept.tell(claim.trial, TrialState.COMPLETE, 0.75)
+    slept.tell(claim.trial, TrialState.FAIL, error="it broke")
+    [trial] = other.trials()
+    assert (trial.state, trial.value, trial.user_attrs) == (TrialState.COMPLETE, 0.25, {"deaths": 1})
+
+
 def test_a_trial_that_dies_too_often_fails(tmp_path: Path) -> None:
     shared = open_study(tmp_path, max_retries=0)
     first = shared.claim()

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -49,17 +50,25 @@ class Interrupt:
 
 
 @contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
+def time_limit(seconds: float, computing: bool = False) -> Iterator[None]:
     """End Python code inside the block that takes too long; in a thread that is not the main one, nothing.
 
     Args:
         seconds: How long it may take.
+        computing: Count only the time in which this thread computes: not that of a process that was stopped,
+            or waits for a processor.
 
     Raises:
         TimeoutError: It took longer.
     """
 
+    began = time.thread_time()
+
     def end(number: int, frame: FrameType | None) -> None:
+        left = began + seconds - time.thread_time()
+        if computing and left > 0:
+            signal.setitimer(signal.ITIMER_REAL, left)
+            return
         raise TimeoutError(f"took longer than {seconds} s")
 
     if threading.current_thread() is not threading.main_thread():

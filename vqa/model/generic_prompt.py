@@ -12,7 +12,10 @@ import torch
 
 from vqa.config.settings import PromptSettings
 from vqa.errors import UserError
+from vqa.machine.interrupt import time_limit
 from vqa.model.prompt import (
+    TEMPLATE_FAULTS,
+    TEMPLATE_S,
     Order,
     answer_message,
     as_written,
@@ -124,8 +127,6 @@ class PromptWriter:
         answered: bool = False,
     ) -> str:
         """The chat template filled in, the processor's image token where each picture goes."""
-        from jinja2 import TemplateError
-
         order = as_written(question) if order is None else order
         content = [{"type": "text", "text": user_text(prompt, question, order, self.words)}]
         messages = [{"role": "user", "content": [*({"type": "image"} for _ in range(pictures)), *content]}]
@@ -134,17 +135,18 @@ class PromptWriter:
         if answered:
             messages.append(answer_message(question, order))
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    messages,
-                    chat_template=self.processor.chat_template,
-                    tokenize=False,
-                    add_generation_prompt=not answered,
-                    **self.template,
+            with time_limit(TEMPLATE_S, computing=True):
+                return str(
+                    self.tokenizer.apply_chat_template(
+                        messages,
+                        chat_template=self.processor.chat_template,
+                        tokenize=False,
+                        add_generation_prompt=not answered,
+                        **self.template,
+                    )
                 )
-            )
-        except (TemplateError, AttributeError) as error:
+        except TEMPLATE_FAULTS as error:
             raise UserError(
-                f"model: its chat template refuses the prompt ({error}); "
+                f"model: its chat template refuses the prompt ({type(error).__name__}: {error}); "
                 "if it knows no system message: prompt.system='' and its text at the head of prompt.user"
             ) from error

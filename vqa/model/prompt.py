@@ -10,10 +10,17 @@ from jinja2 import TemplateError
 
 from vqa.config.settings import PromptSettings
 from vqa.errors import UserError
+from vqa.machine.interrupt import time_limit
 from vqa.question import LETTERS, Question, letters_of
 
 VISION_START = "<|vision_start|>"
 CUT = "\ufdd0"  # a code point that no text may hold: where a control word is cut, so that it stays text
+TEMPLATE_S = 10.0  # a template takes a millisecond; a loop of loops in a stranger's takes for ever
+# What a template's own mistakes raise, and what Jinja's sandbox forbids.
+TEMPLATE_FAULTS = (
+    *(TemplateError, AttributeError, TypeError, ValueError, LookupError, ArithmeticError),
+    *(RecursionError, MemoryError, TimeoutError),
+)
 Order = Sequence[int]  # which choice stands at a, b, c, ...
 
 
@@ -169,7 +176,8 @@ def render(
         answered: Go on with the gold letter and what ends the assistant's turn.
 
     Raises:
-        UserError: The model's template puts no picture into the user's message.
+        UserError: The model's template raises an error, does not end, or puts no picture into the user's
+            message.
         ValueError: `answered`, and the question has no answer.
     """
     text = {"type": "text", "text": user_text(prompt, question, order, control_words(tokenizer))}
@@ -181,10 +189,14 @@ def render(
     if answered:
         messages.append(answer_message(question, order))
     try:
-        whole = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not answered)
-    except (TemplateError, AttributeError) as error:  # what Jinja's sandbox forbids may be either
+        with time_limit(TEMPLATE_S, computing=True):
+            whole = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=not answered
+            )
+    except TEMPLATE_FAULTS as error:
         raise UserError(
-            f"model: its chat template cannot be filled in ({error}); use another model"
+            f"model: its chat template cannot be filled in ({type(error).__name__}: {error}); "
+            "use another model"
         ) from error
     prefix, mark, suffix = whole.partition(VISION_START)
     if not mark:

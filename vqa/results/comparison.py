@@ -182,7 +182,9 @@ def _matrix(
     for t in trials:
         own = np.array([[training[name] for name in names] for training in t.nll])
         seeds = min(len(own), len(best))
-        rows.append(best.mean(axis=0) + (own[:seeds] - best[:seeds]).mean(axis=0))
+        # trained once, its own values to the last digit: what was drawn of it then holds with another best
+        once = len(best) == 1
+        rows.append(own[0] if once else best.mean(axis=0) + (own[:seeds] - best[:seeds]).mean(axis=0))
     codes = picture_codes([trials[0].pictures.get(name, "") for name in names])
     noise = apart / np.sqrt([len(t.nll) for t in trials]) if apart else None
     return np.array(rows), codes, noise

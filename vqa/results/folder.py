@@ -94,6 +94,8 @@ class RunFolder:
 
     def trained_again(self) -> list[Path]:
         """The folders of a trial's further trainings that are done, by rising seed."""
+        if not (self.path / AGAIN).is_dir():  # of most trials; the ranking asks each
+            return []
         folders = sorted(self.path.glob(f"{AGAIN}/*"))
         return [folder for folder in folders if (folder / DONE).exists()]
 

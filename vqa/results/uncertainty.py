@@ -10,7 +10,8 @@ Shapes: T trials, n questions, G pictures, B bootstrap draws.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -26,6 +27,7 @@ TIE_LEVEL = 0.05  # how often equal trials may be told apart, all trials of a st
 DRAWS = 2000  # a 95 % quantile is then known to about 2 % of itself
 SEED = 0  # the same files give the same ties
 CHUNK = 2**22  # counts drawn at once, to bound memory
+MOST_KEPT = 1000  # trials of which the draws are kept: 48 KB each
 
 
 def picture_codes(pictures: Sequence[str]) -> Codes:
@@ -174,23 +176,19 @@ def tie_widths(values: Floats, codes: Codes, best: int, noise: Floats | None = N
 
     Source: bootstrap of the studentised range (Tukey-Kramer, 1956); kin of Hansen, Lunde & Nason 2011.
     """
-    clusters = int(codes.max()) + 1
-    if clusters < 2:
+    if int(codes.max()) == 0:
         return np.full(len(values), math.inf)
-    sums = picture_sums(values - values.mean(axis=1, keepdims=True), codes)
-    sizes = np.bincount(codes).astype(float)
-    means = np.concatenate([(counts @ sums.T) / (counts @ sizes)[:, None] for counts in _drawn(clusters)])
-    means *= math.sqrt(clusters / (clusters - 1))
-    if noise is not None:
-        means = means + noise * np.random.default_rng(SEED + 1).standard_normal(means.shape)
-    widest = np.zeros(len(means))  # by draw
-    for index in range(len(values) - 1):
-        differences = means[:, index + 1 :] - means[:, [index]]
-        error = differences.std(axis=0)
-        moved = error > 0  # two trials that answer alike differ in no draw
-        if moved.any():
-            np.maximum(widest, (np.abs(differences[:, moved]) / error[moved]).max(axis=1), out=widest)
-    errors: Floats = (means - means[:, [best]]).std(axis=0)
+    study = _resampling(_codes(codes))
+    drawn = study.of(values)
+    means = np.array([trial.centred for trial in drawn.values()])
+    if noise is None:
+        widest = study.widest_of(drawn)
+    else:
+        means = means + noise[:, None] * np.random.default_rng(SEED + 1).standard_normal(means.shape[::-1]).T
+        widest = np.zeros(DRAWS)
+        for index in range(1, len(means)):
+            np.maximum(widest, _widest_to(means[index], means[:index]), out=widest)
+    errors: Floats = (means - means[best]).std(axis=1)
     return errors * float(np.quantile(widest, 1 - TIE_LEVEL))
 
 
@@ -213,19 +211,16 @@ def picked_value(values: Floats, codes: Codes, best: int, noise: Floats | None =
     raw = float(values[best].mean())
     if len(values) < 2 or clusters < 3:
         return raw
-    sums, sizes = picture_sums(values, codes), np.bincount(codes).astype(float)
-    random = np.random.default_rng(SEED + 1)
-    shifts = []
-    for counts in _drawn(clusters):
-        inside = (counts @ sums.T) / (counts @ sizes)[:, None]
-        if noise is not None:
-            inside = inside + noise * random.standard_normal(inside.shape)
-        left = (counts == 0).astype(float)
-        some = left.sum(axis=1) > 0
-        outside = (left[some] @ sums.T) / (left[some] @ sizes)[:, None]
-        chosen = inside[some].argmin(axis=1)
-        shifts.append(outside[np.arange(len(chosen)), chosen] - outside[:, best])
-    return raw + float(np.concatenate(shifts).mean())
+    drawn = _resampling(_codes(codes)).of(values)
+    inside = np.array([trial.inside for trial in drawn.values()])
+    outside = np.array([trial.outside for trial in drawn.values()])
+    if noise is not None:
+        random = np.random.default_rng(SEED + 1)
+        inside = inside + noise[:, None] * random.standard_normal(inside.shape[::-1]).T
+    some = np.isfinite(outside[0])
+    inside, outside = inside[:, some], outside[:, some]
+    chosen = inside.argmin(axis=0)
+    return raw + float((outside[chosen, np.arange(len(chosen))] - outside[best]).mean())
 
 
 def swapped_halves(nll: Floats, right: NDArray[np.bool_], codes: Codes) -> tuple[float, float]:
@@ -245,6 +240,102 @@ def swapped_halves(nll: Floats, right: NDArray[np.bool_], codes: Codes) -> tuple
         epoch = int(nll[:, chosen].mean(axis=1).argmin())
         chosen_nll[scored], chosen_right[scored] = nll[epoch, scored], right[epoch, scored]
     return float(chosen_nll.mean()), float(chosen_right.mean())
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """A trial under every draw of pictures; each of shape (B,).
+
+    Args:
+        inside: Its mean on the drawn pictures.
+        outside: Its mean on the pictures that were not drawn; NaN where all were.
+        centred: Its mean on the drawn pictures, were its mean 0; spread as over G independent pictures.
+    """
+
+    inside: Floats
+    outside: Floats
+    centred: Floats
+
+
+class Resampling:
+    """The draws of one set of pictures, and what they said of the trials so far.
+
+    A study compares all its trials whenever one ends. What was found of the others is kept: a trial is drawn
+    from once, and held against each other one once. Each is computed by itself, so that its last digit does
+    not depend on which trials came together.
+
+    Args:
+        codes: As `picture_codes`; at least two pictures.
+    """
+
+    def __init__(self, codes: Codes) -> None:
+        self.codes = codes
+        self.sizes = np.bincount(codes).astype(float)
+        self._known: dict[bytes, Resampled] = {}
+        self._ranged: dict[bytes, Resampled] = {}  # the trials that `_widest` is over
+        self._widest = np.zeros(DRAWS)
+
+    def of(self, values: Floats) -> dict[int, Resampled]:
+        """What the draws say of trials (T, n), by index."""
+        names = [row.tobytes() for row in np.ascontiguousarray(values, dtype=np.float64)]
+        new = {name: row for name, row in zip(names, values, strict=True) if name not in self._known}
+        if len(self._known) + len(new) > MOST_KEPT:
+            self._known = {name: self._known[name] for name in names if name in self._known}
+        self._known |= self._draw(new)
+        return {index: self._known[name] for index, name in enumerate(names)}
+
+    def _draw(self, rows: Mapping[bytes, Floats]) -> dict[bytes, Resampled]:
+        if not rows:
+            return {}
+        clusters = len(self.sizes)
+        sums = {name: picture_sums(row, self.codes) for name, row in rows.items()}
+        centred = {name: picture_sums(row - row.mean(), self.codes) for name, row in rows.items()}
+        parts: dict[bytes, list[Floats]] = {name: [] for name in rows}
+        for counts in _drawn(clusters):
+            left = (counts == 0).astype(float)
+            drawn, not_drawn = counts @ self.sizes, left @ self.sizes
+            not_drawn[not_drawn == 0] = math.nan
+            for name in rows:
+                both = counts @ sums[name] / drawn, left @ sums[name] / not_drawn
+                parts[name].append(np.array([*both, counts @ centred[name] / drawn]))
+        wholes = {name: np.concatenate(part, axis=1) for name, part in parts.items()}
+        spread = math.sqrt(clusters / (clusters - 1))
+        return {name: Resampled(whole[0], whole[1], whole[2] * spread) for name, whole in wholes.items()}
+
+    def widest_of(self, trials: Mapping[int, Resampled]) -> Floats:
+        """The widest difference of any two trials in units of that pair's standard error, by draw: (B,)."""
+        named = {trial.centred.tobytes(): trial for trial in trials.values()}
+        if not self._ranged.keys() <= named.keys():  # another study's, or one of these was read anew
+            self._ranged, self._widest = {}, np.zeros(DRAWS)
+        for name in named.keys() - self._ranged.keys():
+            if self._ranged:
+                others = np.array([trial.centred for trial in self._ranged.values()])
+                self._widest = np.maximum(self._widest, _widest_to(named[name].centred, others))
+            self._ranged[name] = named[name]
+        return self._widest
+
+
+def _widest_to(mean: Floats, others: Floats) -> Floats:
+    """The widest difference of one trial (B,) to others (T, B) in units of the pair's standard error: (B,).
+
+    Two trials that answer alike differ in no draw.
+    """
+    differences = others - mean
+    errors = differences.std(axis=1)
+    moved = errors > 0
+    if not moved.any():
+        return np.zeros(len(mean))
+    widest: Floats = (np.abs(differences[moved]) / errors[moved, None]).max(axis=0)
+    return widest
+
+
+def _codes(codes: Codes) -> bytes:
+    return np.ascontiguousarray(codes, dtype=np.int64).tobytes()
+
+
+@lru_cache(maxsize=4)  # trials of a study may have answered several sets of questions
+def _resampling(codes: bytes) -> Resampling:
+    return Resampling(np.frombuffer(codes, dtype=np.int64))
 
 
 def _drawn(clusters: int) -> Iterator[Floats]:

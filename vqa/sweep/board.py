@@ -345,8 +345,8 @@ def write_address(folder: Path, settings: SweepSettings, n_trials: int, names: l
         "n_trials": n_trials,
         "names": names,
     }
-    # without a password: whoever looks gives it as PGPASSWORD or in ~/.pgpass, and the storage's user is no
-    # one else's business either
+    # without a password: whoever looks has it in ~/.pgpass, or in PGPASSWORD with PGHOST, and the storage's
+    # user is no one else's business either
     replace_text(folder / ADDRESS, json.dumps(address) + "\n", mode=0o600)
 
 

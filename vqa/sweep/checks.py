@@ -21,7 +21,7 @@ from vqa.sweep.search.conditions import read_space
 from vqa.sweep.search.sampling import SamplerFactory, build_pruner, probe_sampler
 from vqa.sweep.search.space import SearchSpace, overrides_of, read_enqueued
 from vqa.sweep.settings import SweepSettings, read_settings
-from vqa.sweep.storage import storage_problem
+from vqa.sweep.storage import is_within, shown_address, storage_problem
 from vqa.sweep.study import refuse_changed
 from vqa.sweep.time_budget import size_of
 from vqa.sweep.workers.launch import HERE, chosen_launcher
@@ -65,6 +65,7 @@ def read_sweep(config: DictConfig, arguments: Sequence[str], loader: ConfigLoade
     launcher = chosen_launcher(config)
     settings = checked(node, launcher, OmegaConf.select(config, "env.device_map"))
     _refuse_commands(settings, config)
+    _refuse_storage_elsewhere(settings, config, Path(config.hydra.sweep.dir).absolute())
     if launcher is not None:
         _refuse_beside_a_launcher(settings, launcher)
     return AskedSweep(settings, read_space(settings, arguments, loader), launcher)
@@ -171,6 +172,23 @@ def _refuse_commands(settings: SweepSettings, config: DictConfig) -> None:
     if settings.final_command is not None and not settings.final:
         raise UserError(
             "hydra.sweeper.final_command has no effect with hydra.sweeper.final=false; leave one out."
+        )
+
+
+def _refuse_storage_elsewhere(settings: SweepSettings, config: DictConfig, folder: Path) -> None:
+    """Refuse a storage outside the study's folder that a file, maybe a stranger's, names.
+
+    A server of its own would be sent the password of the environment (PGPASSWORD), and a path of its own
+    would be written to.
+    """
+    key, url = "hydra.sweeper.storage", settings.storage
+    if key in [override.lstrip("+").split("=", 1)[0] for override in hydra_overrides(config)]:
+        return
+    if not is_within(url, folder):
+        raise UserError(
+            f"{key} lies outside the study's folder, so it must be given on the command line, not in a file: "
+            f"a password could be sent there, or a file changed; got {shown_address(url)!r}. If that is "
+            f"meant: {key}=..."
         )
 
 

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,27 @@ class Scores:
             return None
         return mean_error(np.array([float(value) for value in values.values()]), codes)
 
+    # kept, because the ranking asks each trial after each other one, and finished trials do not change
+    @cached_property
+    def mean_nll(self) -> float | None:
+        """Mean of `nll`; None without questions."""
+        return float(np.mean(list(self.nll.values()))) if self.nll else None
+
+    @cached_property
+    def nll_se(self) -> float | None:
+        """Standard error of `mean_nll` over the pictures."""
+        return self.error(self.nll)
+
+    @cached_property
+    def accuracy(self) -> float | None:
+        """Share of right answers."""
+        return statistics.fmean(self.correct.values()) if self.correct else None
+
+    @cached_property
+    def accuracy_se(self) -> float | None:
+        """Standard error of `accuracy` over the pictures."""
+        return self.error({name: float(right) for name, right in self.correct.items()})
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -117,6 +138,8 @@ class Standing:
     def nll(self) -> float | None:
         """Mean NLL over the questions of the finished folds and over trainings; without any, the
         objective."""
+        if not self.again:
+            return self.value if self.scores.mean_nll is None else self.scores.mean_nll
         values = [value for scores in (self.scores, *self.again) for value in scores.nll.values()]
         return float(np.mean(values)) if values else self.value
 
@@ -124,7 +147,7 @@ class Standing:
     def nll_se(self) -> float | None:
         """Standard error of `nll` over the pictures; the noise of training is not in it."""
         if not self.again:
-            return self.scores.error(self.scores.nll)
+            return self.scores.nll_se
         mean = {
             name: statistics.fmean(scores.nll.get(name, value) for scores in (self.scores, *self.again))
             for name, value in self.scores.nll.items()
@@ -140,13 +163,13 @@ class Standing:
     @property
     def accuracy(self) -> float | None:
         """Share of right answers, the mean over trainings."""
-        shares = [statistics.fmean(s.correct.values()) for s in (self.scores, *self.again) if s.correct]
+        shares = [s.accuracy for s in (self.scores, *self.again) if s.accuracy is not None]
         return statistics.fmean(shares) if shares else None
 
     @property
     def accuracy_se(self) -> float | None:
         """Standard error of `accuracy` over the pictures."""
-        return self.scores.error({name: float(right) for name, right in self.scores.correct.items()})
+        return self.scores.accuracy_se
 
 
 def read_scores(folder: Path, objective: Objective = "nll") -> Scores:
@@ -155,9 +178,26 @@ def read_scores(folder: Path, objective: Objective = "nll") -> Scores:
 
 
 def _stamps(folder: Path) -> Stamps:
+    return tuple(_stamp(file) for file in _files(folder))
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    try:
+        found = file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return 0, 0
+    return found.st_mtime_ns, found.st_size
+
+
+@lru_cache(maxsize=4096)
+def _trial(study_folder: Path, number: int) -> RunFolder:
+    return StudyFolder(study_folder).trial(number)
+
+
+@lru_cache(maxsize=4096)
+def _files(folder: Path) -> tuple[Path, ...]:
     run = RunFolder(folder)
-    files = [run.folds_file, run.out_of_fold, run.adapter_size]
-    return tuple((f.stat().st_mtime_ns, f.stat().st_size) if f.exists() else (0, 0) for f in files)
+    return run.folds_file, run.out_of_fold, run.adapter_size
 
 
 @lru_cache(maxsize=4096)  # finished trials do not change, and the ranking reads all of them after each trial
@@ -232,7 +272,7 @@ Key = tuple[int, tuple[tuple[Path, Stamps], ...]]  # a trial, and the folders of
 
 
 def _key(standing: Standing, study_folder: Path) -> Key:
-    trial = StudyFolder(study_folder).trial(standing.trial)
+    trial = _trial(study_folder, standing.trial)
     folders = [trial.path, *trial.trained_again()][: 1 + len(standing.again)]
     return standing.trial, tuple((folder, _stamps(folder)) for folder in folders)
 
@@ -260,7 +300,7 @@ def _sort_key(standing: Standing, sign: float) -> tuple[int, int, int, float, in
 
 def standing_of(trial: FrozenTrial, study_folder: Path, objective: Objective = "nll") -> Standing:
     """One trial by itself: not compared with any other."""
-    folder = StudyFolder(study_folder).trial(trial.number)
+    folder = _trial(study_folder, trial.number)
     scores = read_scores(folder.path, objective)
     again = tuple(read_scores(path, objective) for path in folder.trained_again())
     seconds = scores.seconds

@@ -231,13 +231,16 @@ def open_storage_to_read(url: str) -> BaseStorage:
     """Open a storage that exists; SQLite so that nothing can be written.
 
     Raises:
-        UserError: It is not there, or cannot be reached.
+        UserError: It is not there, cannot be reached, or is a server that a password may not be sent to.
     """
     in_a_file = url.startswith(("journal:", "sqlite:///"))
     path = Path(url.removeprefix("journal:").removeprefix("sqlite:///"))
     if in_a_file and not path.exists():
         raise UserError(f"hydra.sweeper.storage {url!r} does not exist; has the study been started?")
-    if not url.startswith("sqlite:///"):
+    if url.startswith("journal:"):
+        return open_storage(url, 0)
+    if not in_a_file:
+        refuse_to_send_a_password(url)
         return open_storage(url, 0)
     engine = {"connect_args": {"timeout": SQLITE_WAIT_S}}
     address = f"sqlite:///file:{path.absolute()}?mode=ro&uri=true"
@@ -273,6 +276,38 @@ def storage_problem(url: str, study_folder: Path) -> str | None:
             "Check the address, that the server runs, and that its driver (psycopg) is installed."
         )
     return None
+
+
+def is_within(url: str, folder: Path) -> bool:
+    """Whether a storage is a file in that folder."""
+    if not url.startswith(("journal:", "sqlite:///")):
+        return False
+    path = os.path.abspath(url.removeprefix("journal:").removeprefix("sqlite:///"))
+    return Path(path).is_relative_to(os.path.abspath(folder))
+
+
+def refuse_to_send_a_password(url: str) -> None:
+    """Refuse a server that a study's folder names, maybe a stranger's, where it could be sent a password.
+
+    libpq sends PGPASSWORD to whatever server it is told to. PGHOST beside it says which one it is meant for.
+    The passwords in ~/.pgpass are each for a named host.
+
+    Raises:
+        UserError: PGPASSWORD is set for no such host, or the address leads to another host than it says.
+    """
+    parts = make_url(url)
+    detours = sorted({"hostaddr", "service", "servicefile", "passfile"} & parts.query.keys())
+    host = parts.query.get("host") or parts.host or ""
+    if detours:
+        raise UserError(
+            f"the study's folder names the storage {shown_address(url)!r}, whose {detours[0]} could have a "
+            "password sent to another server; look at it with Optuna's own tools if it is yours"
+        )
+    if "PGPASSWORD" in os.environ and host != os.environ.get("PGHOST"):
+        raise UserError(
+            f"the study's folder names the storage {shown_address(url)!r}, and PGPASSWORD would be sent "
+            f"there. If that is meant: export PGHOST={host}, or keep the password in ~/.pgpass"
+        )
 
 
 def shown_address(url: str) -> str:

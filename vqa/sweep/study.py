@@ -444,10 +444,16 @@ class SharedStudy:
     def tell(
         self, trial: Trial, state: TrialState, value: float | None = None, error: str | None = None
     ) -> None:
-        """End a trial in the storage; a FAIL comes with its reason."""
+        """End a trial in the storage; a FAIL comes with its reason.
+
+        Of a trial that has ended already nothing changes: this worker stood still between the end of its job
+        and this call, and another one took over.
+        """
+        if error is not None and self.now(trial).state.is_finished():
+            return
         if error is not None:
             trial.set_user_attr("error", shown(error))
         # Grid and brute-force samplers call study.stop() after a trial, which only study.optimize allows;
         # no sampler keeps anything here that would outlive its trial.
         self.study.sampler = optuna.samplers.RandomSampler()
-        self.study.tell(trial, values=value, state=state)
+        self.study.tell(trial, values=value, state=state, skip_if_finished=True)

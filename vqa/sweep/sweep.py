@@ -193,10 +193,12 @@ class Sweep:
             if self.shared.is_over() and not self.shared.too_many_failures():
                 confirm(self.shared, self.jobs, worker)
             complete = self._check_complete(worker.standings())
+            of_study = StudyFolder(self.shared.folder).final  # a process may have been killed before its page
+            made = of_study.complete and "accuracy" in of_study.metrics()
             if complete and self.settings.final:
                 self._run_final(worker.standings())
-            elif complete:
-                self._write_page()  # with a final run it is that run's last act
+            if complete and (made or not self.settings.final):
+                self._write_page()  # else it is the final run's last act
         except KeyboardInterrupt:
             done = self.shared.tally().done
             log.warning(self._say("interrupted", done=done, n=self.shared.n_trials))

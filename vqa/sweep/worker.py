@@ -43,14 +43,16 @@ class TrialReporter:
         trial: The running trial.
         by: What one step is.
         on_report: Called after each value that went to the storage.
+        adopted: Whether it was begun before, so that the storage may have reports of it.
     """
 
-    def __init__(self, trial: Trial, by: By, on_report: Callable[[], None]) -> None:
+    def __init__(self, trial: Trial, by: By, on_report: Callable[[], None], adopted: bool = True) -> None:
         self.by: By = by
         self.pauses = isinstance(trial.study.pruner, PromotionPruner)
         self.trial = trial
         self.on_report = on_report
-        self.stored = set(trial.study._storage.get_trial(trial._trial_id).intermediate_values)
+        known = trial.study._storage.get_trial(trial._trial_id).intermediate_values if adopted else ()
+        self.stored = set(known)
 
     def report(self, value: float, step: int) -> bool:
         """Store one value. A step that is in the storage had its answer before the job was cut off."""
@@ -180,7 +182,7 @@ class Worker:
         if claim.adopted and self.by == "part" and self.shared.would_stop(trial.number):
             self.shared.tell(trial, TrialState.PRUNED)
         else:
-            self._run_job(trial, overrides)
+            self._run_job(trial, overrides, claim.adopted)
         standing = standing_of(self.shared.now(trial), self.shared.folder)
         if standing.state != TrialState.RUNNING.name:  # else another worker has it
             self.board.event(describe_end(standing, self.board.lang))
@@ -196,9 +198,9 @@ class Worker:
         tally = self.shared.tally()
         return isinstance(error, DoesNotFitError) or tally.done > tally.failed
 
-    def _run_job(self, trial: Trial, overrides: Sequence[str]) -> None:
+    def _run_job(self, trial: Trial, overrides: Sequence[str], adopted: bool) -> None:
         began = time.monotonic()
-        reporter = TrialReporter(trial, self.by, self._on_report)
+        reporter = TrialReporter(trial, self.by, self._on_report, adopted)
         with reporting_to(reporter), progress_to(self._on_progress):
             subdir = StudyFolder.trial_name(trial.number)
             job = self.jobs.run(subdir, trial.number, self.shared.space.fixed, overrides)
@@ -217,6 +219,8 @@ class Worker:
             self.shared.tell(trial, TrialState.FAIL, error=str(value))
             return
         if isinstance(value, Paused):
+            if self.shared.now(trial).state.is_finished():  # as in `SharedStudy.tell`
+                return
             before = trial.user_attrs.get(WORKED_S, 0.0)
             trial.set_user_attr(WORKED_S, before + time.monotonic() - began)
             return  # its last report says that it waits

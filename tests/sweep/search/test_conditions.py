@@ -107,6 +107,17 @@ def test_every_sampler_draws_what_applies_and_the_same_for_the_same_seed(sampler
     assert drawn == study_of(SAMPLERS[sampler], space, 8)
 
 
+@pytest.mark.extras
+def test_botorch_draws_what_applies() -> None:
+    node = {"_target_": "optuna_integration.BoTorchSampler", "n_startup_trials": 3}
+    space = space_of()
+    probe_sampler(SamplerFactory(node, 0, space), space)
+    drawn = study_of(node, space, 6)
+    assert all(fits(space, params) for params in drawn)
+    assert len({params["adapt"] for params in drawn}) > 1
+    assert drawn == study_of(node, space, 6)
+
+
 def test_the_grid_visits_every_point_once_to_its_end() -> None:
     space = steps()
     node = {"_target_": "optuna.samplers.GridSampler", "_partial_": True}

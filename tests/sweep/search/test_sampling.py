@@ -1,6 +1,7 @@
 """Samplers and pruners from config nodes; draws that do not depend on where they were cut off."""
 
 import sys
+from types import ModuleType
 from typing import Any
 
 import optuna
@@ -9,7 +10,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import Trial
 
 from vqa.errors import UserError
-from vqa.sweep.search.sampling import SamplerFactory, build_pruner, draw, probe_sampler
+from vqa.sweep.search.sampling import SamplerFactory, _is_there, build_pruner, draw, probe_sampler
 from vqa.sweep.search.space import SearchSpace
 
 SPACE = SearchSpace(
@@ -168,3 +169,12 @@ def test_a_sampler_without_its_package_says_what_to_install(monkeypatch: pytest.
 @pytest.mark.extras
 def test_botorch_draws_a_trial() -> None:
     probe_sampler(SamplerFactory(BOTORCH, 0, SPACE), SPACE)
+
+
+def test_a_package_that_hides_itself_once_it_is_imported_is_still_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hidden = ModuleType("hides_itself")  # as optuna_integration 5: its __spec__ is None
+    monkeypatch.setitem(sys.modules, "hides_itself", hidden)
+    assert _is_there("hides_itself")
+    assert not _is_there("never_installed_here")

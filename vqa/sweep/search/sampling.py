@@ -1,6 +1,7 @@
 """Samplers and pruners from their config nodes, and how a trial's parameters are drawn."""
 
 import inspect
+import sys
 import warnings
 from collections.abc import Mapping
 from importlib import import_module
@@ -96,7 +97,7 @@ def _class_of(target: str) -> object:
     if target == THOMPSON:
         return ThompsonSampler
     if target == BOTORCH:
-        missing = [package for package in ("optuna_integration", "botorch") if find_spec(package) is None]
+        missing = [package for package in ("optuna_integration", "botorch") if not _is_there(package)]
         if missing:
             raise UserError(
                 f"hydra.sweeper.sampler: {target} needs {' and '.join(missing)}: "
@@ -104,6 +105,11 @@ def _class_of(target: str) -> object:
             )
         return getattr(import_module("optuna_integration"), "BoTorchSampler")  # noqa: B009  (no types)
     return getattr(optuna.samplers, target.removeprefix("optuna.samplers."), None)
+
+
+def _is_there(package: str) -> bool:
+    """Whether a package can be imported; optuna_integration, once it is, cannot be found any more."""
+    return package in sys.modules or find_spec(package) is not None
 
 
 def probe_sampler(samplers: SamplerFactory, space: SearchSpace) -> None:
