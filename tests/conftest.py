@@ -34,6 +34,13 @@ Make = Callable[..., Settings]
 Adapt = Callable[..., Adapting]
 
 
+def pytest_configure() -> None:
+    """Compose quickly in this process."""
+    from tests.helpers.quick_compose import compose_quickly
+
+    compose_quickly()
+
+
 def pytest_collection_finish() -> None:
     """Let the garbage collector pass over what imports and collected tests hold: they stay to the end."""
     gc.collect()
