@@ -1,4 +1,4 @@
-"""Hydra reads a file, and OmegaConf an interpolation, once a process: composing is most of what many tests do.
+"""Hydra reads a file, and OmegaConf an interpolation, once a process: composing is what many tests do most.
 
 What is composed stays the same: a file that changed is read again, and each reader gets a copy of its own.
 """
