@@ -18,6 +18,7 @@ from vqa.results.trials import DOUBTS
 
 Vqa = Callable[..., Outcome]
 ROOT = Path(__file__).parents[2]
+UNDRAWN = pytest.mark.usefixtures("undrawn")  # the first test draws
 SWEEP = [
     *("-m", "+sweep=lora", "hydra.sweeper.n_trials=4"),
     *("data.train_size=120", "data.test_size=16", "budget.subsample=48", "env.threads=1"),
@@ -107,6 +108,7 @@ def test_a_sweep_ends_in_a_submission_and_a_rerun_changes_nothing(command: Vqa, 
     assert stamps(study) == before
 
 
+@UNDRAWN
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_another_split(
     command: Vqa, tmp_path: Path
@@ -135,6 +137,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     return ranking(root / "lora")
 
 
+@UNDRAWN
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_study_ends_as_an_uninterrupted_one(
@@ -154,6 +157,7 @@ def test_an_interrupted_study_ends_as_an_uninterrupted_one(
     assert len(whole) == 5
 
 
+@UNDRAWN
 @pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_quantised_trials_run_on_the_cpu(command: Vqa, tmp_path: Path, quantization: str) -> None:
@@ -162,6 +166,7 @@ def test_quantised_trials_run_on_the_cpu(command: Vqa, tmp_path: Path, quantizat
     assert rows(tmp_path / "lora/leaderboard.csv")[0]["state"] == "COMPLETE"
 
 
+@UNDRAWN
 @pytest.mark.slow
 def test_pruning_by_question_reports_every_question(command: Vqa, tmp_path: Path) -> None:
     import optuna
@@ -178,6 +183,7 @@ def test_pruning_by_question_reports_every_question(command: Vqa, tmp_path: Path
     assert len(study.trials[0].intermediate_values) == 32  # two of three folds; the last is not reported
 
 
+@UNDRAWN
 @pytest.mark.slow
 def test_a_sweep_over_a_group_picks_an_option(command: Vqa, tmp_path: Path) -> None:
     more = ["data.train_size=60", "budget.subsample=24", "hydra.sweeper.final=false", "env.threads=1"]
