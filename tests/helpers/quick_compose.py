@@ -17,16 +17,16 @@ _load = FileConfigSource.load_config
 _read: dict[tuple[object, ...], ConfigResult] = {}
 
 
-def _load_once(source: FileConfigSource, config_path: str) -> ConfigResult:
-    path = os.path.join(source.path, source._normalize_file_name(config_path))
+def _load_once(self: FileConfigSource, config_path: str) -> ConfigResult:
+    path = os.path.join(self.path, self._normalize_file_name(config_path))
     try:
         found = os.stat(path)
     except OSError:
-        return _load(source, config_path)  # which says what is wrong
+        return _load(self, config_path)  # which says what is wrong
     stamp = (found.st_ino, found.st_size, found.st_mtime_ns)
-    key = (source.provider, source.path, config_path, *stamp)
+    key = (self.provider, self.path, config_path, *stamp)
     if key not in _read:
-        _read[key] = _load(source, config_path)
+        _read[key] = _load(self, config_path)
     return deepcopy(_read[key])
 
 
