@@ -44,9 +44,9 @@ def pytest_configure(config: pytest.Config) -> None:
     from tests.helpers.quick_compose import compose_quickly
 
     compose_quickly()
-    if config.option.basetemp is None and MEMORY.is_dir() and os.access(MEMORY, os.W_OK):
-        if shutil.disk_usage(MEMORY).free >= ROOM_BYTES:
-            os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+    there = config.option.basetemp is None and os.access(MEMORY, os.W_OK)
+    if there and shutil.disk_usage(MEMORY).free >= ROOM_BYTES:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
 def pytest_collection_finish() -> None:
