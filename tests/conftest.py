@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,10 +29,24 @@ from vqa.stages.serve import HOST
 pytest.register_assert_rewrite("tests.helpers")
 CONF = Path(__file__).parents[1] / "conf"
 SMALL = ["tracking=none", "env.threads=1", "data.train_size=60", "data.test_size=12", "budget=smoke"]
+MEMORY, ROOM_BYTES = Path("/dev/shm"), 4 * 2**30  # a whole run takes less than 1 GiB
 
 Compose = Callable[..., DictConfig]
 Make = Callable[..., Settings]
 Adapt = Callable[..., Adapting]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compose quickly in this process, and put the tests' folders into memory where it has room for them.
+
+    A disk takes milliseconds for each fsync, and a study of two trials makes over a hundred.
+    """
+    from tests.helpers.quick_compose import compose_quickly
+
+    compose_quickly()
+    there = config.option.basetemp is None and os.access(MEMORY, os.W_OK)
+    if there and shutil.disk_usage(MEMORY).free >= ROOM_BYTES:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
 def pytest_collection_finish() -> None:
@@ -113,6 +128,17 @@ def environment(**more: str) -> dict[str, str]:
     drop = ("DATA_PATH", "HF_HOME", "VQA_OUTPUT", "MLFLOW_TRACKING_URI")
     kept = {name: value for name, value in os.environ.items() if name not in drop}
     return kept | {"OMP_NUM_THREADS": "1"} | more
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charts are files without a picture: drawing takes longer than a small training, and has own tests."""
+    from matplotlib.figure import Figure
+
+    def write(figure: Figure, path: Path, **how: Any) -> None:
+        path.write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
+
+    monkeypatch.setattr(Figure, "savefig", write)
 
 
 @pytest.fixture

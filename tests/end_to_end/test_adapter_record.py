@@ -12,6 +12,7 @@ from PIL import Image
 from tests.helpers.command_line import Outcome, vqa
 from vqa.results.adapter_record import RECORD
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 Vqa = Callable[..., Outcome]
 HEADER = ["id", "path", "question", "a", "b", "c", "d", "answer"]
 SMALL = ["budget=smoke", "budget.subsample=null", "budget.evaluations_per_fit=1", "env.threads=1"]

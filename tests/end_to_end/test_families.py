@@ -28,6 +28,7 @@ from vqa.model.encode import Encoder
 from vqa.model.forward import letter_logits
 from vqa.model.own_text import OwnText
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 Vqa = Callable[..., Outcome]
 BY_HAND = pytest.mark.families
 IN_GATE = "exaone4_5"  # by transformers' forward; what our own decoder computes goes the way of Qwen-VL

@@ -12,6 +12,7 @@ from PIL import Image
 from tests.helpers.command_line import Outcome, vqa
 from vqa.question import LETTERS
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 Vqa = Callable[..., Outcome]
 COLOURS = {"red": "#d22", "green": "#2a2", "blue": "#22d", "yellow": "#dd2", "black": "#111", "gray": "#888"}
 

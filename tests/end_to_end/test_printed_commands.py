@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import environment
+from tests.helpers.forked_command import Forked
 from vqa.config.words import command_line
 
 COLUMNS = "data.columns={id: '번호', path: '그림', question: '질문', answer: '정답'}"
@@ -37,6 +38,14 @@ def shell(folder: Path, command: str, **variables: str) -> str:
     )
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
     return done.stdout + done.stderr
+
+
+def first(folder: Path, *arguments: str, **variables: str) -> str:
+    """Run a command that prints others, as `python -m vqa.run`; what it says."""
+    process = Forked(folder, *arguments, **variables)
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    return said
 
 
 def typed(*words: str) -> str:
@@ -76,14 +85,14 @@ def test_doctor_report_and_refusals_print_commands_that_run(quiz: Path) -> None:
     pictures, out = str(quiz / "my pictures"), str(quiz / "my results")
     variables = {"DATA_PATH": pictures, "VQA_OUTPUT": out}
 
-    told = shell(quiz, typed("stage=doctor", *data, *SMALL, *SWEEP, "hydra.sweeper.final=false"), **variables)
+    told = first(quiz, "stage=doctor", *data, *SMALL, *SWEEP, "hydra.sweeper.final=false", **variables)
     sweep = next_of(told)
     shell(quiz, sweep)  # searches, and stops before the final run, as it was told to
     study = quiz / "my results/my quiz"
     assert (study / "leaderboard.csv").exists()
     assert not (study / "final").exists()
 
-    shell(quiz, typed("stage=report", "study=my quiz"), **variables)
+    first(quiz, "stage=report", "study=my quiz", **variables)
     page = (study / "report.html").read_text(encoding="utf-8")
     shell(quiz, html.unescape(re.findall(r"next: ([^<]+?)\.<", page)[0]))
     assert (study / "final/manifest.json").exists()

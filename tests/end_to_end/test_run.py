@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.helpers.command_line import Outcome, vqa
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 Vqa = Callable[..., Outcome]
 HEADER = ["id", "path", "question", "a", "b", "c", "d", "answer"]
 

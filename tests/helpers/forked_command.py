@@ -23,11 +23,13 @@ class Forked:
         folder: An existing folder, the command's working directory.
         arguments: Of the command.
         program: A Python file, or the module as `python -m` takes it.
+        variables: Of its environment, beside those of a test.
     """
 
-    def __init__(self, folder: Path, *arguments: str, program: str = MODULE) -> None:
+    def __init__(self, folder: Path, *arguments: str, program: str = MODULE, **variables: str) -> None:
         self.log = folder / "said.log"
-        self._process = FORKS.Process(target=_be, args=(folder, program, arguments, environment()))
+        env = environment(**variables)
+        self._process = FORKS.Process(target=_be, args=(folder, program, arguments, env))
         self._process.start()
         self.pid = int(self._process.pid or 0)
 

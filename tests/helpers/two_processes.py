@@ -13,7 +13,10 @@ from typing import Any
 # where a fork of the test process, whose autograd has been at work, is not.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["tests.conftest", "accelerate", "peft", "transformers", "vqa.stages.final", "vqa.run"]
+    [
+        *("tests.conftest", "accelerate", "peft", "transformers", "vqa.stages.final", "vqa.run"),
+        *("matplotlib.figure", "optuna", "sklearn.metrics", "sqlalchemy.orm", "vqa.sweep.sweep"),
+    ]
 )
 
 

@@ -20,9 +20,16 @@ def rows_of(page: str) -> list[list[object]]:
     return rows
 
 
-def test_a_studys_page_has_all_its_parts(tmp_path: Path) -> None:
-    page = write_report(write_study(tmp_path), "en")
-    assert page == tmp_path / "report.html"
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The English page of a study."""
+    folder = tmp_path_factory.mktemp("study")
+    made = write_report(write_study(folder), "en")
+    assert made == folder / "report.html"
+    return made
+
+
+def test_a_studys_page_has_all_its_parts(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for part in ("run", "search", "learning", "answers", "gallery", "cost", "again"):
         assert f'id="{part}"' in text
@@ -40,15 +47,15 @@ def test_a_studys_page_has_all_its_parts(tmp_path: Path) -> None:
     assert '<span lang="en">best</span>' in best[0]  # not "yes": it does not tie with itself
 
 
-def test_the_page_refers_to_nothing_outside_itself(tmp_path: Path) -> None:
-    text = write_report(write_study(tmp_path), "en").read_text(encoding="utf-8")
+def test_the_page_refers_to_nothing_outside_itself(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
     assert not re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', text)
     assert "@import" not in text
     assert not re.findall(r"url\((?!#)", text)
 
 
-def test_what_data_say_cannot_become_part_of_the_page(tmp_path: Path) -> None:
-    text = write_report(write_study(tmp_path), "en").read_text(encoding="utf-8")
+def test_what_data_say_cannot_become_part_of_the_page(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
     assert "&lt;b&gt;{a}&lt;/b&gt;" in text  # the prompt of the study has a tag in it
     assert "<b>{a}" not in text
 
@@ -61,11 +68,9 @@ def test_every_chart_has_its_text(tmp_path: Path) -> None:
     assert text.count("<svg") == len(re.findall(r'<svg[^>]*aria-hidden="true"', text)) == 6
 
 
-def test_rebuilding_the_page_leaves_it_alone(tmp_path: Path) -> None:
-    final = write_study(tmp_path)
-    page = write_report(final, "en")
+def test_rebuilding_the_page_leaves_it_alone(page: Path) -> None:
     before = page.stat().st_mtime_ns
-    assert write_report(final, "en").stat().st_mtime_ns == before
+    assert write_report(page.with_name("final"), "en").stat().st_mtime_ns == before
 
 
 def test_a_final_run_alone_and_a_search_alone_have_pages_too(tmp_path: Path) -> None:

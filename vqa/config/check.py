@@ -10,7 +10,8 @@ import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -24,6 +25,9 @@ from vqa.config.settings import ImageSettings, InferenceSettings, PromptSettings
 from vqa.config.stages import STAGES, stages_text
 from vqa.errors import UserError, require
 from vqa.question import FEWEST, LETTERS
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 LONGEST_NAME = 200  # bytes of a folder's name: file systems take 255, and files beside it add to it
 LORA_STARTS = (True, False, "gaussian", "orthogonal")  # lora.init_lora_weights that leave the base alone
@@ -54,7 +58,7 @@ def read_settings(cfg: DictConfig) -> Settings:
     Raises:
         UserError: A key is unknown, missing, of the wrong type, out of range, or contradicts another one.
     """
-    from pydantic import TypeAdapter, ValidationError  # a tenth of a second that `--help` does not need
+    from pydantic import ValidationError  # a tenth of a second that `--help` does not need
 
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
@@ -66,7 +70,7 @@ def read_settings(cfg: DictConfig) -> Settings:
     if "plain" in values:  # a field of ours, not a key
         raise UserError("unknown key 'plain'")
     try:
-        settings = TypeAdapter(Settings).validate_python(values)
+        settings = _validator().validate_python(values)
     except ValidationError as error:
         raise UserError(_refusal(error.errors())) from error
     _refuse_switches(settings, values)
@@ -75,6 +79,14 @@ def read_settings(cfg: DictConfig) -> Settings:
     for name in TRUSTED:
         check_target(name, _node(settings, name))
     return settings
+
+
+@cache
+def _validator() -> "TypeAdapter[Settings]":
+    """What checks types: made once, each job of a sweep needs it."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Settings)
 
 
 def language(cfg: DictConfig) -> str:

@@ -1,6 +1,7 @@
 """Where a run runs: which profile of `env` fits this machine."""
 
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,14 @@ def detect() -> str:
 
 def detected(key: str) -> Any:
     """The value of one key of `env` in the profile that fits; the resolver `${detected_env:key}`."""
-    texts = [(CONF / "env" / f"{name}.yaml").read_text(encoding="utf-8") for name in ("local", detect())]
+    return _profile(detect())[key]
+
+
+@cache
+def _profile(name: str) -> DictConfig:
+    """A profile over that of `env=local`, read once: every job of a sweep asks for several keys."""
+    texts = [(CONF / "env" / f"{part}.yaml").read_text(encoding="utf-8") for part in ("local", name)]
     merged = OmegaConf.merge(*map(OmegaConf.create, texts))
     if not isinstance(merged, DictConfig):
-        raise TypeError(f"conf/env/{detect()}.yaml must be a mapping")
-    return merged[key]
+        raise TypeError(f"conf/env/{name}.yaml must be a mapping")
+    return merged

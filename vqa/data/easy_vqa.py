@@ -96,22 +96,20 @@ def plausible_guess_level(questions: Sequence[Question]) -> float:
 def _draw(part: _Part, size: int, seed: int) -> list[Question]:
     if size < 1:
         raise UserError(f"data.{part}_size must be >= 1, got {size}")
-    read_questions, read_paths = _SOURCES[part]
-    texts, answers, images = read_questions()
-    pools = _pools(texts, answers, f"{seed} {part}")
+    texts, answers, images, paths = _package(part)
+    pools = _pools(part, f"{seed} {part}")
     most = len(KINDS) * min(len(pool) for pool in pools.values())
     if size > most:
         raise UserError(
             f"data.{part}_size must be <= {most} ({len(KINDS)} kinds of {most // len(KINDS)}), got {size}"
         )
 
-    paths = {image: Path(path) for image, path in read_paths().items()}
     digest = cache(file_sha256)  # questions share pictures; only those in use are read
     questions = []
     for turn, kind in enumerate(KINDS):
         count = size // len(KINDS) + (turn < size % len(KINDS))
         for index, letter in zip(pools[kind], _letters(count, turn, f"{seed} {part}"), strict=False):
-            path = paths[images[index]]
+            path = Path(paths[images[index]])
             choices = _choices(answers[index], letter, f"{seed} {part} {index}")
             name = f"{part}_{index:06d}"
             questions.append(Question(name, path, digest(path), texts[index], choices, letter, kind))
@@ -129,8 +127,17 @@ def _kind(text: str, answer: str) -> str:
     return "color" if answer in COLORS else "shape"
 
 
-def _pools(texts: Sequence[str], answers: Sequence[str], salt: str) -> dict[str, list[int]]:
+@cache
+def _package(part: _Part) -> tuple[list[str], list[str], list[int], dict[int, str]]:
+    """What the package holds of a part: texts, answers, image numbers, and each image's path."""
+    read_questions, read_paths = _SOURCES[part]
+    return *read_questions(), read_paths()
+
+
+@cache
+def _pools(part: _Part, salt: str) -> dict[str, list[int]]:
     """Question numbers of each kind in drawing order, yes and no by turns."""
+    texts, answers, *_ = _package(part)
     order = list(range(len(texts)))
     random.Random(salt).shuffle(order)
     by_kind: dict[str, list[int]] = {kind: [] for kind in KINDS}

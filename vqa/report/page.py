@@ -10,13 +10,17 @@ import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vqa.config.korean import in_korean
 from vqa.data.image import ImageError, load_image
 from vqa.question import Question
 from vqa.results.predictions import Prediction
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 THUMBNAIL_PX = 288
 THUMBNAIL_QUALITY = 72
@@ -42,6 +46,12 @@ def render(template: str, **values: Any) -> str:
     Returns:
         The whole page; it refers to nothing outside itself.
     """
+    return _environment().get_template(template).render(**values) + "\n"
+
+
+@cache
+def _environment() -> "Environment":
+    """What fills in pages; it keeps the templates that it has compiled."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("vqa", "assets/page")
@@ -50,7 +60,7 @@ def render(template: str, **values: Any) -> str:
     )
     environment.globals["t"] = in_both_languages
     environment.filters["told"] = lambda text: in_both_languages(text, in_korean(text))
-    return environment.get_template(template).render(**values) + "\n"
+    return environment
 
 
 def in_both_languages(english: str, korean: str) -> Any:

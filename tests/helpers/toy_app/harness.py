@@ -34,18 +34,22 @@ def run_toy(folder: Path, *overrides: str, charts: bool = False) -> None:
 
 def run_toy_cut_off(folder: Path, after_s: float, how: signal.Signals, *overrides: str) -> bool:
     """Run the toy app in a forked process and send it a signal; returns whether it had ended before."""
+    held = {signal.SIGINT}  # until the child is ready: outside of its try it would be a second test process
+    signal.pthread_sigmask(signal.SIG_BLOCK, held)
     child = os.fork()
     if child == 0:
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (the process ends with it)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         code = 1
         try:
+            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (the process ends with it)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
             run_toy(folder, *overrides)
             code = 0
         except KeyboardInterrupt:
             code = 130
         finally:
             os._exit(code)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
     deadline = time.monotonic() + after_s
     while time.monotonic() < deadline:
         ended, status = os.waitpid(child, os.WNOHANG)
