@@ -45,6 +45,13 @@ QWEN3_5_ROPE = {
     "partial_rotary_factor": 0.25,
 }
 
+GLM_ROPE = {
+    "rope_type": "default",
+    "rope_theta": 5e5,
+    "mrope_section": [8, 12, 12],
+    "partial_rotary_factor": 0.5,
+}
+
 
 def qwen3_5(hidden: int, ffn: int, layers: int, heads: int, values: int) -> dict[str, Any]:
     """Qwen3.5, 3.6 and 3.8: `values` heads of Gated DeltaNet."""
@@ -149,7 +156,7 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "glm4_6v_flash": (
         "glm4v",
-        {"text_config": {"num_key_value_heads": 8}, "vision_config": {}},
+        {"text_config": {"num_key_value_heads": 8, "rope_parameters": GLM_ROPE}, "vision_config": {}},
     ),
 }
 
