@@ -51,7 +51,8 @@ def _of_files() -> Iterator[str]:
 def with_advice(text: str) -> str:
     """Hydra's refusal of an override or a group, with what was probably meant."""
     found = re.search(r"Could not override '([^']+)'", text)
-    if found and found[1].startswith("hydra.sweeper.") and found[1] in known_words():
+    of_sweep = found and found[1].startswith("hydra.sweeper.") and found[1] in known_words()
+    if found and of_sweep and "={" not in text:  # of a mapping a key within may be the unknown one
         return f"{found[1]} is a key of a sweep: give the sweep too, such as +sweep=lora"
     if found and found[1] not in known_words():
         advice = nearest(found[1], known_words()) or "; --help lists those that there are"

@@ -7,6 +7,7 @@ from typing import Any
 from vqa.config.messages import message
 from vqa.config.settings import BudgetSettings, Settings
 from vqa.data.source import data_source
+from vqa.errors import UserError
 from vqa.model.base import ASSET, model_source, read_model_config
 from vqa.model.families.table import family_of
 from vqa.model.memory import Rung
@@ -72,7 +73,7 @@ def foreseen(settings: Settings) -> Foreseen | None:
         return None
     try:
         lengths = _lengths(settings, config, train[:SAMPLED]) if family.is_own(config) else Lengths()
-    except (OSError, ValueError):  # no tokenizer beside the configuration; loading the model will say why
+    except (OSError, ValueError, UserError):  # no tokenizer or no template there; loading the model says it
         return None
     pictures = len({picture.sha256 for q in [*train, *test] for picture in q.pictures})
     return Foreseen(config, estimate(settings, config, family), lengths, train, test, pictures)
