@@ -189,3 +189,14 @@ def test_a_sweep_over_a_group_picks_an_option(command: Vqa, tmp_path: Path) -> N
     assert {row["prompt"] for row in board} == {"direct_en", "direct_ko", "fewshot_ko"}
     best = (tmp_path / "prompt/best.yaml").read_text()
     assert f"override /prompt: {board[0]['prompt']}" in best
+
+
+@UNDRAWN
+def test_the_stock_sweeper_minimises_what_a_final_run_returns(command: Vqa, tmp_path: Path) -> None:
+    small = ("data.train_size=60", "data.test_size=12", "budget.epochs=1", "env.threads=1", "winner=none")
+    ranks = "+hydra.sweeper.params={lora.r:'choice(2,4)'}"
+    outcome = command("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", ranks, *small)
+    assert outcome.code == 0, outcome.err
+    found = [json.loads(file.read_text())["nll"] for file in tmp_path.rglob("metrics.json")]
+    results = next(tmp_path.rglob("optimization_results.yaml")).read_text()
+    assert f"best_value: {min(found)}" in results
