@@ -3,6 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Make
+from vqa.errors import UserError
+from vqa.tracking.mlflow_runs import open_tracker
 from vqa.tracking.store import artifact_location, client_uri, probe, store_lock
 
 
@@ -57,3 +60,42 @@ def test_one_store_has_one_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     relative, absolute = store_lock("sqlite:///m.db"), store_lock(f"sqlite:///{tmp_path}/m.db")
     assert getattr(relative, "lock_file", 1) == getattr(absolute, "lock_file", 2)
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize(
+    ("name", "uri"),
+    [
+        ("MLFLOW_TRACKING_TOKEN", "http://stranger:5000"),
+        ("MLFLOW_TRACKING_PASSWORD", "https://stranger/mlflow"),
+        ("MLFLOW_TRACKING_USERNAME", "https://stranger"),
+        ("PGPASSWORD", "postgresql://me@stranger/mlflow"),
+        ("PGPASSWORD", "postgresql+psycopg://stranger/mlflow"),
+        ("MYSQL_PWD", "mysql+pymysql://stranger/mlflow"),
+    ],
+)
+def test_a_server_that_a_setting_names_is_sent_no_password(
+    name: str, uri: str, settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = settings("tracking=mlflow", f"tracking.uri={uri}").tracking
+    open_tracker(made)  # nothing is sent before a run begins
+    monkeypatch.setenv(name, "a password")
+    with pytest.raises(
+        UserError, match=rf"would be sent what {name} holds; .* MLFLOW_TRACKING_URI="
+    ) as caught:
+        open_tracker(made)
+    assert "a password" not in str(caught.value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    open_tracker(made)
+
+
+@pytest.mark.hostile
+def test_the_credentials_file_counts_too(
+    settings: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".mlflow").mkdir()
+    (tmp_path / ".mlflow/credentials").write_text("[mlflow]")
+    open_tracker(settings("tracking=mlflow", "tracking.uri=sqlite:///own.db").tracking)
+    with pytest.raises(UserError, match=r"would be sent what .*credentials holds"):
+        open_tracker(settings("tracking=mlflow", "tracking.uri=http://stranger").tracking)

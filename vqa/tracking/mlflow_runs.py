@@ -27,6 +27,7 @@ from vqa.tracking.store import (
     artifact_location,
     client_uri,
     open_store,
+    refuse_to_send_a_password,
     store_lock,
     store_trouble,
 )
@@ -253,6 +254,9 @@ def open_tracker(settings: TrackingSettings) -> Tracker:
     """The tracker that the configuration asks for; `MLFLOW_TRACKING_URI` wins over `tracking.uri`.
 
     Of the processes of one training only the main one keeps records.
+
+    Raises:
+        UserError: `tracking.uri` names a server that would be sent a password of the environment.
     """
     if not settings.enabled or not processes.is_main():
         return NullTracker()
@@ -265,7 +269,9 @@ def open_tracker(settings: TrackingSettings) -> Tracker:
 
         return TensorboardTracker(settings.uri, settings.experiment, settings.parent_run_id)
     no_telemetry()
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or settings.uri
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        refuse_to_send_a_password(uri := settings.uri)
     return MlflowTracker(uri, settings.experiment, settings.parent_run_id)
 
 

@@ -22,6 +22,9 @@ from vqa.machine.safe_text import mask_secrets
 from vqa.tracking.outbox import Outbox
 
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+OF_A_SERVER = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_USERNAME")
+SENT = {"http": OF_A_SERVER, "https": OF_A_SERVER, "postgresql": ("PGPASSWORD",), "mysql": ("MYSQL_PWD",)}
+CREDENTIALS = Path(".mlflow", "credentials")  # in the home folder; MLflow sends them as the variables
 
 
 def probe(uri: str) -> None:
@@ -41,6 +44,26 @@ def probe(uri: str) -> None:
                 raise
     elif port and parts.hostname:
         socket.create_connection((parts.hostname, parts.port or port), timeout=10).close()
+
+
+def refuse_to_send_a_password(uri: str) -> None:
+    """Refuse a server that a setting names, maybe a stranger's, where it would be sent a password.
+
+    MLflow and the databases' drivers send what the environment holds to whatever server they are told to.
+    MLFLOW_TRACKING_URI says which one is meant.
+
+    Raises:
+        UserError: Names what would be sent.
+    """
+    names = SENT.get(urlsplit(uri).scheme.partition("+")[0], ())
+    held = [name for name in names if os.environ.get(name)]
+    if names == OF_A_SERVER and (file := Path.home() / CREDENTIALS).is_file():
+        held.append(str(file))
+    if held:
+        raise UserError(
+            f"tracking.uri={mask_secrets(uri)} would be sent what {held[0]} holds; if that is meant: "
+            f"export MLFLOW_TRACKING_URI={mask_secrets(uri)}, or go without: tracking=none"
+        )
 
 
 def client_uri(uri: str) -> str:
