@@ -88,15 +88,22 @@ def test_the_page_is_made_where_the_final_run_was_killed_before_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pages: list[Path] = []
+    cards: list[Path] = []
 
     def note(run: Path, lang: str) -> Path:
         pages.append(run)
+        return run
+
+    def note_card(run: Path) -> Path:
+        assert len(cards) == len(pages)  # a page tells that the card is there
+        cards.append(run)
         return run
 
     def killed(*given: object) -> None:
         raise KeyboardInterrupt  # the final run is complete, its study not closed
 
     monkeypatch.setattr("vqa.report.report.write_report", note)
+    monkeypatch.setattr("vqa.report.model_card.write_hand_over", note_card)
     with monkeypatch.context() as patch:
         patch.setattr("vqa.sweep.sweep.Sweep._close_tracking", killed)
         with pytest.raises(KeyboardInterrupt):
@@ -106,7 +113,8 @@ def test_the_page_is_made_where_the_final_run_was_killed_before_it(
     assert pages == []
     metrics = json.loads((final / "metrics.json").read_text())
     (final / "metrics.json").write_text(json.dumps(metrics | {"accuracy": 0.5}))  # as a real one
+    (final / "adapter").mkdir()
     run_toy(tmp_path, *FEW)
-    assert pages == [final]
+    assert pages == cards == [final]
     run_toy(tmp_path, *FEW)
-    assert len(pages) == 1
+    assert len(pages) == len(cards) == 1

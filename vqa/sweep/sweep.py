@@ -301,9 +301,14 @@ class Sweep:
         )
 
     def _write_page(self) -> None:
+        """Write the study's page, and what its final run hands over, as that run's last act does."""
+        from vqa.report.model_card import write_hand_over
         from vqa.report.report import write_report  # imports matplotlib
 
-        page = write_report(StudyFolder(self.shared.folder).final.path, self.lang)
+        final = StudyFolder(self.shared.folder).final
+        if final.complete and final.adapter.is_dir():
+            write_hand_over(final.path)
+        page = write_report(final.path, self.lang)
         log.info(plain_message(self.lang, "look", path=page))
 
     def _say(self, name: str, **values: object) -> str:
