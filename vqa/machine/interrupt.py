@@ -61,7 +61,6 @@ def time_limit(seconds: float, computing: bool = False) -> Iterator[None]:
     Raises:
         TimeoutError: It took longer.
     """
-
     began = time.thread_time()
 
     def end(number: int, frame: FrameType | None) -> None:

@@ -151,7 +151,7 @@ def checked(node: Mapping[Any, Any], launcher: str | None, device_map: str | Non
 
 def _refuse_commands(settings: SweepSettings, config: DictConfig) -> None:
     """Refuse a program that a file, maybe a stranger's, wants started, and one that is not there."""
-    given = [override.lstrip("+").split("=", 1)[0] for override in hydra_overrides(config)]
+    given = _typed(config)
     for name in ("worker_command", "final_command"):
         key, command = f"hydra.sweeper.{name}", getattr(settings, name)
         if command is None:
@@ -182,14 +182,17 @@ def _refuse_storage_elsewhere(settings: SweepSettings, config: DictConfig, folde
     would be written to.
     """
     key, url = "hydra.sweeper.storage", settings.storage
-    if key in [override.lstrip("+").split("=", 1)[0] for override in hydra_overrides(config)]:
-        return
-    if not is_within(url, folder):
+    if key not in _typed(config) and not is_within(url, folder):
         raise UserError(
             f"{key} lies outside the study's folder, so it must be given on the command line, not in a file: "
             f"a password could be sent there, or a file changed; got {shown_address(url)!r}. If that is "
             f"meant: {key}=..."
         )
+
+
+def _typed(config: DictConfig) -> list[str]:
+    """The keys of Hydra's own that the command line gives."""
+    return [override.lstrip("+").split("=", 1)[0] for override in hydra_overrides(config)]
 
 
 def _refuse_beside_a_launcher(settings: SweepSettings, launcher: str) -> None:
