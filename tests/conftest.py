@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from vqa.answer.adapt.method import Adapting
@@ -60,6 +61,12 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for name in ("DATA_PATH", "HF_HOME", "VQA_OUTPUT", "MLFLOW_TRACKING_URI", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra keeps the last command of the process, which an earlier test may have run."""
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
 
 
 @pytest.fixture
