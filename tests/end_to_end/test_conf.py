@@ -100,7 +100,7 @@ def test_an_option_states_what_differs() -> None:
             "team_b_final",
             {"optimizer.lr": 1e-4, "optimizer.weight_decay": 0.01, "scheduler.warmup_ratio": 0.05},
         ),
-        ("team_b_final", {"budget.batch_size": 16, "budget.micro_batch_size": 8, "budget.epochs": 5}),
+        ("team_b_final", {"budget.batch_size": 16, "budget.epochs": 5}),
         ("team_b_final", {"image.mode": "pad", "image.size": 512, "inference.readout": "letters"}),
     ],
 )

@@ -168,15 +168,17 @@ def estimate(settings: Settings, config: Any, family: Family) -> Footprint:
     Q, K, C, F, r = widths.Q, widths.K, widths.C, widths.F, settings.lora["r"]
     normed = Q + K if hasattr(model.model.language_model.layers[0].self_attn, "q_norm") else 0
     # two residual streams; queries, keys, values after rotary embedding; the attention's result; gate and up
-    values = 2 * C + normed + Q + 2 * K + Q + 2 * F + 7 * r
-    if settings.lora.get("use_dora"):  # its own results too, where something else of them is kept
+    values, gated = 2 * C + normed + Q + 2 * K + Q + 2 * F + 7 * r, 2 * F
+    if settings.lora.get("use_dora") and settings.lora.get("lora_dropout"):  # every projection's scaled part
+        values, gated = values + 2 * C + Q + 2 * K + 2 * F, 4 * F
+    elif settings.lora.get("use_dora"):  # its own results too, where something else of them is kept
         values += 2 * C + (0 if normed else Q + K)
     return Footprint(
         weights=weights,
         tower=tower,
         adapter=adapter,
         kept=values * HALF,
-        gated=2 * F * HALF,
+        gated=gated * HALF,
         hidden=C * HALF,
         widest=4 * F * HALF,
         copied=2 * Q * HALF,
