@@ -216,6 +216,27 @@ def test_the_doctor_lists_everything_that_is_wrong(command: Vqa, contest: Path) 
     assert "needs a GPU; use optimizer=adamw" in outcome.err
 
 
+def test_the_doctor_goes_on_where_bad_rows_are_left_out_and_pictures_blank(
+    command: Vqa, contest: Path
+) -> None:
+    Image.new("RGB", (2010, 10)).save(contest / "train/000.png")  # 201 times as long as wide
+    big_endian = Image.frombytes("I;16B", (64, 64), bytes(range(64)) * 128)
+    big_endian.save(contest / "train/001.png", "TIFF")
+    (contest / "train/003.png").write_bytes(b"no picture")
+    rows = read(contest / "test.csv")
+    rows[1][1] = "nowhere.png"
+    write(contest / "test.csv", rows)
+    lenient = ["data.on_bad_row=skip", "data.on_bad_image=blank"]
+    outcome = command("stage=doctor", "env.threads=1", *csv_arguments(contest), *lenient)
+    assert outcome.code == 0, outcome.err
+    assert "all good" in outcome.out
+    for setting in lenient:
+        outcome = command("stage=doctor", *csv_arguments(contest), setting)
+        assert outcome.code == 2
+        assert ("nowhere.png" in outcome.err) == (setting == lenient[0])
+        assert ("003.png" in outcome.err) == (setting == lenient[1])
+
+
 def test_the_doctor_is_content_with_the_defaults(command: Vqa, tmp_path: Path) -> None:
     outcome = command("stage=doctor")
     assert outcome.code == 0, outcome.err
