@@ -175,6 +175,21 @@ def test_a_sweep_goes_on_after_its_data_were_mended(command: Vqa, contest: Path)
     assert outcome.code == 0, outcome.err
 
 
+@pytest.mark.parametrize(
+    "word", ["study=..", "study=null", "study=../x", "env.output_root=null", "env.output_root=''"]
+)
+def test_a_name_that_is_no_folder_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, word: str
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for words in ([word], ["-m", "+sweep=lora", word]):
+        outcome = vqa(monkeypatch, capsys, "tracking=none", *words)
+        assert outcome.code == 2
+        assert f"{word.partition('=')[0]} must be a folder" in outcome.err
+    assert [path.name for path in tmp_path.rglob("*")] == ["here"]
+
+
 def test_an_unwritable_output_folder_is_named(command: Vqa, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     for arguments in (["stage=final"], ["-m", "+sweep=lora"]):
