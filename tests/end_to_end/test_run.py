@@ -245,6 +245,7 @@ def test_the_doctor_goes_on_where_bad_rows_are_left_out_and_pictures_blank(
     outcome = command("stage=doctor", "env.threads=1", *csv_arguments(contest), *lenient)
     assert outcome.code == 0, outcome.err
     assert "all good" in outcome.out
+    assert "left out 2 bad rows of 60" in outcome.out + outcome.err  # those of 003.png alone
     for setting in lenient:
         outcome = command("stage=doctor", *csv_arguments(contest), setting)
         assert outcome.code == 2
