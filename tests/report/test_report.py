@@ -43,6 +43,9 @@ def test_a_studys_page_has_all_its_parts(page: Path) -> None:
     assert "± and ranges on this page are 95 % intervals" in text
     assert "complete (± 95 %)" in text
     assert "s.e." not in text
+    assert "<b>0.040</b>" in text
+    assert "0.020 at temperature 1.20" in text
+    assert "; chance alone 0.030" in text
     best = re.findall(r'<tr class="best.*?</tr>', text, re.DOTALL)
     assert '<span lang="en">best</span>' in best[0]  # not "yes": it does not tie with itself
 
