@@ -17,6 +17,7 @@ from vqa.config.messages import message, plain_message, worded
 from vqa.config.near import with_advice
 from vqa.config.settings import Settings
 from vqa.config.words import command_line
+from vqa.data.contest_csv import reading_once
 from vqa.data.source import data_source, split_questions
 from vqa.data.split import make_folds, subsample
 from vqa.errors import UserError
@@ -35,6 +36,7 @@ LOW_DISK_GIB = 5.0
 GPU_ONLY = "bitsandbytes.optim."
 
 
+@reading_once()
 def run_doctor(settings: Settings, folder: Path | None = None) -> None:
     """Check configuration, data, model files, cache folder, device, disk and tracking.
 
