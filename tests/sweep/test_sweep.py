@@ -140,6 +140,20 @@ def test_the_same_words_in_another_order_are_the_same_final_run(
     assert "was made with other settings" not in capsys.readouterr().out
 
 
+def test_a_value_in_another_spelling_is_the_same_study(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    once = ("hydra.sweeper.n_trials=1", "hydra/sweeper/pruner=none")
+    run_toy(tmp_path, *once, "pause_s=1e-3", "note='a b'")
+    before = stamps(tmp_path / "multirun/toy/final")
+    capsys.readouterr()
+    run_toy(tmp_path, *once, "pause_s=0.001", 'note="a b"')
+    assert stamps(tmp_path / "multirun/toy/final") == before
+    assert "the final run too: nothing is left" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"fixed: pause_s=0.001 before, pause_s=0.002 now"):
+        run_toy(tmp_path, *once, "pause_s=0.002", 'note="a b"')
+
+
 def test_a_final_run_of_another_winner_is_kept_but_not_mixed(
     copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
