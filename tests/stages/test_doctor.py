@@ -174,3 +174,11 @@ def test_data_that_cannot_be_divided_are_not_all_good(
     data = _rows(tmp_path, count, pictures)
     with pytest.raises(UserError, match=message):
         run_doctor(read_settings(composed(*data, *DOCTOR, f"env.output_root={tmp_path}/out")))
+
+
+def test_data_that_can_be_held_out_and_make_no_folds_are_not_all_good(
+    composed: Compose, tmp_path: Path
+) -> None:
+    words = [*_rows(tmp_path, 60, 10), *DOCTOR, "budget.folds=10", f"env.output_root={tmp_path}/out"]
+    with pytest.raises(UserError, match=r"data: budget.folds=10 needs at least 10 different images"):
+        run_doctor(read_settings(composed(*words)))
