@@ -117,6 +117,7 @@ def test_no_stage_begins_to_compute_a_question_beyond_the_context(
         split, digest = module.split_questions(made)  # type: ignore[attr-defined]
         whole = replace(split, train=[replace(question, text=long) for question in split.train])
         monkeypatch.setattr(module, "split_questions", lambda settings: (whole, digest))
+    monkeypatch.setattr(module, "open_tracker", lambda settings: pytest.fail("the work begins"))
     (tmp_path / "run").mkdir()
     with pytest.raises(UserError, match=r"do not fit the model's context of 4096 tokens"):
         run(made, tmp_path / "run")
