@@ -77,12 +77,13 @@ def evaluate(work: Path, cell: Cell) -> Result:
 
 
 def _scores(predictions: Sequence[Any]) -> dict[str, Any]:
-    from vqa.results.metrics import calibration_error, per_question_nll
+    from vqa.results.metrics import calibration_error, calibration_error_by_chance, per_question_nll
 
     return {
         "nll": [round(value, DIGITS) for value in per_question_nll(predictions).values()],
         "right": "".join(str(int(p.answer == p.gold)) for p in predictions),
         "ece": calibration_error(predictions),
+        "ece_by_chance": calibration_error_by_chance(predictions),
     }
 
 
@@ -107,6 +108,7 @@ def _row(dataset: str, part: str, way: str, results: Sequence[Result]) -> dict[s
         "nll": float(np.mean(mean_nll)),
         "accuracy": float(np.mean([_right(result, way, part).mean() for result in results])),
         "ece": float(np.mean([result[way][part]["ece"] for result in results])),
+        "ece_by_chance": float(np.mean([result[way][part]["ece_by_chance"] for result in results])),
         "nll_by_repetition": mean_nll,
         "ece_by_repetition": [result[way][part]["ece"] for result in results],
     }
@@ -136,7 +138,7 @@ def _difference(differences: Table) -> list[float]:
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as a table."""
     lines = [
-        "| data | questions | answer of | NLL | accuracy | ECE | NLL gain | accuracy gain, points | s |",
+        "| data | questions | answer of | NLL | accuracy | ECE (by chance) | NLL gain | accuracy gain | s |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -149,6 +151,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
             ]
         asked = f"{row['part'].replace('_', ' ')}, {row['questions']}"
         scores = f"{row['nll']:.4f} | {row['accuracy']:.4f} | {row['ece']:.4f}"
+        scores += f" ({row['ece_by_chance']:.4f})" if "ece_by_chance" in row else ""
         scores += f" | {gains[0]} | {gains[1]} | {row['seconds']:.0f}"
         way = row["way"].replace("_", ", ")
         lines.append(f"| {row['dataset']} | {asked} | {way} | {scores} |")

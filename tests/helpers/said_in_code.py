@@ -14,7 +14,15 @@ import vqa
 
 ROOT = Path(vqa.__file__).parent
 FIELD = "\0"
-SAID_BY = {"UserError": 0, "DoesNotFitError": 0, "Problem": 0, "require": 2, "ImageError": 2}
+SAID_BY = {
+    "UserError": 0,
+    "DoesNotFitError": 0,
+    "Problem": 0,
+    "GoneError": 0,
+    "InUseError": 0,
+    "require": 2,
+    "ImageError": 2,
+}
 LOGGED_BY = ("warning", "info", "error")
 # functions whose texts reach the user by way of another function
 WORDED_BY = (

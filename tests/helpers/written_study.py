@@ -43,7 +43,11 @@ def write_study(folder: Path, trials: int = 6, train_size: int = 60, test_size: 
     scores = {"accuracy": 0.75, "accuracy_ci95": [0.6, 0.85], "nll": 0.6, "nll_se": 0.05, "n": train_size}
     base = {"base_accuracy": 0.5, "base_accuracy_ci95": [0.4, 0.6], "p_value_vs_base": 0.001}
     speed = {"train_samples_per_s": 60.0, "peak_memory_gib": 0.9, "n_train": 240, "learning_rate": 8e-4}
-    metrics = scores | base | speed | {"epochs": history, "best_epoch": 3, "alarms": [], "test": scores}
+    calibrated = {"temperature": 1.2, "nll": 0.58, "nll_se": 0.05, "ece": 0.02, "ece_by_chance": 0.03}
+    sure = {"ece": 0.04, "ece_by_chance": 0.03, "temperature": 1.2, "calibrated": calibrated}
+    metrics = (
+        scores | base | speed | sure | {"epochs": history, "best_epoch": 3, "alarms": [], "test": scores}
+    )
     (final / "metrics.json").write_text(json.dumps(metrics))
     made = {"finished_utc": "2026-11-22T07:00:00+00:00", "wall_time_s": 120.5, "git": {"commit": "abc123"}}
     digests = {"data_sha256": "d" * 64, "split_sha256": "e" * 64}

@@ -18,7 +18,7 @@ from vqa.results.calibration import (
     write_calibration,
 )
 from vqa.results.folder import CALIBRATION, read_json
-from vqa.results.metrics import calibration_error, nll
+from vqa.results.metrics import calibration_error, calibration_error_by_chance, nll
 from vqa.results.predictions import Prediction
 
 FOUR = letters_of(4)
@@ -111,6 +111,7 @@ def test_scores_and_file(tmp_path: Path) -> None:
         "nll": nll(rows)[0],
         "nll_se": nll(rows)[1],
         "ece": calibration_error(rows),
+        "ece_by_chance": calibration_error_by_chance(rows),
     }
     write_calibration(tmp_path, found)
     assert read_json(tmp_path / CALIBRATION) == found
@@ -127,3 +128,19 @@ def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy() -> N
     assert calibration_error(rows) == pytest.approx(0.7 - 0.4)
     other = [Prediction(f"x{i}", "a", (0.4, 0.2, 0.2, 0.2), 1.0, "a") for i in range(10)]
     assert calibration_error([*rows, *other]) == pytest.approx((0.3 + 0.6) / 2)
+
+
+def test_what_chance_makes_of_the_error_is_that_of_answers_right_as_often_as_they_say() -> None:
+    found = [calibration_error(drawn(600, 1.0, seed)) for seed in range(60)]
+    foretold = [calibration_error_by_chance(drawn(600, 1.0, seed)) for seed in range(60)]
+    assert sum(foretold) == pytest.approx(sum(found), rel=0.1)  # 60 draws are known to 5 %
+
+
+def test_chance_in_a_bin_of_one_and_of_two() -> None:
+    one = [Prediction("1", "a", (0.7, 0.1, 0.1, 0.1), 1.0)]
+    assert calibration_error_by_chance(one) == pytest.approx(0.3 * 0.7 + 0.7 * 0.3)
+    two = [*one, Prediction("2", "a", (0.7, 0.1, 0.1, 0.1), 1.0)]
+    # 0, 1 or 2 right with probability 0.09, 0.42, 0.49, where 1.4 are expected
+    assert calibration_error_by_chance(two) == pytest.approx((0.09 * 1.4 + 0.42 * 0.4 + 0.49 * 0.6) / 2)
+    sure = [Prediction("1", "a", (1.0, 0.0, 0.0, 0.0), 1.0)]
+    assert calibration_error_by_chance(sure) == 0

@@ -96,3 +96,14 @@ def test_an_override_of_hydras_may_hold_what_only_a_job_has(
     assert len(board_rows(tmp_path)) == 2
     kept = OmegaConf.load(tmp_path / "multirun/toy/trials/001/.hydra/hydra.yaml")
     assert OmegaConf.select(kept, "hydra.job.env_set.VQA_TEST_OF_TRIAL") == "t1"
+
+
+def test_a_narrower_range_on_the_command_line_leaves_out_the_files_first_configurations(
+    tmp_path: Path,
+) -> None:
+    words = ("lr=interval(3e-5,5e-5)", "hydra.sweeper.n_trials=1", "hydra.sweeper.final=false")
+    run_toy(tmp_path, *words)
+    (row,) = board_rows(tmp_path)
+    assert 3e-5 <= float(row["lr"]) <= 5e-5
+    with pytest.raises(UserError, match=r"enqueue\[0\]: lr must lie in"):
+        run_toy(tmp_path, *words, "study=other", "hydra.sweeper.enqueue=[{lr: 0.5}]")

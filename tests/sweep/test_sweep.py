@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tests.helpers.toy_app.app import main
 from tests.helpers.toy_app.harness import board_rows, outcome, run_toy, stamps, starts, trials_of
 from vqa.errors import UserError
 from vqa.machine.files import try_lock
+from vqa.sweep.workers.pool import shared_deadline, worker_environment
 
 SHORT = ("hydra.sweeper.n_trials=4", "hydra/sweeper/pruner=none")
 
@@ -211,6 +213,16 @@ def test_a_mistake_is_refused_before_any_trial(tmp_path: Path, arguments: tuple[
     assert not (tmp_path / "multirun/toy/trials").exists()
 
 
+def test_a_sampler_that_cannot_draw_is_refused_before_any_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cmaes", None)  # as if it were not installed
+    sampler = "hydra.sweeper.sampler._target_=optuna.samplers.CmaEsSampler"
+    with pytest.raises(UserError, match=r"CmaEsSampler cannot draw from this space: .*cmaes"):
+        run_toy(tmp_path, "hydra/sweeper/sampler=random", sampler, "hydra.sweeper.params.image=null")
+    assert not (tmp_path / "multirun/toy/trials").exists()
+
+
 def test_time_up_starts_no_further_trial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = (*SHORT, "pause_s=0.05", "hydra.sweeper.final=false")
     run_toy(tmp_path, *settings, "hydra.sweeper.timeout_s=0.2")
@@ -218,6 +230,23 @@ def test_time_up_starts_no_further_trial(tmp_path: Path, capsys: pytest.CaptureF
     assert "out of time (hydra.sweeper.timeout_s=0.2); the same command goes on" in capsys.readouterr().out
     run_toy(tmp_path, *settings)
     assert [trial.state.name for trial in trials_of(tmp_path)] == ["COMPLETE"] * 4
+
+
+@pytest.mark.parametrize("ahead_s", [3600.0, -3600.0])
+@pytest.mark.parametrize(("left_s", "n_trials"), [(60.0, 2), (-1.0, 0)], ids=["time_left", "time_up"])
+def test_the_sweep_ends_for_a_worker_when_it_ends_whatever_the_worker_s_clock_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead_s: float, left_s: float, n_trials: int
+) -> None:
+    run_toy(tmp_path, *SHORT, "hydra.sweeper.timeout_s=0.001")  # the study is there, and no trial
+    right = time.time
+    until = shared_deadline(tmp_path / "multirun/toy", right() + left_s)  # of a machine whose clock is right
+    for name, value in worker_environment(0, [], until, elsewhere=True).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(time, "time", lambda: right() + ahead_s)
+    run_toy(tmp_path, *SHORT, "hydra.sweeper.n_trials=2")
+    assert [trial.state.name for trial in trials_of(tmp_path) if trial.state.is_finished()] == [
+        "COMPLETE"
+    ] * n_trials
 
 
 def test_a_grid_ends_with_its_last_point(tmp_path: Path) -> None:

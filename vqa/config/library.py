@@ -1,4 +1,4 @@
-"""Library objects straight from configuration: a new option of theirs needs no code of ours.
+"""Library objects straight from configuration, and which of them a file may name: all others are refused.
 
 Only targets on a narrow list are executed; an argument the target does not have is refused before the call.
 

@@ -178,7 +178,7 @@ def restart_peak(device: torch.device) -> int:
     global _earlier_peak
     if device.type != "cuda":
         return 0
-    torch.cuda.init()  # torch resets no statistics before
+    torch.cuda.init()  # type: ignore[no-untyped-call]  # torch resets no statistics before
     _earlier_peak = max(_earlier_peak, _peak())
     for card in range(torch.cuda.device_count()):
         torch.cuda.reset_peak_memory_stats(card)

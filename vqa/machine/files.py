@@ -258,6 +258,26 @@ def is_locked(path: Path) -> bool:
     return lock is None
 
 
+def clock_ahead_s(folder: Path) -> float:
+    """Seconds by which this machine's clock is ahead of the one that dates the files of a folder.
+
+    Machines that share a folder over a network see the server's clock there, so that they can agree on an
+    instant although their own clocks differ.
+
+    Args:
+        folder: An existing one, where a file can be made.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    stamp = folder / f".clock.{socket.gethostname()[:40]}-{os.getpid()}"
+    try:
+        stamp.touch()
+        return time.time() - stamp.stat().st_mtime
+    finally:
+        stamp.unlink(missing_ok=True)
+
+
 def open_regular(path: Path) -> io.BufferedReader:
     """Open a file that a stranger's list names for reading: never a device, or a pipe, which would wait.
 

@@ -44,7 +44,7 @@ class Encoder:
         outside: bool = False,
         conversation: bool = False,
     ) -> Any:
-        """A micro-batch on the base's device, ready for `letter_logits`; a `vqa.plugs.Batch`.
+        """A micro-batch on the base's device, ready for `letter_logits`; a `vqa.model.plugs.Batch`.
 
         Args:
             questions: What is asked.

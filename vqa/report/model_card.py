@@ -151,9 +151,11 @@ def _calibration(metrics: Mapping[str, Any]) -> list[str]:
     if "calibrated" not in metrics:
         return []
     temperature, calibrated = metrics["temperature"], metrics["calibrated"]
+    chance = calibrated.get("ece_by_chance")
+    told = "" if chance is None else f" Chance alone makes {chance:.3f} on as many rows."
     return [
         f"Calibration error {metrics['ece']:.3f}; with temperature {temperature:.2f} (`{CALIBRATION}`: "
-        f"probabilities to the power 1 / {temperature:.2f}, normalised) {calibrated['ece']:.3f}.",
+        f"probabilities to the power 1 / {temperature:.2f}, normalised) {calibrated['ece']:.3f}.{told}",
         "",
     ]
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from vqa.machine.files import replace_text
 from vqa.question import LETTERS, by_options, picture_groups
 from vqa.results.folder import CALIBRATION
-from vqa.results.metrics import P_FLOOR, calibration_error, nll
+from vqa.results.metrics import P_FLOOR, calibration_error, calibration_error_by_chance, nll
 from vqa.results.predictions import Prediction
 
 log = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ def calibrated_scores(predictions: Sequence[Prediction], temperature: float) -> 
         temperature: The one that is used for further questions.
 
     Returns:
-        `temperature`, `nll` and `nll_se` in nats, and `ece`.
+        `temperature`, `nll` and `nll_se` in nats, `ece`, and `ece_by_chance`.
     """
     mean, error = nll(predictions)
     return {
@@ -167,6 +167,7 @@ def calibrated_scores(predictions: Sequence[Prediction], temperature: float) -> 
         "nll": mean,
         "nll_se": error,
         "ece": calibration_error(predictions),
+        "ece_by_chance": calibration_error_by_chance(predictions),
     }
 
 

@@ -93,8 +93,8 @@ def accuracy(predictions: Sequence[Prediction]) -> float:
 def calibration_error(predictions: Sequence[Prediction]) -> float:
     """The expected calibration error, 0..1: how far accuracy is from confidence in ten bins.
 
-    Confidence is the top probability. 0 is perfect; it is no smaller than chance makes it, which on 600 rows
-    is about 0.01.
+    Confidence is the top probability. 0 is perfect; on few rows chance alone makes it larger, see
+    `calibration_error_by_chance`.
 
     Raises:
         ValueError: There are no predictions or one has no gold letter.
@@ -110,6 +110,30 @@ def calibration_error(predictions: Sequence[Prediction]) -> float:
         gap = abs(float(right[inside].mean()) - float(confidence[inside].mean()))
         error += gap * int(inside.sum()) / len(predictions)
     return error
+
+
+def calibration_error_by_chance(predictions: Sequence[Prediction]) -> float:
+    """What `calibration_error` would be on average if these probabilities were right, 0..1.
+
+    Taken as if the answers of one bin had its mean confidence. The number of right ones is then binomial, and
+    its mean absolute deviation known (De Moivre 1730; Diaconis and Zabell 1991, Closed Form Summation for
+    Classical Distributions).
+
+    Args:
+        predictions: Labelled or not; at least one.
+    """
+    bins, confidence = confidence_bins(predictions)
+    groups = [confidence[bins == index] for index in np.unique(bins)]
+    return sum(_mean_deviation(len(group), float(group.mean())) for group in groups) / len(predictions)
+
+
+def _mean_deviation(n: int, p: float) -> float:
+    """Mean absolute deviation of a binomial number of n with probability p, 0..n/2."""
+    if not 0 < p < 1:
+        return 0.0
+    k = min(math.floor(n * p) + 1, n)
+    ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    return 2 * k * (1 - p) * math.exp(ways + k * math.log(p) + (n - k) * math.log1p(-p))
 
 
 def confidence_bins(predictions: Sequence[Prediction]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -244,10 +268,10 @@ def summary(predictions: Sequence[Prediction]) -> dict[str, Any]:
     """The scores of labelled predictions under the names that files and MLflow use.
 
     Returns:
-        `accuracy`, `accuracy_ci95` [low, high], `nll` and `nll_se` in nats, `ece`, `n`, `n_pictures`,
-        `option_mass` (mean), `no_answer_rate`, `accuracy_by_kind` (empty where kinds are unknown), `chance`,
-        and, where not all questions have as many options, `chance_nll` in nats and `options` (how many
-        questions have each number).
+        `accuracy`, `accuracy_ci95` [low, high], `nll` and `nll_se` in nats, `ece`, `ece_by_chance`, `n`,
+        `n_pictures`, `option_mass` (mean), `no_answer_rate`, `accuracy_by_kind` (empty where kinds are
+        unknown), `chance`, and, where not all questions have as many options, `chance_nll` in nats and
+        `options` (how many questions have each number).
 
     Raises:
         ValueError: As `per_question_nll`.
@@ -263,6 +287,7 @@ def summary(predictions: Sequence[Prediction]) -> dict[str, Any]:
         "nll": mean_nll,
         "nll_se": nll_se,
         "ece": calibration_error(predictions),
+        "ece_by_chance": calibration_error_by_chance(predictions),
         "n": n,
         "n_pictures": int(codes_of(predictions).max()) + 1,
         "option_mass": sum(p.option_mass for p in predictions) / n,

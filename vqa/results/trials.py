@@ -1,4 +1,4 @@
-"""`leaderboard.csv`: one row per trial that is done or paused, typed, and what the rows say in sum."""
+"""`leaderboard.csv` read again: one row per trial that is done or paused, and what the rows say in sum."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""The ranking of a study's trials, from what each left in its folder; its first trial is the winner."""
+"""The ranking of a study's trials and its rows in `leaderboard.csv`; the first one is the winner."""
 
 import csv
 import io

@@ -125,7 +125,7 @@ def _run_as_copy(
     jobs = replace(jobs, parent_run_id=_parent_run(shared, jobs.config, anew=False))
     with lock, _board(shared, jobs.config) as board:
         try:
-            Worker(shared, jobs, board, own_deadline(), interrupt, slot).run()
+            Worker(shared, jobs, board, own_deadline(shared.folder), interrupt, slot).run()
         except UserError as error:
             note_refusal(shared.folder, slot, error)
             raise

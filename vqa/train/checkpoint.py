@@ -1,4 +1,4 @@
-"""Checkpoints: what an interrupted fit resumes from, written by a thread while the training goes on."""
+"""Checkpoints: written by a thread while the training goes on; an interrupted `fit` reads the last one."""
 
 import io
 from collections.abc import Callable

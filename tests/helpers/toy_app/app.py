@@ -4,6 +4,7 @@ Run it as `python tests/helpers/toy_app/app.py -m +sweep=toy` in an empty folder
 """
 
 import csv
+import errno
 import io
 import json
 import logging
@@ -107,6 +108,8 @@ def run_stage(cfg: DictConfig) -> float:
         raise UserError("lora.r=8 contradicts another setting. Take another r.")
     if cfg.fails == "always" or (cfg.fails == "once" and folder.name == "001"):
         raise RuntimeError("the job broke")
+    if cfg.fails == "full":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "folds.csv")
     if cfg.fails == "dies":
         os._exit(9)
     if cfg.fails == "undefined":

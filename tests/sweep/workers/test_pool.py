@@ -1,5 +1,6 @@
 """Several workers: copies of the command, each with its share of the machine."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -13,15 +14,20 @@ from typing import Any
 
 import pytest
 import torch
+from optuna.distributions import FloatDistribution
 
 from tests.helpers.forked_command import Forked
+from tests.helpers.studies import settings as study_settings
 from tests.helpers.toy_app.harness import board_rows, starts, trials_of
 from tests.helpers.two_processes import FORKS
 from tests.machine.test_processes import train_small
 from vqa.errors import UserError
+from vqa.sweep.search.space import SearchSpace
+from vqa.sweep.study import SharedStudy
 from vqa.sweep.workers.pool import (
     DEADLINE,
     SLOT,
+    WorkerPool,
     log_file,
     own_deadline,
     own_slot,
@@ -112,15 +118,18 @@ def test_only_visible_gpus_are_shared_out(
     assert visible_gpus() == gpus
 
 
-def test_a_copy_knows_its_slot_and_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_knows_its_slot_and_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(SLOT, raising=False)
     monkeypatch.delenv(DEADLINE, raising=False)
     assert own_slot() is None
-    assert own_deadline() == float("inf")  # a worker that a cluster starts has none
+    assert own_deadline(tmp_path) == float("inf")  # a worker that a cluster starts has none
     for name, value in worker_environment(1, [], float("inf"), False).items():
         monkeypatch.setenv(name, value)
     assert own_slot() == 1
-    assert own_deadline() == float("inf")
+    assert own_deadline(tmp_path) == float("inf")
+    monkeypatch.setenv(DEADLINE, "1.5")
+    assert own_deadline(tmp_path) == pytest.approx(1.5, abs=0.5)  # one machine has one clock
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("given", ["first", "-1", ""])
@@ -156,6 +165,7 @@ def test_two_workers_share_a_study_and_a_killed_one_is_replaced(tmp_path: Path) 
     ("fails", "message"),
     [
         ("user", "train.csv, row 7: unknown answer 'x'"),
+        ("full", "No space left on device; mend it"),
         ("dies", "every worker died more than max_retries=0"),
     ],
 )
@@ -178,6 +188,59 @@ def test_workers_that_end_at_once_with_0_are_no_storm_but_an_error(tmp_path: Pat
     assert "every worker died more than max_retries=2 times" in out
     assert time.monotonic() - began > 0.5 + 1  # the pauses between the starts of a slot
     assert {trial.state.name for trial in trials_of(tmp_path)} == {"WAITING"}
+
+
+class Clock:
+    """Stands in for `time`: it goes on only in `sleep`."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def time(self) -> float:
+        return self.now
+
+    monotonic = time
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Ended:
+    """A worker that has ended before anybody asks."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def poll(self) -> int:
+        return self.code
+
+    def is_queued(self) -> bool:
+        return False
+
+    def terminate(self) -> None:
+        pass
+
+    kill = wait = terminate
+
+
+@pytest.mark.parametrize("code", [0, 9])
+def test_the_pause_before_a_worker_starts_again_doubles_while_it_does_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    space = SearchSpace({"lr": FloatDistribution(0.0, 1.0)}, ())
+    asked = study_settings(storage=f"sqlite:///{tmp_path}/study.db", max_retries=3)
+    shared = SharedStudy(asked, space, tmp_path, [])
+    clock, began = Clock(), []
+    monkeypatch.setattr("vqa.sweep.workers.pool.time", clock)
+
+    def start_one(slot: int) -> Ended:
+        began.append(clock.now)
+        return Ended(code)
+
+    with pytest.raises(UserError, match="every worker died more than max_retries=3 times"):
+        WorkerPool(shared, start_one, float("inf"), lambda: None).run()
+    pauses = [later - earlier for earlier, later in itertools.pairwise(began)]
+    assert pauses == [1.5, 2.5, 4.5]  # half a second until the end is seen, then 1, 2 and 4
 
 
 @pytest.mark.slow

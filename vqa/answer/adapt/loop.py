@@ -26,7 +26,7 @@ from vqa.model.encode import Encoder
 from vqa.progress import progress
 from vqa.question import Question
 
-# Every method by its name in `adapt=`; `vqa.config.check` holds the same names, to refuse others at once.
+# Every method by its name in `adapt=`; `Method` of `vqa.config.settings` has the same, to refuse others.
 METHODS: dict[str, Callable[[Adapting], Method]] = {
     "tent": partial(WeightMethod, make_rule=Tent),
     "sar": partial(WeightMethod, make_rule=Sar),

@@ -1,4 +1,4 @@
-"""What differs between the vision-language models that may be trained here: one file a kind, data in it.
+"""The families of vision-language models that may be trained here, and which one a configuration gets.
 
 A model has two plugs (vqa/model/plugs.py). Pictures: `prepare` one on the host, `features` of many on the
 device; vqa/model/vision/tower.py for Qwen-VL's tower, vqa/model/vision/generic_pictures.py for any. Text:

@@ -39,7 +39,14 @@ from vqa.machine.files import is_locked
 from vqa.results.folder import StudyFolder
 from vqa.sweep.multirun import hydra_overrides
 from vqa.sweep.study import SharedStudy
-from vqa.sweep.workers.pool import WorkerProcess, log_file, share_out, visible_gpus, worker_environment
+from vqa.sweep.workers.pool import (
+    WorkerProcess,
+    log_file,
+    share_out,
+    shared_deadline,
+    visible_gpus,
+    worker_environment,
+)
 
 log = logging.getLogger(__name__)
 
@@ -241,7 +248,7 @@ class Launches:
         self.context = replace(context, callbacks=Callbacks())  # a job is told of by its worker alone
         self.name = name
         self.arguments = tuple(command[1:])
-        self.deadline = deadline
+        self.until = shared_deadline(shared.folder, deadline)
         self.gpus = share_out(visible_gpus(), shared.settings.n_workers)
         token = secrets.token_hex(8)
         self.wanted = StudyFolder(shared.folder).workers / f"{token}.wanted"
@@ -275,7 +282,7 @@ class Launches:
         path = log_file(self.shared.folder, slot)
         task = LaunchedWorker(
             self.arguments,
-            worker_environment(slot, self.gpus, self.deadline, elsewhere=self.name not in HERE),
+            worker_environment(slot, self.gpus, self.until, elsewhere=self.name not in HERE),
             Path.cwd(),
             path,
             self.wanted,

@@ -22,7 +22,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from vqa.errors import UserError
-from vqa.machine.files import is_locked, replace_text
+from vqa.machine.files import clock_ahead_s, is_locked, replace_text
 from vqa.machine.notification import asked_for
 from vqa.results.folder import StudyFolder
 from vqa.sweep.study import SharedStudy
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 SLOT = "VQA_WORKER"  # in a worker's environment: its slot, a whole number of its own, or auto
 AUTO: Final = "auto"  # the first slot that is free
-DEADLINE = "VQA_DEADLINE"
+DEADLINE = "VQA_DEADLINE"  # by the clock that dates the study's files: those of the machines may differ
 POLL_S = 0.5
 LONGEST_PAUSE_S = 60.0  # before a worker that keeps dying is started again
 
@@ -52,9 +52,15 @@ def own_slot() -> int | Literal["auto"] | None:
     return int(slot)
 
 
-def own_deadline() -> float:
+def own_deadline(study_folder: Path) -> float:
     """When the whole sweep has to stop, in a worker process (`time.time()`); started by hand: never."""
-    return float(os.environ.get(DEADLINE, "inf"))
+    deadline = float(os.environ.get(DEADLINE, "inf"))
+    return deadline if deadline == float("inf") else deadline + clock_ahead_s(study_folder)
+
+
+def shared_deadline(study_folder: Path, deadline: float) -> float:
+    """Turn a `time.time()` of this machine into what `own_deadline` reads on another one."""
+    return deadline if deadline == float("inf") else deadline - clock_ahead_s(study_folder)
 
 
 def refusal_file(study_folder: Path, slot: int) -> Path:
@@ -95,7 +101,7 @@ def worker_environment(slot: int, gpus: list[str], deadline: float, elsewhere: b
     Args:
         slot: Which worker.
         gpus: This machine's, as shared out.
-        deadline: `time.time()` after which no trial starts.
+        deadline: When no further trial starts, as of `shared_deadline`.
         elsewhere: Whether another program, which knows its own machines, places the worker.
     """
     extra = {SLOT: str(slot), DEADLINE: repr(deadline)}
@@ -213,9 +219,10 @@ def start_here(
     """
     launcher = shlex.split(shared.settings.worker_command or "")
     gpus = share_out(visible_gpus(), shared.settings.n_workers)
+    until = shared_deadline(shared.folder, deadline)
 
     def start(slot: int) -> WorkerProcess:
-        environment = os.environ | worker_environment(slot, gpus, deadline, bool(launcher))
+        environment = os.environ | worker_environment(slot, gpus, until, bool(launcher))
         return LocalWorker([*launcher, *command], environment, log_file(shared.folder, slot))
 
     return start
@@ -296,7 +303,7 @@ class WorkerPool:
                 log.warning(
                     f"worker {slot} ended without taking a trial, although some are left; see "
                     f"{log_file(self.shared.folder, slot)}. Does hydra.sweeper.worker_command start this "
-                    "command, and is its machine's clock right?"
+                    "command?"
                 )
             ends = max(self.deaths[slot] - 1, self.idle[slot])
             self._not_before[slot] = time.monotonic() + min(LONGEST_PAUSE_S, POLL_S * 2.0 ** min(ends, 10))
