@@ -181,3 +181,10 @@ def test_the_program_prints_its_completion(
 ) -> None:
     printed = vqa(monkeypatch, capsys, "--completion")
     assert (printed.code, printed.out) == (0, f"{completion()}\n")
+
+
+def test_a_mistyped_option_gets_the_nearest_one() -> None:
+    hydra = "Could not find 'model/qwen3_vl_2'\n\nAvailable options in 'model':\n\tqwen3_vl_2b\n\ttiny\n"
+    assert with_advice(hydra) == (
+        "Could not find 'model/qwen3_vl_2' (did you mean qwen3_vl_2b?); model is one of qwen3_vl_2b, tiny"
+    )

@@ -7,6 +7,7 @@ import pytest
 
 from tests.conftest import Make
 from tests.helpers.command_line import vqa
+from vqa.data.source import test_questions as questions_to_answer
 from vqa.errors import UserError
 from vqa.model.context import refuse_too_long
 from vqa.model.encode import Encoder
@@ -111,10 +112,10 @@ def test_no_stage_begins_to_compute_a_question_beyond_the_context(
     }[stage]
     long = "가나다라 " * 3000
     if stage == "predict":
-        asked = [replace(question, text=long) for question in predict.test_questions(made) or []]
+        asked = [replace(question, text=long) for question in questions_to_answer(made) or []]
         monkeypatch.setattr(module, "test_questions", lambda settings: asked)
     else:
-        split, digest = module.split_questions(made)  # type: ignore[attr-defined]
+        split, digest = module.split_questions(made)
         whole = replace(split, train=[replace(question, text=long) for question in split.train])
         monkeypatch.setattr(module, "split_questions", lambda settings: (whole, digest))
     monkeypatch.setattr(module, "open_tracker", lambda settings: pytest.fail("the work begins"))

@@ -15,6 +15,7 @@ from tests.helpers.toy_app.app import main
 from tests.helpers.toy_app.harness import board_rows, outcome, run_toy, stamps, starts, trials_of
 from vqa.errors import UserError
 from vqa.machine.files import try_lock
+from vqa.report.report import write_report
 from vqa.sweep.workers.pool import shared_deadline, worker_environment
 
 SHORT = ("hydra.sweeper.n_trials=4", "hydra/sweeper/pruner=none")
@@ -287,3 +288,39 @@ def test_a_journal_file_serves_as_storage(tmp_path: Path) -> None:
     run_toy(tmp_path, *settings)
     assert stamps(tmp_path) == before
     assert len(board_rows(tmp_path)) == 2
+
+
+def test_the_page_is_refreshed_while_the_search_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+
+    def noted(final: Path, lang: str) -> Path:
+        written.append((final.parent / "leaderboard.csv").read_text())
+        return write_report(final, lang)
+
+    monkeypatch.setattr("vqa.report.report.write_report", noted)
+    monkeypatch.setattr("vqa.sweep.sweep.PAGE_EVERY_S", 0)
+    monkeypatch.setattr("vqa.sweep.sweep.PAGE_SHARE", 1e9)
+    run_toy(tmp_path, *SHORT, "hydra.sweeper.final=false", charts=True)
+    assert len(written) > 1
+    assert written[0] != written[-1]
+    assert (tmp_path / "multirun/toy/report.html").exists()
+
+
+def test_a_page_that_cannot_be_written_stops_no_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def once(final: Path, lang: str) -> Path:
+        calls.append(final)
+        if len(calls) == 1:
+            raise UserError("the data cannot be read")
+        return write_report(final, lang)
+
+    monkeypatch.setattr("vqa.report.report.write_report", once)
+    monkeypatch.setattr("vqa.sweep.sweep.PAGE_EVERY_S", 0)
+    run_toy(tmp_path, *SHORT, "hydra.sweeper.final=false")
+    assert len(board_rows(tmp_path)) == 4
+    assert len(calls) > 1

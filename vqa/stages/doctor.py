@@ -191,7 +191,8 @@ def sweep_findings(given: Sequence[str]) -> list[str]:
 
 def _adapter(settings: Settings) -> list[str]:
     """Why there is no adapter to answer with; nothing where one is trained first."""
-    if settings.data.get("train_csv", "") is None or settings.adapter:
+    answers_alone = settings.data.get("train_csv", "") is None and settings.data.get("test_csv") is not None
+    if answers_alone or settings.adapter:
         refuse_no_adapters(adapter_folder(settings))
     return []
 
