@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -306,6 +307,31 @@ def test_the_page_is_refreshed_while_the_search_goes_on(
     assert len(written) > 1
     assert written[0] != written[-1]
     assert (tmp_path / "multirun/toy/report.html").exists()
+
+
+def test_the_page_is_refreshed_while_workers_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    class Pool:
+        """What watches the workers; here one that works by itself."""
+
+        def __init__(self, shared: Any, start: Any, deadline: float, on_poll: Any) -> None:
+            self.on_poll = on_poll
+
+        def run(self) -> None:
+            page = tmp_path / "multirun/toy/report.html"
+            self.on_poll()  # nothing to show yet
+            seen.append(page.exists())
+            (worker,) = self.on_poll.args
+            worker.after_trial = lambda: None
+            worker.run()
+            self.on_poll()
+            seen.append(page.exists())
+
+    monkeypatch.setattr("vqa.sweep.sweep.WorkerPool", Pool)
+    monkeypatch.setattr("vqa.sweep.sweep.PAGE_EVERY_S", 0)
+    run_toy(tmp_path, *SHORT, "hydra.sweeper.final=false", "hydra.sweeper.n_workers=2", charts=True)
+    assert seen == [False, True]
 
 
 def test_a_page_that_cannot_be_written_stops_no_search(

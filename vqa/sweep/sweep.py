@@ -230,21 +230,25 @@ class Sweep:
 
     def _run_with_workers(self, worker: Worker) -> None:
         command = own_command(self.config.hydra.callbacks)
-        shared, deadline = self.shared, worker.deadline
+        shared, deadline, watch = self.shared, worker.deadline, partial(self._watch, worker)
         if self.launcher is None:
-            start = start_here(shared, command, deadline)
-            WorkerPool(shared, start, deadline, worker.redraw).run()
+            WorkerPool(shared, start_here(shared, command, deadline), deadline, watch).run()
             return
         with Launches(shared, self.jobs.context, self.config, self.launcher, command, deadline) as launches:
-            WorkerPool(shared, launches, deadline, worker.redraw).run()
+            WorkerPool(shared, launches, deadline, watch).run()
 
     def _run_alone(self, worker: Worker) -> None:
         """Run trials, then wait for workers that joined, and adopt the trials of those that die."""
         worker.run()
         while self._others_at_work() and time.time() < worker.deadline:
-            worker.redraw()
+            self._watch(worker)
             time.sleep(POLL_S)
             worker.run()
+
+    def _watch(self, worker: Worker) -> None:
+        """Show what others do, in the table and on the page."""
+        worker.redraw()
+        self._refresh_page(worker)
 
     def _others_at_work(self) -> bool:
         tally = self.shared.tally()
@@ -306,11 +310,14 @@ class Sweep:
 
     def _refresh_page(self, worker: Worker) -> None:
         """Write the study's page while the search goes on: at times, and for a hundredth of the time."""
-        if time.monotonic() < self._page_due or winner_of(worker.standings()) is None:
+        begun = time.monotonic()
+        if begun < self._page_due:
+            return
+        self._page_due = begun + PAGE_EVERY_S
+        if winner_of(worker.standings()) is None:
             return
         from vqa.report.report import write_report  # imports matplotlib
 
-        begun = time.monotonic()
         try:
             write_report(StudyFolder(self.shared.folder).final.path, self.lang)
         except (UserError, OSError) as error:  # the search needs no page, and its end writes one
