@@ -113,8 +113,8 @@ BAD_FILES: list[tuple[str | bytes, str]] = [
         "row 1, column path: is missing, the file has the columns id, image",
     ),
     (
-        HEADER.replace("id,", " id,") + GOOD,
-        "row 1, column id: is missing, the file has the columns  id, path",
+        HEADER.replace("id,", "i d,") + GOOD,
+        "row 1, column id: is missing, the file has the columns i d, path",
     ),
     (UNLABELLED + "1,red.png,q,1,2,3,4\n", "row 1, column answer: is missing (or answer1..answer5)"),
     (HEADER.replace("b,c", "b,b,c") + GOOD, "row 1, column b: stands 2 times in the header"),

@@ -30,6 +30,34 @@ def test_rows_carry_the_line_an_editor_shows(tmp_path: Path, bom: str, end: str)
     assert found == [(2, "one?"), (4, f"two{end}lines?"), (6, 'a "quoted" word?')]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "id, path, question, a, b, c, d, answer\n1,x.jpg,one?,k,l,m,n,a",
+        f"\ufeff\ufeff{HEADER}\n1,x.jpg,one?,k,l,m,n,a",
+        f"sep=,\n{HEADER}\n1,x.jpg,one?,k,l,m,n,a",
+        f"sep=;\n{HEADER}\n1,x.jpg,one?,k,l,m,n,a".replace(",", ";"),
+    ],
+    ids=["spaces", "two byte order marks", "Excel's first line", "with semicolons"],
+)
+def test_what_stands_around_the_names_of_columns_does_not_matter(tmp_path: Path, text: str) -> None:
+    [(line, question)] = rows_of(tmp_path / "x.csv", text)
+    assert line == text.count("\n") + 1
+    assert question == "one?"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("(a)", "(b)"), ("A.", "B."), ("[a]", "[b]"), ("a)", "b)"), ("1.0", "2.0"), ("(1)", "(2)"), ("⒜", "⒝")],
+)
+def test_answers_are_read_with_what_people_put_around_them(tmp_path: Path, first: str, second: str) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(f"{HEADER}\n1,x.jpg,q,k,l,m,n,{first}\n2,x.jpg,q,k,l,m,n,{second}\n")
+    rows, problems, _ = read_rows(path, "train", 1)
+    assert problems == []
+    assert [row.answer for row in rows] == ["a", "b"]
+
+
 def test_last_line_needs_no_end(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "x.csv", f"{HEADER}\n1,x.jpg,one?,k,l,m,n,a") == [(2, "one?")]
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import resource
 from pathlib import Path
 
@@ -22,6 +23,25 @@ def refusal(path: Path) -> str:
     [problem] = read_table(path, "question").problems
     assert problem.about == "file"
     return problem.at(path.name)
+
+
+@pytest.mark.parametrize("start", [b"\x1f\x8b\x08", b"BZh9", b"\xfd7zXZ\0", b"\xd0\xcf\x11\xe0"])
+def test_a_packed_file_is_told_as_such(tmp_path: Path, start: bytes) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes(start + b"...")
+    assert re.fullmatch(r"x\.csv: is (packed: unpack it first|an Excel or zip file: .*)", refusal(path))
+
+
+def test_a_list_of_objects_is_read_and_other_json_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([ROW, ROW | {"id": "2"}], indent=1))
+    found = read_table(path, "question")
+    assert found.problems == []
+    assert found.records == [(1, list(ROW)), (1, [*ROW.values()]), (2, ["2", *[*ROW.values()][1:]])]
+    path.write_text('{"id": {"0": "1"}}')
+    assert refusal(path).endswith("must be a list of objects [{...}, ...]; one object a line is .jsonl")
+    path.write_text("[1")
+    assert "is no JSON" in refusal(path)
 
 
 @pytest.mark.parametrize("name", [*ROW, "a column"])

@@ -18,6 +18,7 @@ VOTES = ("answer1", "answer2", "answer3", "answer4", "answer5")
 
 NAMES = ("id", "path", "question", *LETTERS, "answer", *VOTES)  # keys of data.columns
 FORMS = ("letter", "number", "text")  # how answers may be written
+AROUND = " ()[]<>.:"  # what may stand around a letter or number: (a), a., [1]
 
 PICTURES = ("image", "img", "picture", "photo", "path", "file", "filename", "이미지", "그림", "사진", "파일")
 
@@ -117,7 +118,7 @@ def read_rows(
     """
     columns = columns or {}
     table = read_table(path, own_names(columns)["question"])
-    records, blank = _without_blank(table.records)
+    records, blank = _without_blank(_plain_names(table.records))
     notes = [*table.notes, *([f"{blank} rows without any text are left out"] if blank else [])]
     rows, of_rows = _make_rows(records, part, columns)
     notes += _more_pictures_note(records[0][1] if records else [], columns)
@@ -138,7 +139,7 @@ def _options_note(rows: Sequence[Row]) -> list[str]:
 def option_columns(path: Path, columns: Columns | None) -> list[str]:
     """The letters for which a file has a column; [] of a file that cannot be read."""
     names = own_names(columns)
-    records = read_table(path, names["question"]).records
+    records = _plain_names(read_table(path, names["question"]).records)
     return [letter for letter in LETTERS if records and names[letter] in records[0][1]]
 
 
@@ -159,6 +160,13 @@ def _more_pictures_note(header: Sequence[str], columns: Columns) -> list[str]:
     left = ", ".join(name for name in numbered if name not in read)
     setting = f'"data.columns={{path: [{", ".join(numbered)}]}}"'
     return [f"the pictures of {left} are not looked at; where a question has several: {setting}"]
+
+
+def _plain_names(records: Sequence[Record]) -> list[Record]:
+    """The records, names of columns without spaces and byte order marks around them."""
+    return [(line, [name.strip(" \t\u00a0\ufeff") for name in names]) for line, names in records[:1]] + [
+        *records[1:]
+    ]
 
 
 def _without_blank(records: Sequence[Record]) -> tuple[list[Record], int]:
@@ -385,12 +393,14 @@ def _rule(form: str, row: Row) -> str:
 def _letter(text: str, row: Row, form: str) -> str | None:
     """The letter that an answer means; None when it means none, or several."""
     text = text.strip()
-    plain = unicodedata.normalize("NFKC", text)  # ① and the wide １ are 1
+    plain = unicodedata.normalize("NFKC", text).strip(AROUND)  # ① and the wide １ are 1, ⒜ is (a)
     if form == "letter":
         return plain.lower() if plain.lower() in row.letters else None
     if form == "number":
         numbers = {str(n): letter for n, letter in enumerate(row.letters, start=1)}
-        return numbers.get(plain.removesuffix("번"))  # "3번" is number 3
+        return numbers.get(
+            plain.removesuffix("번").removesuffix(".0")
+        )  # "3번" is number 3, and so is a float's
     same = [letter for letter in row.letters if row.cells[letter].strip() == text]
     return same[0] if len(same) == 1 else None
 

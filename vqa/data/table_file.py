@@ -87,7 +87,7 @@ class Table:
 
 
 def read_table(path: Path, wanted: str) -> Table:
-    """Read a file by its ending: .jsonl and .ndjson, .parquet, anything else as CSV.
+    """Read a file by its ending: .jsonl and .ndjson, .json, .parquet, anything else as CSV.
 
     Args:
         path: The file.
@@ -99,8 +99,10 @@ def read_table(path: Path, wanted: str) -> Table:
         return Table(problems=[Problem(f"cannot be read: {error.strerror}", about="file")])
     if path.suffix.lower() == ".parquet":
         return _parquet(data)
-    if data.startswith(b"PK\x03\x04"):
+    if data.startswith(_OFFICE):
         return Table(problems=[Problem("is an Excel or zip file: save it as CSV UTF-8", about="file")])
+    if data.startswith(_PACKED):
+        return Table(problems=[Problem("is packed: unpack it first", about="file")])
     text, encoding = _decoded(data)
     if encoding is None:
         line = len(text.splitlines()) + 1
@@ -108,7 +110,13 @@ def read_table(path: Path, wanted: str) -> Table:
     notes = [] if encoding == "UTF-8" else [f"read as {encoding}; if words look wrong, save it as UTF-8"]
     if path.suffix.lower() in (".jsonl", ".ndjson"):
         return _json_lines(text, notes)
+    if path.suffix.lower() == ".json":
+        return _json_list(text, notes)
     return _comma_separated(text, wanted, notes)
+
+
+_OFFICE = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
+_PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"7z\xbc\xaf", b"Rar!", b"\x28\xb5\x2f\xfd")
 
 
 def _decoded(data: bytes) -> tuple[str, str | None]:
@@ -127,9 +135,10 @@ def _decoded(data: bytes) -> tuple[str, str | None]:
 
 def _comma_separated(text: str, wanted: str, notes: list[str]) -> Table:
     first = text.lstrip("\r\n").split("\n", 1)[0].rstrip("\r")
-    separator = ","
-    if wanted not in first.split(","):
-        separator = next((sep for sep in SEPARATORS if wanted in first.split(sep)), ",")
+    told = re.fullmatch(r"sep=([,;|\t])[,;|\t]*", first)  # Excel's own first line
+    separator = told[1] if told else ","
+    if told is None and not _names(wanted, first, ","):
+        separator = next((sep for sep in SEPARATORS if _names(wanted, first, sep)), ",")
     if separator != ",":
         notes = [*notes, f"read with {SEPARATORS[separator]} between columns"]
     records: list[Record] = []
@@ -145,7 +154,26 @@ def _comma_separated(text: str, wanted: str, notes: list[str]) -> Table:
         return Table(
             records, [Problem(f"is not CSV, look for a stray quote: {error}", line, about="file")], notes
         )
+    records = records[1:] if told else records
     return Table(records, [] if records else [Problem("is empty", about="file")], notes)
+
+
+def _names(wanted: str, line: str, separator: str) -> bool:
+    return wanted in map(str.strip, line.split(separator))
+
+
+def _json_list(text: str, notes: list[str]) -> Table:
+    """A list of objects, as pandas' `to_json(orient="records")` writes it."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return Table(problems=[Problem(f"is no JSON: {error}", about="file")])
+    if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
+        text = "must be a list of objects [{...}, ...]; one object a line is .jsonl"
+        return Table(problems=[Problem(text, about="file")])
+    return _from_objects(
+        list(enumerate(value, start=1)), [*notes, "row numbers count from 1, without a header"]
+    )
 
 
 def _json_lines(text: str, notes: list[str]) -> Table:
