@@ -1,5 +1,6 @@
 """After a final run: report and adapter card, on disk and where the run is tracked; then what comes next."""
 
+import re
 from pathlib import Path
 
 import mlflow
@@ -31,6 +32,7 @@ def test_a_final_run_leaves_a_report_and_a_card_and_says_what_is_next(
         encoding="utf-8"
     )
     assert "검증 정확도" in outcome.out
+    assert re.search(r"^학습 후 \d+ %, 기본 모델 \d+ %, 무작위 25 %", outcome.out, re.MULTILINE)
     assert "multirun/s/report.html 열기" in outcome.out
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     run_id = (study / "final/.mlflow_run_id").read_text().strip()

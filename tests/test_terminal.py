@@ -2,6 +2,7 @@
 
 import logging
 import logging.config
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from tests.helpers.screen import Screen
 from vqa import terminal as terminal_module
 from vqa.config.place import CONF
 from vqa.progress import progress, shown_progress
+from vqa.sweep.board import Board
 from vqa.terminal import TOLD_AGAIN, LivePart, left_to_others
 
 log = logging.getLogger("vqa.stages.final")
@@ -57,6 +59,33 @@ def test_log_lines_of_a_final_run_stay_above_its_bars(
             log.info("evaluation %d: NLL 0.5", evaluation)
     lines = [line.strip() for line in screen.lines() if line.strip()]
     assert [line.split(" ", 1)[1] for line in lines] == [f"evaluation {n}: NLL 0.5" for n in (1, 2, 3)]
+
+
+def test_log_lines_of_a_sweep_stay_above_its_table(
+    monkeypatch: pytest.MonkeyPatch, plain_log: dict[str, Any]
+) -> None:
+    screen = terminal(monkeypatch)
+    logging.config.dictConfig(plain_log)
+    with Board("lora", ["lr"], 4) as board:
+        board.show(())
+        for number in (1, 2):
+            log.info("event %d", number)
+            board.show(())
+    lines = [line for line in screen.lines() if line.strip()]
+    assert [line.split(" ", 1)[1] for line in lines[:2]] == ["event 1", "event 2"]
+    assert sum("study lora" in line for line in lines) == 1
+
+
+def test_the_bar_of_a_final_run_tells_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen, clock = terminal(monkeypatch), iter(range(0, 10_000, 10))
+    monkeypatch.setattr(terminal_module._console, "get_time", lambda: float(next(clock)))
+    with shown_progress():
+        progress("training", 1, 100)
+        progress("training", 2, 100)
+        progress("training", 3, 100)
+        terminal_module._shown[-1].redraw()
+        bar = next(line for line in reversed(screen.lines()) if "training" in line)
+    assert re.search(r"3/100 +\d+:\d\d$", bar.rstrip())
 
 
 def test_a_finished_bar_makes_room_for_the_next_piece_of_work(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,10 +15,17 @@ from vqa.config.messages import in_language, message, told, worded
 from vqa.config.settings import Settings
 from vqa.config.stages import STAGES
 from vqa.data.places import missing_data_files
-from vqa.errors import UserError, refuse_no_adapter
+from vqa.errors import UserError
 from vqa.machine import processes
 from vqa.results.adapter_record import TAKEN, read_record, weights_sha256, with_record
-from vqa.results.folder import RunFolder, StudyFolder, adapter_folder, begin, folder_of_file, member_folders
+from vqa.results.folder import (
+    RunFolder,
+    StudyFolder,
+    adapter_folder,
+    begin,
+    folder_of_file,
+    refuse_no_adapters,
+)
 from vqa.results.run_lock import at_work
 from vqa.stages.preflight import prepare
 
@@ -78,8 +85,7 @@ def _with_adapters_record(cfg: DictConfig) -> DictConfig:
     lang = language(cfg)
     study = StudyFolder(Path(cfg.env.output_root) / str(cfg.study))
     adapter = Path(cfg.adapter) if cfg.adapter else study.final.adapter
-    for folder in member_folders(adapter):
-        refuse_no_adapter(folder)
+    refuse_no_adapters(adapter)
     record = read_record(adapter)
     if record is None:
         _tell(message(lang, "no record", adapter=adapter), "bold yellow")

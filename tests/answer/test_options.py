@@ -24,6 +24,8 @@ from vqa.model.forward import known_prefix, letter_logits
 from vqa.model.letters import Letters, letter_tokens, option_log_probabilities
 from vqa.model.packing import pack, pad
 from vqa.question import LETTERS, Question, guessing
+from vqa.results.metrics import guessing_of
+from vqa.results.predictions import Prediction
 from vqa.train.losses import batch_loss, choice_loss
 
 NUMBERS = (2, 3, 5, 6)
@@ -154,6 +156,25 @@ def test_guessing_is_the_mean_over_questions() -> None:
     assert found.options is None
     assert found.nll == pytest.approx((math.log(2) + 2 * math.log(4)) / 3)
     assert guessing([3, 3]).options == 3
+
+
+def test_scores_know_the_chance_of_their_own_numbers_of_options() -> None:
+    rows = [Prediction(f"q{n}", "a", (1 / n,) * n, 1.0, "a") for n in (2, 6)]
+    assert guessing_of(rows).accuracy == pytest.approx((1 / 2 + 1 / 6) / 2)
+
+
+def test_every_order_of_six_options_is_asked(monkeypatch: pytest.MonkeyPatch, settings: Make) -> None:
+    asked: list[int] = []
+
+    def scored(encoder: object, questions: Sequence[object], batch: int, orders: Sequence[object]) -> None:
+        asked.append(len(orders))
+        raise InterruptedError
+
+    monkeypatch.setattr("vqa.answer.readout.option_scores", scored)
+    six = Question("q", None, "", "?", ("1", "2", "3", "4", "5", "6"), "a")
+    with pytest.raises(InterruptedError):
+        read_letters(None, [six], 1, settings("inference=cyclic").inference)  # type: ignore[arg-type]
+    assert asked == [6]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,11 @@ def test_the_plain_configuration_is_accepted(composed: Compose) -> None:
     assert settings.plain["lora"]["r"] == settings.lora["r"]
 
 
+def test_mlflow_is_the_default_record(composed: Compose) -> None:
+    assert composed("tracking=mlflow").tracking == composed().tracking
+    assert composed().tracking.store == "mlflow"
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -4,11 +4,15 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf, open_dict
 
-from vqa.config.check import folder_name, study_name
+from tests.helpers.command_line import vqa
+from vqa.config.check import folder_name, register_resolvers, study_name
 from vqa.config.completion import completion
 from vqa.config.near import known_words, nearest, with_advice
+from vqa.config.place import CONF
 from vqa.config.words import quoted, spelled_out
 from vqa.errors import UserError
 
@@ -151,8 +155,6 @@ def test_tab_completes_stages_options_keys_and_studies(tmp_path: Path) -> None:
 
 
 def sweeps() -> list[str]:
-    from vqa.config.place import CONF
-
     return sorted(file.stem for file in (CONF / "sweep").glob("*.yaml"))
 
 
@@ -162,3 +164,27 @@ def test_a_folder_of_a_multirun_is_named_by_its_overrides() -> None:
     first, second = folder_name("가" * 300), folder_name("가" * 300 + "b")
     assert first != second
     assert len(first.encode()) <= 200
+
+
+def test_a_plain_multirun_makes_one_folder_of_values_with_slashes() -> None:
+    register_resolvers()
+    with initialize_config_dir(str(CONF)):
+        config = compose("config", return_hydra_config=True)
+    OmegaConf.set_readonly(config.hydra, False)
+    with open_dict(config.hydra):
+        config.hydra.job.override_dirname = "data.train_csv=/my/train.csv"
+    assert config.hydra.sweep.subdir == "data.train_csv=_my_train.csv"
+
+
+def test_the_program_prints_its_completion(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = vqa(monkeypatch, capsys, "--completion")
+    assert (printed.code, printed.out) == (0, f"{completion()}\n")
+
+
+def test_a_mistyped_option_gets_the_nearest_one() -> None:
+    hydra = "Could not find 'model/qwen3_vl_2'\n\nAvailable options in 'model':\n\tqwen3_vl_2b\n\ttiny\n"
+    assert with_advice(hydra) == (
+        "Could not find 'model/qwen3_vl_2' (did you mean qwen3_vl_2b?); model is one of qwen3_vl_2b, tiny"
+    )

@@ -363,6 +363,23 @@ def test_stray_quote_that_swallows_rows_is_refused_with_its_lines(root: Path, be
             replace(contest(root, HEADER + GOOD + rows), on_bad_row=setting).train()
 
 
+@pytest.mark.hostile
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("path_last", [False, True])
+def test_stray_quote_is_found_in_files_of_every_layout(root: Path, separator: str, path_last: bool) -> None:
+    rows = [HEADER.strip().split(","), ["1", "red.png", "plain", "1", "2", "3", "4", "a"]]
+    rows += [["2", "red.png", '"what?', "1", "2", "3", "4", "a"]]
+    rows += [["3", "red.png", 'disc of 5"', "1", "2", "3", "4", "b"]]
+    if path_last:
+        rows = [[*row[:1], *row[2:], row[1]] for row in rows]
+    with pytest.raises(UserError, match=r"row 3: a quote .* closes in line 4, and 1 rows .* lines 3 and 4"):
+        contest(root, "".join(separator.join(row) + "\n" for row in rows)).train()
+    whole = [[cell.strip('"') for cell in row] for row in rows]
+    whole[2][whole[0].index("question")] = f'"one{separator} a\ntwo{separator} b{separator} c"'
+    text = "".join(separator.join(row) + "\n" for row in whole)
+    assert len(contest(root, text).train()) == 3
+
+
 def test_folder_without_any_of_the_pictures_is_one_problem(root: Path) -> None:
     (root / "other").mkdir()
     rows = "".join(f"{i},x{i}.png,q,1,2,3,4,a\n" for i in range(20))

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -97,3 +98,10 @@ def test_refuses_sizes_and_folders_it_cannot_serve(tmp_path: Path) -> None:
     assert len(quiz.check()) == 2
     with pytest.raises(UserError, match=r"data.folder: .* cannot be written"):
         quiz.train()
+
+
+@pytest.mark.parametrize("folder", [None, "", " "])
+def test_refuses_what_is_no_folder(folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"data.folder must be a folder name, got"):
+        EmojiQuiz(8, 8, 0, folder).train()

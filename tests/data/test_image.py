@@ -2,6 +2,7 @@ import hashlib
 import io
 import os
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 import vqa.data.image
+from vqa.config.korean import in_korean
 from vqa.data.image import ImageError, check_image, file_sha256, fit_image, load_image, picture_size
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
@@ -188,6 +190,10 @@ NO_PICTURES = {
     "pdf": b"%PDF-1.7\n",
     "heic": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
     "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    "jpeg xl": b"\0\0\0\x0cJXL \r\n\x87\n",
+    "bare_jpeg xl": b"\xff\x0a" + bytes(20),
+    "tiff": b"MM\0*" + bytes(20),
+    "git lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
 }
 
 
@@ -212,8 +218,13 @@ def test_file_of_another_kind_starts_no_program_and_is_named(
     (tmp_path / "x.png").write_bytes(NO_PICTURES[kind])
     with pytest.raises(ImageError, match=r"x\.png is broken: it is ") as caught:
         read(tmp_path / "x.png")
-    assert kind.removeprefix("dos_").upper() in str(caught.value)
+    assert kind.removeprefix("dos_").removeprefix("bare_").upper() in str(caught.value).upper()
     assert not canary.exists()
+
+
+def test_what_a_file_of_another_kind_is_has_korean_words() -> None:
+    texts = {text for _, _, text in vqa.data.image._OTHERS}
+    assert [text for text in texts if in_korean(text) == text] == []
 
 
 def test_no_picture_is_opened_without_the_list_of_formats() -> None:
@@ -259,6 +270,30 @@ def test_png_with_a_text_that_unpacks_to_megabytes_is_read(tmp_path: Path) -> No
     Image.new("RGB", (6, 4), BLUE).save(tmp_path / "x.png", pnginfo=texts)
     assert load_image(tmp_path / "x.png").getpixel((0, 0)) == BLUE
     assert check_image(tmp_path / "x.png") == file_sha256(tmp_path / "x.png")
+    assert picture_size(tmp_path / "x.png") == (6, 4)
+
+
+def with_chunk(tmp_path: Path, name: bytes, content: bytes) -> Path:
+    """A blue PNG with one more chunk behind its header."""
+    Image.new("RGB", (6, 4), BLUE).save(tmp_path / "x.png")
+    data = (tmp_path / "x.png").read_bytes()
+    crc = zlib.crc32(name + content).to_bytes(4, "big")
+    chunk = len(content).to_bytes(4, "big") + name + content + crc
+    (tmp_path / "x.png").write_bytes(data[:33] + chunk + data[33:])  # signature 8, IHDR 25
+    return tmp_path / "x.png"
+
+
+def test_png_with_a_profile_that_unpacks_to_megabytes_is_read(tmp_path: Path) -> None:
+    path = with_chunk(tmp_path, b"iCCP", b"x\0\0" + zlib.compress(b"x" * 3_000_000))
+    assert load_image(path).getpixel((0, 0)) == BLUE
+    assert check_image(path) == file_sha256(path)
+    assert picture_size(path) == (6, 4)
+
+
+def test_png_whose_exif_block_is_none_is_read(tmp_path: Path) -> None:
+    path = with_chunk(tmp_path, b"eXIf", b"x" * 100)
+    assert check_image(path)
+    assert load_image(path).getpixel((0, 0)) == BLUE
 
 
 @pytest.mark.parametrize("progressive", [False, True])

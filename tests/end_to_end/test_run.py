@@ -176,6 +176,21 @@ def test_a_sweep_goes_on_after_its_data_were_mended(command: Vqa, contest: Path)
     assert outcome.code == 0, outcome.err
 
 
+@pytest.mark.parametrize(
+    "word", ["study=..", "study=null", "study=../x", "env.output_root=null", "env.output_root=''"]
+)
+def test_a_name_that_is_no_folder_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, word: str
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for words in ([word], ["-m", "+sweep=lora", word]):
+        outcome = vqa(monkeypatch, capsys, "tracking=none", *words)
+        assert outcome.code == 2
+        assert f"{word.partition('=')[0]} must be a folder" in outcome.err
+    assert [path.name for path in tmp_path.rglob("*")] == ["here"]
+
+
 def test_an_unwritable_output_folder_is_named(command: Vqa, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     for arguments in (["stage=final"], ["-m", "+sweep=lora"]):
@@ -215,6 +230,28 @@ def test_the_doctor_lists_everything_that_is_wrong(command: Vqa, contest: Path) 
     assert "thing(s) to mend" in outcome.err
     assert "003.png" in outcome.err
     assert "needs a GPU; use optimizer=adamw" in outcome.err
+
+
+def test_the_doctor_goes_on_where_bad_rows_are_left_out_and_pictures_blank(
+    command: Vqa, contest: Path
+) -> None:
+    Image.new("RGB", (2010, 10)).save(contest / "train/000.png")  # 201 times as long as wide
+    big_endian = Image.frombytes("I;16B", (64, 64), bytes(range(64)) * 128)
+    big_endian.save(contest / "train/001.png", "TIFF")
+    (contest / "train/003.png").write_bytes(b"no picture")
+    rows = read(contest / "test.csv")
+    rows[1][1] = "nowhere.png"
+    write(contest / "test.csv", rows)
+    lenient = ["data.on_bad_row=skip", "data.on_bad_image=blank"]
+    outcome = command("stage=doctor", "env.threads=1", *csv_arguments(contest), *lenient)
+    assert outcome.code == 0, outcome.err
+    assert "all good" in outcome.out
+    assert "left out 2 bad rows of 60" in outcome.out + outcome.err  # those of 003.png alone
+    for setting in lenient:
+        outcome = command("stage=doctor", *csv_arguments(contest), setting)
+        assert outcome.code == 2
+        assert ("nowhere.png" in outcome.err) == (setting == lenient[0])
+        assert ("003.png" in outcome.err) == (setting == lenient[1])
 
 
 def test_the_doctor_is_content_with_the_defaults(command: Vqa, tmp_path: Path) -> None:

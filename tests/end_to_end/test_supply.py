@@ -1,6 +1,7 @@
 """What others make that this project installs is named with version and licence."""
 
 import re
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -43,3 +44,21 @@ def test_hydra_is_a_release_candidate_only_as_long_as_there_is_nothing_else() ->
         [lowest] = re.findall(rf'"{name}>=([^,"]+)', ranges)
         for version in (metadata.version(name), pinned[name]):
             assert Version(version).is_prerelease == Version(lowest).is_prerelease, f"{name} {version} is out"
+
+
+def test_every_extra_that_is_named_exists_and_installs_what_it_says() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "optional-dependencies"
+    ]
+    named = set()
+    pages = [ROOT / "Makefile", *ROOT.glob("README*.md")]
+    for folder, ending in (("docs", "md"), ("conf", "yaml"), ("vqa", "py"), ("vqa", "yaml")):
+        pages += (ROOT / folder).rglob(f"*.{ending}")
+    for page in pages:
+        for names in re.findall(r"""["'](?:vqa|\.)\[([\w,]+)\]""", page.read_text(encoding="utf-8")):
+            named |= set(names.split(","))
+    assert {"serve", "wandb", "tensorboard", "qwen3_5", "postgresql"} <= named <= extras.keys()
+    for name, library in (("wandb", "wandb"), ("serve", "fastapi"), ("ray", "hydra-ray-launcher")):
+        assert any(wanted.startswith(f"{library}>=") for wanted in extras[name])
+    # none brings torch, which is the machine's own build
+    assert not [wanted for some in extras.values() for wanted in some if wanted.startswith("torch")]

@@ -50,6 +50,7 @@ def test_an_address_gets_json() -> None:
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
+    server.timeout = 10  # a message that never comes fails the test
     thread = threading.Thread(target=server.handle_request)
     thread.start()
     notify(f"http://127.0.0.1:{server.server_port}/hook", "vqa failed: x", 1)

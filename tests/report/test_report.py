@@ -33,6 +33,10 @@ def test_a_studys_page_has_all_its_parts(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for part in ("run", "search", "learning", "answers", "gallery", "cost", "again"):
         assert f'id="{part}"' in text
+    first = re.search(r'<p class="verdict" id="verdict"><span lang="en">([^<]*)', text)
+    assert first
+    assert first[1].startswith("tuned 75 %, base ")
+    assert first.start() < min(text.index(f'id="{part}"') for part in ("run", "search", "answers"))
     assert text.count("<figure") == 6
     assert "75.0 %" in text
     assert "python -m vqa.run -m +sweep=lora data.train_size=60" in text
@@ -48,6 +52,24 @@ def test_a_studys_page_has_all_its_parts(page: Path) -> None:
     assert "; chance alone 0.030" in text
     best = re.findall(r'<tr class="best.*?</tr>', text, re.DOTALL)
     assert '<span lang="en">best</span>' in best[0]  # not "yes": it does not tie with itself
+
+
+def test_the_page_has_what_its_scripts_look_for(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    wanted = {*re.findall(r'getElementById\("([\w-]+)"\)', text)}
+    assert {"filters", "cards", "large", "export"} <= wanted
+    assert wanted <= {*re.findall(r'\bid="([\w-]+)"', text)}
+    fields = {*re.findall(r"form\.elements\.(\w+)|want\.(\w+)", text)}
+    named = {*re.findall(r'<(?:select|input)[^>]* name="(\w+)"', text)}
+    assert {name or other for name, other in fields} <= named
+    (leaderboard,) = re.findall(r'<table class="sortable" id="leaderboard">.*?</thead>', text, re.DOTALL)
+    assert leaderboard.count("<th ") == leaderboard.count('<button type="button" class="sort">') > 5
+
+
+def test_the_page_fits_a_phone(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert '<meta name="viewport" content="width=device-width' in text
+    assert not [tag for tag in re.findall(r"<svg[^>]*>", text) if re.search(r'\b(width|height)="', tag)]
 
 
 def test_the_page_refers_to_nothing_outside_itself(page: Path) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hydra import compose
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from tests.conftest import Compose, Make
@@ -15,7 +17,7 @@ from vqa.config.korean import in_korean
 from vqa.config.messages import message
 from vqa.errors import UserError
 from vqa.results.folder import StudyFolder
-from vqa.stages.doctor import CHECKS, next_command, run_doctor, sweep_findings
+from vqa.stages.doctor import CHECKS, final_findings, next_command, run_doctor, sweep_findings
 
 Usage = namedtuple("Usage", "total used free")
 GIB = 2**30
@@ -69,7 +71,7 @@ def test_every_problem_is_listed_and_every_check_shown(
     with pytest.raises(UserError, match=r"3 thing\(s\) to mend"):
         run_doctor(settings(f"env.output_root={tmp_path}", *wrong))  # the cache check asks for the model too
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["ok", "ok", "wrong", "wrong", "wrong", "ok", "ok"]
+    assert [line.split()[0] for line in lines] == ["ok", "ok", "wrong", "wrong", "wrong", "ok", "ok", "ok"]
 
 
 def test_every_check_and_every_problem_of_one_are_named_in_korean_alike() -> None:
@@ -174,3 +176,66 @@ def test_data_that_cannot_be_divided_are_not_all_good(
     data = _rows(tmp_path, count, pictures)
     with pytest.raises(UserError, match=message):
         run_doctor(read_settings(composed(*data, *DOCTOR, f"env.output_root={tmp_path}/out")))
+
+
+def test_data_that_can_be_held_out_and_make_no_folds_are_not_all_good(
+    composed: Compose, tmp_path: Path
+) -> None:
+    words = [*_rows(tmp_path, 60, 10), *DOCTOR, "budget.folds=10", f"env.output_root={tmp_path}/out"]
+    with pytest.raises(UserError, match=r"data: budget.folds=10 needs at least 10 different images"):
+        run_doctor(read_settings(composed(*words)))
+
+
+def _begun_final(root: Path, study: str, words: list[str], config: DictConfig) -> None:
+    """A final run that was cut off, as its folder tells of it."""
+    final = StudyFolder(root / study).final
+    final.config_file.parent.mkdir(parents=True)
+    final.overrides_file.write_text(OmegaConf.to_yaml(OmegaConf.create(words)))
+    OmegaConf.save(config, final.config_file)
+    final.checkpoint.write_text("")
+
+
+def test_a_final_run_that_other_settings_have_begun_is_reported_before_the_sweep(
+    composed: Compose, tmp_path: Path
+) -> None:
+    root = f"env.output_root={tmp_path}"
+    asked = ["+sweep=lora", "study=mine", root]
+    _begun_final(tmp_path, "mine", ["budget.epochs=7"], composed())
+    (problem,) = sweep_findings(asked)
+    assert re.search(r"mine/final was begun with other settings than the winner's now", problem)
+    assert sweep_findings([*asked, "hydra.sweeper.final=false"]) == []
+    shutil.rmtree(tmp_path / "mine")
+    swept = compose("config", overrides=asked, return_hydra_config=True)
+    sweeper = swept.hydra.sweeper
+    final = [*(f"{key}={value}" for key, value in sweeper.record.items()), *sweeper.final_overrides]
+    _begun_final(tmp_path, "mine", [*asked, "optimizer.lr=0.1", *final], composed())
+    assert sweep_findings(asked) == []  # the winner decides the searched keys
+
+
+def test_what_the_final_stage_would_refuse_is_told(composed: Compose, tmp_path: Path) -> None:
+    words = ["study=mine", f"env.output_root={tmp_path}"]
+    assert final_findings(words) == []
+    _begun_final(tmp_path, "mine", words, composed(*words, "lora.r=4"))
+    (problem,) = final_findings(words)
+    assert re.search(r"mine/final holds a run of another configuration \(lora.r: 4 there, \d+ now\)", problem)
+    assert final_findings([*words, "lora.r=4"]) == []
+    (problem,) = final_findings([*words, "study=new", "final.members=folds"])
+    assert problem.startswith("final.members=folds needs the number of folds: give budget.folds=3")
+    assert final_findings([*words, "study=new", "final.members=folds", "budget.folds=3"]) == []
+
+
+def test_a_missing_adapter_is_reported_where_the_next_command_answers(
+    composed: Compose, tmp_path: Path
+) -> None:
+    data = _rows(tmp_path, 60, 30)
+    words = [*data, *DOCTOR, f"env.output_root={tmp_path}/out"]
+    run_doctor(read_settings(composed(*words)))
+    missing = r"1 thing\(s\) to mend:\n  - adapter: adapter=.*: no adapter_config.json there"
+    with pytest.raises(UserError, match=missing):
+        run_doctor(read_settings(composed(*words, f"adapter={tmp_path}/nowhere")))
+    answered = [*words, "data.train_csv=null", f"data.test_csv={tmp_path}/train.csv"]
+    with pytest.raises(UserError, match=missing):
+        run_doctor(read_settings(composed(*answered)))
+    (tmp_path / "out/default/final/adapter").mkdir(parents=True)
+    (tmp_path / "out/default/final/adapter/adapter_config.json").write_text("{}")
+    run_doctor(read_settings(composed(*answered)))

@@ -20,6 +20,7 @@ from vqa.results.metrics import nll
 from vqa.results.predictions import Prediction, read_predictions
 from vqa.stages import final
 from vqa.stages.final import alarms, compare_with_base, run_final
+from vqa.terminal import TOLD_AGAIN
 from vqa.train.fit import Evaluation, FitRecord, fit
 
 
@@ -151,3 +152,4 @@ def test_a_collapse_to_one_letter_is_an_alarm(
     assert len(found) == count
     assert all("of the answers are 'b'" in message for message in found)
     assert [record.getMessage() for record in caplog.records] == found
+    assert all(vars(record).get(TOLD_AGAIN) for record in caplog.records)  # the end says it too

@@ -12,9 +12,10 @@ from vqa.data.source import test_questions as questions_to_answer
 from vqa.errors import UserError
 from vqa.model.adapter import attached, save_adapter
 from vqa.model.base import load_base
-from vqa.results.predictions import read_predictions
+from vqa.results.predictions import Prediction, read_predictions
 from vqa.stages import predict
 from vqa.stages.predict import run_evaluate, run_predict
+from vqa.terminal import TOLD_AGAIN
 
 
 def save(settings: Settings, folder: Path) -> None:
@@ -83,3 +84,10 @@ def test_evaluation_without_labels_is_refused(
     monkeypatch.setattr(predict, "test_questions", lambda settings: [replace(first, answer=None), *others])
     with pytest.raises(UserError, match=r"stage=evaluate needs labels, but 1 of 4 questions have none; give"):
         run_evaluate(made, tmp_path)
+
+
+def test_an_alarm_is_left_to_the_end_of_the_run(caplog: pytest.LogCaptureFixture) -> None:
+    rows = [Prediction(f"q{i}", "b", (0.1, 0.7, 0.1, 0.1), 1.0) for i in range(60)]
+    (alarm,) = predict._metrics(rows, [])["alarms"]
+    assert caplog.messages == [alarm]
+    assert all(vars(record).get(TOLD_AGAIN) for record in caplog.records)

@@ -7,6 +7,7 @@ import pytest
 
 from tests.conftest import Make
 from tests.helpers.command_line import vqa
+from vqa.data.source import test_questions as questions_to_answer
 from vqa.errors import UserError
 from vqa.model.context import refuse_too_long
 from vqa.model.encode import Encoder
@@ -91,3 +92,33 @@ def test_a_whole_command_answers_rows_with_control_words(
     )
     assert done.code == 0, done.err
     assert len((tmp_path / "s/predict/submission.csv").read_text().splitlines()) == 7
+
+
+@pytest.mark.parametrize("stage", ["final", "trial", "predict"])
+def test_no_stage_begins_to_compute_a_question_beyond_the_context(
+    stage: str, settings: Make, tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vqa.model.adapter import attached, save_adapter
+    from vqa.stages import final, predict, trial
+
+    lora = {"_target_": "peft.LoraConfig", "r": 4, "lora_alpha": 4, "target_modules": "attention"}
+    with attached(encoder.base, lora, seed=0) as model:
+        save_adapter(model, tmp_path / "adapter", encoder.base)
+    made = settings(f"stage={stage}", "tracking=none", f"adapter={tmp_path / 'adapter'}")
+    run, module = {
+        "final": (final.run_final, final),
+        "trial": (trial.run_trial, trial),
+        "predict": (predict.run_predict, predict),
+    }[stage]
+    long = "가나다라 " * 3000
+    if stage == "predict":
+        asked = [replace(question, text=long) for question in questions_to_answer(made) or []]
+        monkeypatch.setattr(module, "test_questions", lambda settings: asked)
+    else:
+        split, digest = module.split_questions(made)
+        whole = replace(split, train=[replace(question, text=long) for question in split.train])
+        monkeypatch.setattr(module, "split_questions", lambda settings: (whole, digest))
+    monkeypatch.setattr(module, "open_tracker", lambda settings: pytest.fail("the work begins"))
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match=r"do not fit the model's context of 4096 tokens"):
+        run(made, tmp_path / "run")

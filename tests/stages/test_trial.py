@@ -2,6 +2,8 @@
 
 import csv
 import json
+import logging
+import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -60,8 +62,15 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
 
 
-def test_a_trial_leaves_its_folds_and_out_of_fold_predictions(small: Settings, tmp_path: Path) -> None:
-    score = run_trial(small, tmp_path)
+def test_a_trial_leaves_its_folds_and_out_of_fold_predictions(
+    small: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        score = run_trial(small, tmp_path)
+    told = [message for message in caplog.messages if "fold" in message]
+    for number, message in enumerate(told, start=1):
+        assert re.match(rf"{_name(tmp_path)}\W.*fold {number} of 2", message)
+    assert len(told) == 2
     header, *lines = (tmp_path / FOLDS).read_text().splitlines()
     assert header == "fold,n_train,n_valid,nll,accuracy,seconds"
     assert [line.split(",")[0] for line in lines] == ["0", "1"]

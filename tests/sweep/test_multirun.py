@@ -124,3 +124,14 @@ def test_a_grid_runs_the_very_configurations_that_hydras_own_sweeper_runs(
         found[name] = sorted(path.read_text(encoding="utf-8") for path in kept)
     assert len(found["basic"]) > 1
     assert found["study"] == found["basic"]
+
+
+def test_a_narrower_range_on_the_command_line_leaves_out_the_files_first_configurations(
+    tmp_path: Path,
+) -> None:
+    words = ("lr=interval(3e-5,5e-5)", "hydra.sweeper.n_trials=1", "hydra.sweeper.final=false")
+    run_toy(tmp_path, *words)
+    (row,) = board_rows(tmp_path)
+    assert 3e-5 <= float(row["lr"]) <= 5e-5
+    with pytest.raises(UserError, match=r"enqueue\[0\]: lr must lie in"):
+        run_toy(tmp_path, *words, "study=other", "hydra.sweeper.enqueue=[{lr: 0.5}]")

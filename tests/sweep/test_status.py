@@ -54,3 +54,12 @@ def test_the_address_is_for_the_owners_eyes_only(whole: Path) -> None:
 def test_a_study_that_is_not_there_is_refused_with_those_that_are(whole: Path) -> None:
     with pytest.raises(UserError, match=r"study=other: there is no sweep in .*Sweeps beside it: toy\."):
         show_status(whole / "multirun/other")
+
+
+def test_status_is_told_in_korean(whole: Path) -> None:
+    out = io.StringIO()
+    show_status(whole / "multirun/toy", Console(file=out, width=160), "ko")
+    *_, text = out.getvalue().partition("작업")
+    for english in ("no worker", "best:", "failed", "final run", "storage", "told apart", "trials"):
+        assert english not in out.getvalue()
+    assert "최종" in text

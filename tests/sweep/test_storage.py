@@ -24,7 +24,7 @@ from vqa.sweep.storage import RetryingStorage, open_storage, open_storage_to_rea
 @pytest.mark.parametrize(
     "url",
     ["sqlite:////nowhere/at/all.db", "journal:/nowhere/at/all.log", "postgresql+psycopg://x@127.0.0.1:1/x",
-     "postgresql+nodriver://x"],
+     "postgresql+nodriver://x", "postgresql+pg8000://x@127.0.0.1:1/x"],
 )  # fmt: skip
 def test_a_storage_that_cannot_be_opened_is_refused_at_once(url: str) -> None:
     with pytest.raises(UserError, match=r"hydra.sweeper.storage '.*' cannot be opened: .+ Check the address"):

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,6 +16,7 @@ from tests.helpers.toy_app.app import main
 from tests.helpers.toy_app.harness import board_rows, outcome, run_toy, stamps, starts, trials_of
 from vqa.errors import UserError
 from vqa.machine.files import try_lock
+from vqa.report.report import write_report
 from vqa.sweep.workers.pool import shared_deadline, worker_environment
 
 SHORT = ("hydra.sweeper.n_trials=4", "hydra/sweeper/pruner=none")
@@ -140,6 +142,20 @@ def test_the_same_words_in_another_order_are_the_same_final_run(
     began.write_text("\n".join([*reversed(words), "- env.threads=7"]) + "\n")
     run_toy(copy, *SHORT, "hydra.sweeper.n_trials=5")
     assert "was made with other settings" not in capsys.readouterr().out
+
+
+def test_a_value_in_another_spelling_is_the_same_study(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    once = ("hydra.sweeper.n_trials=1", "hydra/sweeper/pruner=none")
+    run_toy(tmp_path, *once, "pause_s=1e-3", "note='a b'")
+    before = stamps(tmp_path / "multirun/toy/final")
+    capsys.readouterr()
+    run_toy(tmp_path, *once, "pause_s=0.001", 'note="a b"')
+    assert stamps(tmp_path / "multirun/toy/final") == before
+    assert "the final run too: nothing is left" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"fixed: pause_s=0.001 before, pause_s=0.002 now"):
+        run_toy(tmp_path, *once, "pause_s=0.002", 'note="a b"')
 
 
 def test_a_final_run_of_another_winner_is_kept_but_not_mixed(
@@ -274,3 +290,64 @@ def test_a_journal_file_serves_as_storage(tmp_path: Path) -> None:
     run_toy(tmp_path, *settings)
     assert stamps(tmp_path) == before
     assert len(board_rows(tmp_path)) == 2
+
+
+def test_the_page_is_refreshed_while_the_search_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+
+    def noted(final: Path, lang: str) -> Path:
+        written.append((final.parent / "leaderboard.csv").read_text())
+        return write_report(final, lang)
+
+    monkeypatch.setattr("vqa.report.report.write_report", noted)
+    monkeypatch.setattr("vqa.sweep.sweep.PAGE_EVERY_S", 0)
+    monkeypatch.setattr("vqa.sweep.sweep.PAGE_SHARE", 1e9)
+    run_toy(tmp_path, *SHORT, "hydra.sweeper.final=false", charts=True)
+    assert len(written) > 1
+    assert written[0] != written[-1]
+    assert (tmp_path / "multirun/toy/report.html").exists()
+
+
+def test_the_page_is_refreshed_while_workers_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    class Pool:
+        """What watches the workers; here one that works by itself."""
+
+        def __init__(self, shared: Any, start: Any, deadline: float, on_poll: Any) -> None:
+            self.on_poll = on_poll
+
+        def run(self) -> None:
+            page = tmp_path / "multirun/toy/report.html"
+            self.on_poll()  # nothing to show yet
+            seen.append(page.exists())
+            (worker,) = self.on_poll.args
+            worker.after_trial = lambda: None
+            worker.run()
+            self.on_poll()
+            seen.append(page.exists())
+
+    monkeypatch.setattr("vqa.sweep.sweep.WorkerPool", Pool)
+    monkeypatch.setattr("vqa.sweep.sweep.PAGE_EVERY_S", 0)
+    run_toy(tmp_path, *SHORT, "hydra.sweeper.final=false", "hydra.sweeper.n_workers=2", charts=True)
+    assert seen == [False, True]
+
+
+def test_a_page_that_cannot_be_written_stops_no_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def once(final: Path, lang: str) -> Path:
+        calls.append(final)
+        if len(calls) == 1:
+            raise UserError("the data cannot be read")
+        return write_report(final, lang)
+
+    monkeypatch.setattr("vqa.report.report.write_report", once)
+    monkeypatch.setattr("vqa.sweep.sweep.PAGE_EVERY_S", 0)
+    run_toy(tmp_path, *SHORT, "hydra.sweeper.final=false")
+    assert len(board_rows(tmp_path)) == 4
+    assert len(calls) > 1

@@ -1,5 +1,7 @@
 """The connection to an MLflow store, and how one that cannot be used is refused."""
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -18,12 +20,26 @@ from vqa.tracking.store import Store, _is_away
         ("http://me:pw@127.0.0.1:9", "Connection refused"),
         ("postgresql://me:pw@127.0.0.1:9/x", "Connection refused"),
         ("nonsense://x", "Model registry|tracking|unsupported|Could not"),
+        ("sqlite+nodriver:///m.db", "Can't load plugin"),
+        ("sqlite+aiosqlite:///m.db", "No module named 'aiosqlite'"),  # a driver that is not installed
     ],
 )
 def test_an_unusable_store_is_refused_with_a_way_out(uri: str, reason: str) -> None:
     with pytest.raises(UserError, match=rf"(?s)cannot be used: .*({reason}).*tracking=none") as caught:
         open_tracker(TrackingSettings(True, "mlflow", uri, "x", "online", None)).run("t", "trial")
     assert "pw" not in str(caught.value)
+
+
+def test_a_store_of_another_mlflow_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    made, other = tmp_path / "made.db", tmp_path / "other.db"
+    Store(f"sqlite:///{made}").client()
+    with closing(sqlite3.connect(made)) as database:
+        database.execute("update alembic_version set version_num = 'other'")
+        database.commit()
+    made.rename(other)  # MLflow keeps what it has opened, by its address
+    tracker = open_tracker(TrackingSettings(True, "mlflow", f"sqlite:///{other}", "x", "online", None))
+    with pytest.raises(UserError, match=r"cannot be used: .*version other.*mlflow db upgrade.*tracking=none"):
+        tracker.prepare()
 
 
 def test_a_read_only_store_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

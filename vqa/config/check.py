@@ -38,6 +38,7 @@ OUT_OF_RANGE = ("greater_than_equal", "greater_than", "less_than_equal", "less_t
 def register_resolvers() -> None:
     """Make the resolvers known that the files in conf/ use, such as `${times:x,y}`."""
     OmegaConf.register_resolver("folder_name", folder_name, replace=True)
+    OmegaConf.register_resolver("output_folder", _output_folder, replace=True)
     OmegaConf.register_resolver("study_folder", study_name, replace=True)
     OmegaConf.register_resolver("stage_folder", _stage_name, replace=True)
     OmegaConf.register_resolver("times", lambda *factors: math.prod(factors), replace=True)
@@ -192,6 +193,13 @@ def study_name(name: object) -> str:
     longest = f"at most {LONGEST_NAME} bytes long (a Korean letter takes three)"
     require(size <= LONGEST_NAME, "study", longest, f"{text[:20]}... ({size} bytes)")
     return text
+
+
+def _output_folder(path: object) -> str:
+    """The folder of all studies; without one Hydra would write to `None` here, or to the root of the disk."""
+    ok = isinstance(path, str) and path.strip() != ""
+    require(ok, "env.output_root", "a folder (set VQA_OUTPUT=/a/writable/folder)", path)
+    return str(path)
 
 
 def folder_name(text: object) -> str:

@@ -2,7 +2,9 @@
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from vqa.data.csv_rows import (
     read_rows,
 )
 from vqa.data.places import data_file, meant_root
-from vqa.data.row_pictures import attach_pictures
+from vqa.data.row_pictures import Attached, attach_pictures
 from vqa.data.table_file import Problem, in_groups, read_table
 from vqa.errors import UserError
 from vqa.question import Question
@@ -27,6 +29,18 @@ from vqa.question import Question
 _log = logging.getLogger(__name__)
 
 SHOWN = 10  # problems printed in full; the rest are counted
+_Content = tuple[list[Row], list[Problem], list[str], Attached | None]
+_kept: ContextVar[dict[str, _Content] | None] = ContextVar("kept", default=None)
+
+
+@contextmanager
+def reading_once() -> Iterator[None]:
+    """Read each file once, with its pictures: what is asked for again within this is as it was first seen."""
+    before = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(before)
 
 
 @dataclass(frozen=True)
@@ -214,14 +228,10 @@ class ContestCsv:
         return problems
 
     def _read(self, file: str, part: Part) -> "_Reading":
-        place = data_file(file, self.image_root)
-        rows, problems, notes = read_rows(
-            place, part, self.min_votes, self.columns, self.answers, self.fewer_options
-        )
-        notes = [f"{file}: {note}" for note in notes]
         root = self._root()
-        if root is not None:  # else one problem with the setting instead of one for each row
-            attached = attach_pictures(rows, root, self.picture_separator)
+        rows, of_rows, said, attached = self._content(data_file(file, self.image_root), part, root)
+        problems, notes = list(of_rows), [f"{file}: {note}" for note in said]
+        if root is not None and attached is not None:
             of_images, missing = attached.problems, attached.missing
             all_missing = 1 < len(missing) == len(attached.named)
             if all_missing and (part == "train" or self.on_bad_image == "error"):
@@ -247,6 +257,20 @@ class ContestCsv:
             notes.append(f"{file}: left out {len(bad)} bad rows of {len(good) + len(bad)}:\n{_first(lines)}")
             problems = []
         return _Reading(file, good, problems, notes)
+
+    def _content(self, place: Path, part: Part, root: Path | None) -> _Content:
+        """Rows, their problems, notes, and what came of their pictures; None where no folder of these is."""
+        how = (part, self.min_votes, self.columns, self.answers, self.fewer_options)
+        kept, key = _kept.get(), repr((place, how, root, self.picture_separator))
+        if kept is not None and key in kept:
+            return kept[key]
+        rows, problems, notes = read_rows(place, *how)
+        # without a folder there is one problem with the setting instead of one for each row
+        attached = None if root is None else attach_pictures(rows, root, self.picture_separator)
+        found = rows, problems, notes, attached
+        if kept is not None:
+            kept[key] = found
+        return found
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from vqa.data.places import ENDINGS
-from vqa.data.table_file import Problem, Record, read_table
+from vqa.data.table_file import SEPARATORS, Problem, Record, read_table
 from vqa.question import FEWEST, LETTERS, Picture, Question, one_of
 
 COLUMNS = ("id", "path", "question", *LETTERS[:FEWEST])  # c, d, e and f as far as questions have options
@@ -168,26 +168,50 @@ def _without_blank(records: Sequence[Record]) -> tuple[list[Record], int]:
 
 
 def _swallowed(records: Sequence[Record], path_at: int) -> list[Problem]:
-    """Rows that a stray quote has drawn into a field: lines of a field that hold a picture's path."""
+    """Rows that a stray quote has drawn into a field: lines of a field that hold a picture's path.
+
+    The field's first line is the rest of its own row, which holds the path where that column comes later.
+    """
     endings = Counter(PurePosixPath(fields[path_at]).suffix for _, fields in records if len(fields) > path_at)
     known = {ending for ending in endings if ending}
     problems = []
     for line, fields in records:
-        for inner in (cell for cell in fields if "\n" in cell):
-            lines = inner.splitlines()
+        for column, cell in enumerate(fields):
+            if "\n" not in cell:
+                continue
+            rest, *others = cell.splitlines()
             hidden = [
                 number
-                for number, text in enumerate(lines[1:], start=1)
-                if len(cells := text.split(",")) > path_at + (path_at == 0)
-                and PurePosixPath(cells[path_at].strip()).suffix in known
+                for number, text in enumerate(others, start=1)
+                if _is_path_at(text, path_at, known, path_at + (path_at == 0))
             ]
+            if _is_path_at(rest, path_at - column, known, len(fields) - 1 - column):
+                hidden = list(range(1, len(others) + 1))
             if hidden:
                 text = (
-                    f"a quote that opens here closes in line {line + len(lines) - 1}, and {len(hidden)} rows "
+                    f"a quote that opens here closes in line {line + len(others)}, and {len(hidden)} rows "
                     f"are taken for text: look for a stray quote in lines {line} and {line + hidden[-1]}"
                 )
                 problems.append(Problem(text, line, about="file"))
     return problems
+
+
+def _is_path_at(text: str, at: int, endings: Collection[str], least: int) -> bool:
+    """Whether a line, cut at one of the separators, has a picture's path at a place and cells up to another.
+
+    Args:
+        text: The line.
+        at: The path's place; below 0 it has none.
+        endings: Of pictures.
+        least: The last place of a cell that there must be.
+    """
+    rows = (text.split(separator) for separator in SEPARATORS)
+    return any(
+        0 <= at < len(cells)
+        and len(cells) > max(least, 0)
+        and PurePosixPath(cells[at].strip()).suffix in endings
+        for cells in rows
+    )
 
 
 def _advice(header: Sequence[str], names: Sequence[str], part: Part) -> str:

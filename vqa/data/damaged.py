@@ -9,15 +9,15 @@ from PIL import Image
 
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG, END_OF_IMAGE = b"\xff\xd8", b"\xff\xd9"
-TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # the last is a colour profile, which nothing here applies
 # Two fillings that decode to different pixels wherever a decoder still asks for bits.
 FILLINGS = (b"", bytes((i * 73) % 251 for i in range(1, 1025)))
 
 
 def without_texts(data: bytes) -> bytes | None:
-    """A PNG without its texts (comments, XMP, a drawing program's history); None where there are none.
+    """A PNG without texts (comments, XMP, a drawing program's history) and profile; None where it has none.
 
-    Pillow refuses a picture whose text unpacks to more than 1 MiB.
+    Pillow refuses a picture in which one of them unpacks to more than 1 MiB.
 
     Source: PNG, third edition, 11.3.3: tEXt, zTXt and iTXt change no pixel.
     """

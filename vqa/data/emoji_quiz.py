@@ -26,7 +26,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from vqa.data.image import FORMATS, file_sha256
-from vqa.errors import UserError, problems_of
+from vqa.errors import UserError, problems_of, require
 from vqa.machine.files import replacing
 from vqa.question import Question, letters_of
 
@@ -94,7 +94,7 @@ class EmojiQuiz:
         Raises:
             UserError: The size is out of range, or `folder` cannot be written.
         """
-        return _draw("train", self.train_size, self.seed, TRAINING_STYLES, Path(self.folder))
+        return _draw("train", self.train_size, self.seed, TRAINING_STYLES, self.folder)
 
     def test(self) -> list[Question]:
         """Draw test questions in the unseen style; all labelled.
@@ -102,7 +102,7 @@ class EmojiQuiz:
         Raises:
             UserError: The size is out of range, or `folder` cannot be written.
         """
-        return _draw("test", self.test_size, self.seed, (TEST_STYLE,), Path(self.folder))
+        return _draw("test", self.test_size, self.seed, (TEST_STYLE,), self.folder)
 
     def check(self) -> list[str]:
         """Draw both parts and list what would stop a run; empty when nothing would."""
@@ -195,16 +195,17 @@ def side_by_side(halves: Sequence[Image.Image], cells: Sequence[int]) -> Image.I
     return whole
 
 
-def _draw(part: str, size: int, seed: int, styles: Sequence[str], folder: Path) -> list[Question]:
+def _draw(part: str, size: int, seed: int, styles: Sequence[str], folder: str) -> list[Question]:
     if not 1 <= size <= MOST:
         raise UserError(f"data.{part}_size must be in 1..{MOST}, got {size}")
+    require(isinstance(folder, str) and folder.strip() != "", "data.folder", "a folder name", folder)
     questions = []
     for number in range(size):
         # a question depends on the seed and its number alone: a larger size only adds to a smaller one
         rng = random.Random(f"{seed} {part} {number}")
         kind, style = KINDS[number % len(KINDS)], rng.choice(styles)
         letter = FOUR[(number // len(KINDS) + seed) % len(FOUR)]
-        path, text, choices = _question(rng, kind, style, FOUR.index(letter), folder)
+        path, text, choices = _question(rng, kind, style, FOUR.index(letter), Path(folder))
         a, b, c, d = choices
         name = f"{part}_{number:05d}"
         questions.append(Question(name, path, _digest(path), text, (a, b, c, d), letter, kind))

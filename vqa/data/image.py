@@ -55,6 +55,11 @@ _OTHERS = (
     (b"ftyphei", 4, "it is HEIC, which Pillow cannot read: save it as JPEG"),
     (b"ftyphev", 4, "it is HEIC, which Pillow cannot read: save it as JPEG"),
     (b"ftypmif1", 4, "it is HEIC, which Pillow cannot read: save it as JPEG"),
+    (b"\xff\x0a", 0, "it is JPEG XL, which Pillow cannot read: save it as JPEG"),
+    (b"JXL ", 4, "it is JPEG XL, which Pillow cannot read: save it as JPEG"),
+    (b"II*\0", 0, "it is a TIFF or raw photo of a kind that Pillow cannot read: save it as PNG"),
+    (b"MM\0*", 0, "it is a TIFF or raw photo of a kind that Pillow cannot read: save it as PNG"),
+    (b"version https://git-lfs", 0, "it is a pointer of Git LFS and not the picture: git lfs pull"),
     (b"<svg", 0, "it is SVG, a drawing: save it as PNG"),
     (b"<?xml", 0, "it is XML or SVG, a drawing: save it as PNG"),
 )
@@ -122,7 +127,14 @@ def picture_size(path: Path) -> tuple[int, int]:
         ImageError: As for `load_image`.
     """
     with _refused(path), open_regular(path) as file:
-        return _open(path, file).size
+        try:
+            return _open(path, file).size
+        except ImageError as error:
+            file.seek(0)
+            mended = without_texts(file.read(MAX_BYTES)) if error.reason == "broken" else None
+            if mended is None:
+                raise
+            return _open(path, io.BytesIO(mended)).size
 
 
 def check_image(path: Path) -> str:
@@ -296,9 +308,17 @@ def _pixels(path: Path, data: bytes, shrink: int) -> Image.Image:
                 return image
             if image.width * image.height > WHOLE_PIXELS:
                 image = to_rgb(image).reduce(2)
-            turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+            turn = _turn(image)
             return to_rgb(image if turn is None else image.transpose(turn))
         except ImageError:
             raise
         except _DECODE_ERRORS as error:
             raise ImageError(path, "broken", str(error)) from error
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What sets a picture upright; None where it is, or where nothing of its EXIF block can be read."""
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except _DECODE_ERRORS:
+        return None

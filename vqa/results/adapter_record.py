@@ -6,6 +6,7 @@ weights, for an adapter that leaves its run's folder.
 """
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from vqa.config.settings import is_under
 from vqa.errors import UserError
 from vqa.machine.files import replace_text
-from vqa.results.folder import CALIBRATION, MEMBER, RunFolder, flatten, member_folders, read_yaml
+from vqa.results.folder import CALIBRATION, MEMBER, RunFolder, member_folders, read_yaml
 
 RECORD = "vqa.yaml"  # in the adapter's folder
 ANSWERING = ("model", "quantization", "prompt", "image", "inference", "precision", "data")
@@ -178,18 +179,28 @@ def _differences(made: DictConfig, record: AdapterRecord, keys: Sequence[str]) -
     OmegaConf.set_struct(trained, False)
     for key in keys:
         _set(trained, key, _raw(record.config, key))
-    old, new = _flat(trained, keys), _flat(made, keys)
-    differing = [key for key in new if key in old and old[key] != new[key] and not is_under(key, NO_MATTER)]
-    return [f"{key}={_short(new[key])}, trained with {_short(old[key])}" for key in differing]
+    known = [key for key in keys if _raw(record.config, key) is not None]  # by an earlier version not all
+    return [line for key in known for line in _differing(key, _resolved(trained, key), _resolved(made, key))]
 
 
-def _flat(cfg: DictConfig, keys: Sequence[str]) -> dict[str, str]:
-    plain: Any = {key: OmegaConf.select(cfg, key) for key in keys}
-    resolved: dict[str, Any] = {
-        key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-        for key, value in plain.items()
-    }
-    return flatten(resolved)
+def _resolved(cfg: DictConfig, key: str) -> Any:
+    value = OmegaConf.select(cfg, key)
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _differing(key: str, old: Any, new: Any) -> list[str]:
+    """A line for each value below a key that is another now; a key that one of them does not know is none."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        known = [name for name in new if name in old]
+        return [line for name in known for line in _differing(f"{key}.{name}", old[name], new[name])]
+    before, now = _text(old), _text(new)
+    if before == now or is_under(key, NO_MATTER):
+        return []
+    return [f"{key}={_short(now)}, trained with {_short(before)}"]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _short(text: str, most: int = 60) -> str:

@@ -18,7 +18,7 @@ from yaml import YAMLError
 
 from vqa.config.settings import Settings, is_under
 from vqa.config.words import command_line, quoted
-from vqa.errors import UserError
+from vqa.errors import UserError, refuse_no_adapter
 from vqa.machine.files import is_locked, read_text, replace_text
 from vqa.machine.safe_text import mask_secrets
 from vqa.results.folds import FoldResult, read_folds
@@ -333,6 +333,16 @@ def member_folders(adapter: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name[len(MEMBER) :])) or [adapter]
 
 
+def refuse_no_adapters(adapter: Path) -> None:
+    """Refuse a folder that holds no adapter, or lacks one of several members.
+
+    Raises:
+        UserError: Says which folder, and what to do.
+    """
+    for folder in member_folders(adapter):
+        refuse_no_adapter(folder)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; {} when there is no such file.
 
@@ -416,7 +426,7 @@ def begin(folder: Path, cfg: DictConfig, taken: Sequence[str] = ()) -> bool:
     run = RunFolder(folder)
     stored = run.config_file
     if run.claimed:
-        _refuse_other(folder, read_yaml(stored), cfg)
+        refuse_other_run(folder, cfg)
         return not run.complete
     try:
         stored.parent.mkdir(parents=True, exist_ok=True)
@@ -447,8 +457,16 @@ def _yaml(node: Any) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(node if masked == plain else masked))
 
 
-def _refuse_other(folder: Path, before: Any, now: DictConfig) -> None:
-    old, new = _asked(before), _asked(now)
+def refuse_other_run(folder: Path, cfg: DictConfig) -> None:
+    """Refuse a folder in which a run of another configuration has begun; changes nothing.
+
+    Raises:
+        UserError: Names the keys that differ.
+    """
+    run = RunFolder(folder)
+    if not run.claimed:
+        return
+    old, new = _asked(read_yaml(run.config_file)), _asked(cfg)
     differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     if differing:
         shown = "; ".join(f"{key}: {old.get(key)} there, {new.get(key)} now" for key in differing[:5])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -13,10 +14,12 @@ from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from vqa.config.messages import message, plain_message, worded
+from vqa.config.check import read_settings
+from vqa.config.messages import message, plain_message, told, worded
 from vqa.config.near import with_advice
 from vqa.config.settings import Settings
 from vqa.config.words import command_line
+from vqa.data.contest_csv import reading_once
 from vqa.data.source import data_source, split_questions
 from vqa.data.split import make_folds, subsample
 from vqa.errors import UserError
@@ -24,17 +27,21 @@ from vqa.machine.device import cards_for, choose_device, choose_dtype
 from vqa.model.base import read_model_config, read_processor
 from vqa.progress import shown_progress
 from vqa.report.doctor_page import write_doctor_page
+from vqa.results.folder import StudyFolder, adapter_folder, refuse_no_adapters, refuse_other_run
+from vqa.stages.final import refuse_settings
 from vqa.stages.memory_forecast import foreseen, memory_lines
 from vqa.stages.preflight import cache_problem, drive_problem, hub_problem
 from vqa.stages.question_texts import text_findings
 from vqa.stages.time_forecast import NOT_OF_A_SWEEP, time_lines, words_of_sweep
 from vqa.sweep.checks import sweep_problems
+from vqa.sweep.final_run import read_winner
 from vqa.tracking.mlflow_runs import open_tracker
 
 LOW_DISK_GIB = 5.0
 GPU_ONLY = "bitsandbytes.optim."
 
 
+@reading_once()
 def run_doctor(settings: Settings, folder: Path | None = None) -> None:
     """Check configuration, data, model files, cache folder, device, disk and tracking.
 
@@ -60,7 +67,7 @@ def run_doctor(settings: Settings, folder: Path | None = None) -> None:
         problems += [f"data: {problem}" for problem in long]
         known = foreseen(settings)
         forecasts = [*memory_lines(settings, known), *time_lines(settings, known, _given())] if known else []
-        for line in [*notes, *forecasts]:
+        for line in [*notes, *_final_notes(settings), *forecasts]:
             console.print(line)
     with shown_progress(partial(worded, lang)):
         page = _page(settings, problems)
@@ -182,6 +189,46 @@ def sweep_findings(given: Sequence[str]) -> list[str]:
         return [with_advice(str(error))]
 
 
+def _adapter(settings: Settings) -> list[str]:
+    """Why there is no adapter to answer with; nothing where one is trained first."""
+    answers_alone = settings.data.get("train_csv", "") is None and settings.data.get("test_csv") is not None
+    if answers_alone or settings.adapter:
+        refuse_no_adapters(adapter_folder(settings))
+    return []
+
+
+def _final_notes(settings: Settings) -> list[str]:
+    """A line on why `stage=final` would refuse the same words; a sweep has its final run checked with it."""
+    trains = settings.data.get("train_csv", "") is not None
+    given = _given()
+    if not trains or not HydraConfig.initialized() or any(word.startswith("+sweep=") for word in given):
+        return []
+    return [
+        message(settings.lang, "final refuses", why=told(settings.lang, w)) for w in final_findings(given)
+    ]
+
+
+def final_findings(given: Sequence[str]) -> list[str]:
+    """Why the final run of a command's words would not begin.
+
+    Args:
+        given: What the command line of the check gave.
+    """
+    words = [*(word for word in given if not word.startswith(NOT_OF_A_SWEEP)), "stage=final"]
+    try:
+        config = compose("config", overrides=words)
+        settings = read_settings(config)
+        best = StudyFolder.of(settings).winner
+        if settings.winner == "auto" and best.exists():
+            config = compose("config", overrides=[*read_winner(best), *words])
+            settings = read_settings(config)
+        refuse_settings(settings)
+        refuse_other_run(StudyFolder.of(settings).final.path, config)
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
 CHECKS: dict[str, Callable[[Settings], list[str]]] = {
     "data": _data,
     "sweep": _sweep,
@@ -190,4 +237,5 @@ CHECKS: dict[str, Callable[[Settings], list[str]]] = {
     "device": _device,
     "output folder and disk": _output,
     "tracking store": _tracking,
+    "adapter": _adapter,
 }

@@ -149,7 +149,7 @@ def run_final(settings: Settings, folder: Path) -> dict[str, Any]:
         UserError: The data or the model cannot be used, or the members have no folds.
     """
     started = time.time()
-    _refuse(settings)
+    refuse_settings(settings)
     run, job = RunFolder(folder), _read_job(settings)
     if processes.is_main():
         write_split(job.split, run.split_file)
@@ -175,12 +175,18 @@ def run_final(settings: Settings, folder: Path) -> dict[str, Any]:
     return metrics
 
 
-def _refuse(settings: Settings) -> None:
-    """Refuse what several processes cannot share, and what several members cannot average."""
+def refuse_settings(settings: Settings) -> None:
+    """Refuse what several processes cannot share, and what several members cannot average.
+
+    Raises:
+        UserError: Says which key, and what to do.
+    """
     if settings.loss == "full":  # a process sees its own tokens only, and the mean is over all tokens
         processes.refuse_several("loss=full")
     if settings.final.members != 1:
         refuse_texts(settings, f"final.members={settings.final.members}")
+    if settings.final.members == "folds":
+        _folds(settings)
     if settings.adapt.method != "none":  # every process would adapt to its own share
         processes.refuse_several(f"adapt={settings.adapt.method}")
 
@@ -263,15 +269,20 @@ def _members(settings: Settings, job: _Job) -> list[tuple[Settings, _Job]]:
     if settings.final.members != "folds":
         seeds = [settings.train_seed + number for number in range(settings.final.members)]
         return [(own := _with_seed(settings, seed), _planned(own, job, job.train)) for seed in seeds]
+    return [
+        (settings, _planned(settings, job, fold.train))
+        for fold in make_folds(job.train, _folds(settings), settings.seed)
+    ]
+
+
+def _folds(settings: Settings) -> int:
+    """Of how many folds `final.members=folds` trains a member each."""
     folds = settings.budget.folds if settings.budget.folds > 1 else settings.budget.lr_tuned.folds
     if folds is None:
         raise UserError(
             "final.members=folds needs the number of folds: give budget.folds=3, or run it in a sweep's study"
         )
-    return [
-        (settings, _planned(settings, job, fold.train))
-        for fold in make_folds(job.train, folds, settings.seed)
-    ]
+    return folds
 
 
 def _with_seed(settings: Settings, train_seed: int) -> Settings:

@@ -14,7 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 from vqa.config.check import read_settings as read_job
 from vqa.config.typed import refuse_variables
 from vqa.errors import UserError
-from vqa.sweep.final_run import program
+from vqa.results.folder import StudyFolder
+from vqa.sweep.final_run import program, refuse_begun
 from vqa.sweep.jobs import JobConfigs, refuse_unknown_keys
 from vqa.sweep.multirun import hydra_overrides, refuse_what_is_not_ours
 from vqa.sweep.search.conditions import read_space
@@ -109,6 +110,9 @@ def sweep_problems(config: DictConfig, arguments: Sequence[str], loader: ConfigL
         if asked.settings.budget_minutes is not None:
             size_of(config)
         refuse_changed(asked.settings, asked.space, folder)
+        if asked.settings.final:
+            of_all = [*overrides_of(asked.settings.record), *asked.settings.final_overrides]
+            refuse_begun(StudyFolder(folder).final, [*asked.space.fixed, *of_all], asked.space.keys)
     except UserError as error:
         return [str(error)]
     found = [_refused(asked, configs), storage_problem(asked.settings.storage, folder)]

@@ -20,7 +20,7 @@ from vqa.config.messages import plain_message
 from vqa.errors import UserError
 from vqa.machine.files import read_text, replace_text, try_lock, wait_for_lock
 from vqa.machine.safe_text import mask_secrets
-from vqa.results.folder import FINAL, StudyFolder
+from vqa.results.folder import FINAL, RunFolder, StudyFolder
 from vqa.sweep.jobs import HydraJobs
 from vqa.sweep.leaderboard import Standing, describe_scores, describe_ties, winner_of
 from vqa.sweep.multirun import hydra_overrides
@@ -162,21 +162,45 @@ def make_final_run(shared: SharedStudy, jobs: HydraJobs, best: Standing, lang: s
 def _exists(shared: SharedStudy, overrides: Sequence[str]) -> bool:
     """Whether the final run is done; refuses to go on with one that another winner began."""
     final = StudyFolder(shared.folder).final
-    before = final.overrides()
-    same = before is None or settings_of(before) == settings_of(mask_secrets(list(overrides)))
     if final.complete:
-        if not same:
+        if not _is_same(final, overrides):
             log.warning(
                 f"{final.path} was made with other settings; move it away to have it made with the winner"
             )
         return True
-    if not same:
+    refuse_begun(final, overrides)
+    return False
+
+
+def refuse_begun(final: RunFolder, overrides: Sequence[str], searched: Collection[str] = ()) -> None:
+    """Refuse to go on with a final run that other settings have begun.
+
+    Args:
+        final: Its folder.
+        overrides: Those of the final run, as far as they are known.
+        searched: Keys that are not compared: the winner decides them.
+
+    Raises:
+        UserError: Settings differ.
+    """
+    if not final.complete and not _is_same(final, overrides, searched):
         raise UserError(
             f"{final.path} was begun with other settings than the winner's now "
             f"(see {final.overrides_file}). "
             "Move it away and repeat the command."
         )
-    return False
+
+
+def _is_same(final: RunFolder, overrides: Sequence[str], searched: Collection[str] = ()) -> bool:
+    """Whether a final run, if it has begun, has these settings."""
+    if (before := final.overrides()) is None:
+        return True
+    left_out = {key.lstrip("+") for key in searched}
+    begun, asked = (
+        {key: value for key, value in settings_of(given).items() if key not in left_out}
+        for given in (before, mask_secrets(list(overrides)))
+    )
+    return begun == asked
 
 
 def program() -> list[str]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 import optuna
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -35,7 +36,7 @@ from vqa.sweep.search.conditions import in_words
 from vqa.sweep.search.promotion import UNTIL, Piece, PromotionPruner, is_paused
 from vqa.sweep.search.proposals import Proposer
 from vqa.sweep.search.sampling import SamplerFactory, build_pruner, draw, is_grid, quieten_optuna
-from vqa.sweep.search.space import SearchSpace
+from vqa.sweep.search.space import SearchSpace, override_value, plain_value
 from vqa.sweep.settings import SweepSettings
 from vqa.sweep.storage import open_storage
 
@@ -73,8 +74,17 @@ def settings_of(overrides: Sequence[str]) -> dict[str, str]:
     Args:
         overrides: As typed; of a key that is set twice the last one counts.
     """
-    pairs = [override.lstrip("+").partition("=") for override in overrides if _matters(override)]
+    pairs = [_spelled(override.lstrip("+")).partition("=") for override in overrides if _matters(override)]
     return {key: value for key, _, value in pairs}
+
+
+def _spelled(override: str) -> str:
+    """An override in one spelling of its value: 1e-3 is 0.001, and "a" in quotes is a."""
+    key, equals, text = override.partition("=")
+    try:
+        return f"{key}={override_value(plain_value(text))}" if equals else override
+    except HydraException:
+        return override
 
 
 def refuse_other_terms(study: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -94,8 +104,9 @@ def refuse_other_terms(study: str, before: Mapping[str, Any], now: Mapping[str, 
                 f"  {key} {n}: {old.get(n, 'nothing')} before, {new.get(n, 'nothing')} now" for n in names
             ]
         elif isinstance(old, list) and isinstance(new, list):
-            gone, come = [x for x in old if x not in new], [x for x in new if x not in old]
-            lines.append(f"  {key}: {' '.join(gone) or 'nothing'} before, {' '.join(come) or 'nothing'} now")
+            gone, come = _without(old, new), _without(new, old)
+            told = f"  {key}: {' '.join(gone) or 'nothing'} before, {' '.join(come) or 'nothing'} now"
+            lines += [told] if gone or come else []
         else:
             old, new = before.get(key, "nothing"), now.get(key, "nothing")
             lines.append(f"  {key}: {old} before, {new} now")
@@ -105,6 +116,12 @@ def refuse_other_terms(study: str, before: Mapping[str, Any], now: Mapping[str, 
             + "\n".join(lines)
             + "\nRepeat the earlier command to go on with it, or start another one with study=other."
         )
+
+
+def _without(overrides: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Those that the others do not say in any spelling."""
+    said = set(map(_spelled, others))
+    return [override for override in overrides if _spelled(override) not in said]
 
 
 def refuse_changed(settings: SweepSettings, space: SearchSpace, folder: Path) -> dict[str, Any]:

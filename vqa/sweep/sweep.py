@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -52,6 +53,7 @@ log = logging.getLogger(__name__)
 
 CLOSED = "closed"  # user attribute of the study: how much was done when its results were last written
 POLL_S = 1.0  # how often to check whether other workers have left trials
+PAGE_EVERY_S, PAGE_SHARE = 60.0, 0.01  # while a search goes on: at most so often, for such a part of its time
 PARENT_RUN = "tracking_parent_run_id"
 
 
@@ -174,6 +176,7 @@ class Sweep:
         self.config = jobs.config
         self.name = f"study {self.settings.study_name}"
         self.lang = language(jobs.config)
+        self._page_due = time.monotonic() + PAGE_EVERY_S
 
     def run(self) -> float | None:
         """Run what is missing; see `run_sweep`."""
@@ -187,6 +190,7 @@ class Sweep:
         board = _board(self.shared, self.config)
         deadline = time.time() + (self.settings.timeout_s or float("inf"))
         worker = Worker(self.shared, self.jobs, board, deadline, self.interrupt)
+        worker.after_trial = partial(self._refresh_page, worker)
         try:
             with board:
                 self._run_trials(worker)
@@ -226,21 +230,25 @@ class Sweep:
 
     def _run_with_workers(self, worker: Worker) -> None:
         command = own_command(self.config.hydra.callbacks)
-        shared, deadline = self.shared, worker.deadline
+        shared, deadline, watch = self.shared, worker.deadline, partial(self._watch, worker)
         if self.launcher is None:
-            start = start_here(shared, command, deadline)
-            WorkerPool(shared, start, deadline, worker.redraw).run()
+            WorkerPool(shared, start_here(shared, command, deadline), deadline, watch).run()
             return
         with Launches(shared, self.jobs.context, self.config, self.launcher, command, deadline) as launches:
-            WorkerPool(shared, launches, deadline, worker.redraw).run()
+            WorkerPool(shared, launches, deadline, watch).run()
 
     def _run_alone(self, worker: Worker) -> None:
         """Run trials, then wait for workers that joined, and adopt the trials of those that die."""
         worker.run()
         while self._others_at_work() and time.time() < worker.deadline:
-            worker.redraw()
+            self._watch(worker)
             time.sleep(POLL_S)
             worker.run()
+
+    def _watch(self, worker: Worker) -> None:
+        """Show what others do, in the table and on the page."""
+        worker.redraw()
+        self._refresh_page(worker)
 
     def _others_at_work(self) -> bool:
         tally = self.shared.tally()
@@ -299,6 +307,23 @@ class Sweep:
             f"{self.shared.folder}/leaderboard.csv, why in its run.log. Widen hydra.sweeper.params, take a "
             "gentler hydra/sweeper/pruner, or raise hydra.sweeper.n_trials."
         )
+
+    def _refresh_page(self, worker: Worker) -> None:
+        """Write the study's page while the search goes on: at times, and for a hundredth of the time."""
+        begun = time.monotonic()
+        if begun < self._page_due:
+            return
+        self._page_due = begun + PAGE_EVERY_S
+        if winner_of(worker.standings()) is None:
+            return
+        from vqa.report.report import write_report  # imports matplotlib
+
+        try:
+            write_report(StudyFolder(self.shared.folder).final.path, self.lang)
+        except (UserError, OSError) as error:  # the search needs no page, and its end writes one
+            log.info("the page is written at the end: %s", error)
+        ended = time.monotonic()
+        self._page_due = ended + max(PAGE_EVERY_S, (ended - begun) / PAGE_SHARE)
 
     def _write_page(self) -> None:
         """Write the study's page, and what its final run hands over, as that run's last act does."""

@@ -104,6 +104,7 @@ class Worker:
         self.by: By = "question" if isinstance(shared.study.pruner, WilcoxonPruner) else "part"
         self.interrupt = interrupt
         self.state = StateWriter(shared.folder, slot)
+        self.after_trial: Callable[[], None] = lambda: None  # between two trials
         loader = jobs.context.config_loader
         self._groups = {name for name in shared.space.keys if loader.get_group_options(group_of(name))}
 
@@ -130,6 +131,7 @@ class Worker:
             with claim.lock, self._forgiving(claim):
                 self.state.begin(claim.trial.number)
                 self._run_trial(claim)
+            self.after_trial()
         with self.shared.locked():
             self.write_results()
 

@@ -167,7 +167,7 @@ def store_trouble(uri: str) -> Iterator[None]:
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:  # ImportError: a missing driver
         reason = mask_secrets(reason_of(error))
         raise UserError(
             f"tracking.uri {mask_secrets(uri)}: the MLflow store cannot be used: {reason}; mend it, point "
