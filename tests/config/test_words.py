@@ -188,3 +188,19 @@ def test_a_mistyped_option_gets_the_nearest_one() -> None:
     assert with_advice(hydra) == (
         "Could not find 'model/qwen3_vl_2' (did you mean qwen3_vl_2b?); model is one of qwen3_vl_2b, tiny"
     )
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        ("tracking=[mlflow,wandb]", "tracking takes one option, got [mlflow,wandb]"),
+        ("+sweep=[lora,image]", "sweep takes one option, got [lora,image]"),
+        ("hydra/sweeper/pruner=[none,median]", "(hydra.sweeper.pruner.key=value)"),
+    ],
+)
+def test_several_options_of_a_group_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], word: str, shown: str
+) -> None:
+    found = vqa(monkeypatch, capsys, "-m", word)
+    assert found.code == 2
+    assert shown in found.err

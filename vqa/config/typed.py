@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.resolvers import oc
 
+from vqa.config.place import CONF
 from vqa.errors import UserError
 
 # What a handler of the log may be given; "." would set any attribute of it, such as the name of its file.
@@ -24,17 +25,26 @@ HANDLER_KEYS = {
     *("class", "()", "level", "formatter", "filters", "stream"),
     *("filename", "mode", "delay", "encoding", "errors"),
 }
+SEVERAL = re.compile(r"\+{0,2}([\w/]+)=(\[.*\])", re.DOTALL)
 LOG_SUFFIX = ".log"
 _configure = logging_config.configure_logging  # as Hydra has it
 
 
 def refuse_broken_words() -> None:
-    """Refuse a word of the command line that is no text: nothing could keep it.
+    """Refuse a word of the command line that is no text, or names several options of one group.
+
+    Hydra would merge the options: of the keys that several set, the last option's value would be taken.
 
     Raises:
-        UserError: A word holds bytes that are not of the terminal's encoding.
+        UserError: Says which word.
     """
     for word in sys.argv[1:]:
+        several = SEVERAL.fullmatch(word)
+        if several and (CONF / several[1]).is_dir():
+            raise UserError(
+                f"{several[1]} takes one option, got {several[2]}: the last one would win without a word. "
+                f"Name one, and set single keys ({several[1].replace('/', '.')}.key=value) beside it"
+            )
         if any("\ud800" <= letter <= "\udfff" for letter in word):
             raise UserError(
                 f"{word}: the command line must be text in UTF-8, and \\udc.. stands for a byte that is not; "
