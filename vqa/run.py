@@ -8,6 +8,7 @@ from traceback import extract_tb
 from typing import NoReturn
 
 import hydra
+from hydra._internal import defaults_list
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
@@ -121,9 +122,11 @@ def _main() -> None:
         _leave(UserError(f"a configuration file is no YAML: {' '.join(str(error).split())}; mend it"))
     except ValueError as error:  # how `logging` hands on that Hydra refused a factory
         refused = [cause for cause in chain_of(error) if isinstance(cause, HydraException)]
-        if not refused:
+        if refused:
+            _leave(UserError(f"hydra.job_logging or hydra.hydra_logging: {refused[0]}"))
+        if extract_tb(error.__traceback__)[-1].filename != defaults_list.__file__:
             raise
-        _leave(UserError(f"hydra.job_logging or hydra.hydra_logging: {refused[0]}"))
+        _leave(UserError(f"{error}: a group such as image takes a file's name; leave it out for its default"))
     except RecursionError as error:
         if not any(frame.filename == omegaconf.__file__ for frame in extract_tb(error.__traceback__)):
             raise

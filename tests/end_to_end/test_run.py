@@ -61,6 +61,7 @@ def csv_arguments(contest: Path) -> list[str]:
     [
         (["modle=tiny"], "modle"),
         (["model=qwen9"], "Could not find 'model/qwen9'"),
+        (["image=null"], "must be a string or a list. Got NoneType: a group such as image takes a file's"),
         (["lora.rnak=8"], "rnak"),
         (["+lora.rnak=8"], "lora.rnak: peft.LoraConfig has no such argument"),
         (["lora.r=[1"], "lora.r=[1"),

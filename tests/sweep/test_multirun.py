@@ -7,7 +7,7 @@ import pytest
 from hydra._internal import logging_config
 from omegaconf import OmegaConf
 
-from tests.helpers.toy_app.harness import board_rows, run_toy
+from tests.helpers.toy_app.harness import board_rows, run_multirun, run_toy
 from tests.sweep.test_settings import GOOD
 from vqa.config.typed import guard_log_files
 from vqa.errors import UserError
@@ -96,6 +96,34 @@ def test_an_override_of_hydras_may_hold_what_only_a_job_has(
     assert len(board_rows(tmp_path)) == 2
     kept = OmegaConf.load(tmp_path / "multirun/toy/trials/001/.hydra/hydra.yaml")
     assert OmegaConf.select(kept, "hydra.job.env_set.VQA_TEST_OF_TRIAL") == "t1"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("lora.r=range(8,10)", "image=glob(*)"),
+        ("+image@small=native,pad_512", "++new=1,2"),
+        ("+image@small=glob(*,exclude=n*)", "+new=1,2"),
+        ("note='a, b','c=d e','1',1,null,true",),
+        ("budget={folds: 1},{folds: 2}", "pauses_s=[0.0, 0.0, 0.0, 0.0],[]", "~note"),
+        ("experiment=other", "lora.r=8,16"),
+    ],
+)
+def test_a_grid_runs_the_very_configurations_that_hydras_own_sweeper_runs(
+    tmp_path: Path, given: tuple[str, ...]
+) -> None:
+    ours = ("hydra/sweeper/sampler=grid", "hydra/sweeper/pruner=none", "hydra.sweeper.final=false")
+    found: dict[str, list[str]] = {}
+    for name, words in {
+        "study": ("hydra.sweeper.n_trials=99", *ours),
+        "basic": ("hydra.output_subdir=.hydra",),  # where a study keeps it in any case
+    }.items():
+        (tmp_path / name).mkdir()
+        run_multirun(tmp_path / name, f"hydra/sweeper={name}", "stage=trial", *words, *given)
+        kept = sorted((tmp_path / name).rglob(".hydra/config.yaml"))
+        found[name] = sorted(path.read_text(encoding="utf-8") for path in kept)
+    assert len(found["basic"]) > 1
+    assert found["study"] == found["basic"]
 
 
 def test_a_narrower_range_on_the_command_line_leaves_out_the_files_first_configurations(

@@ -199,6 +199,7 @@ def test_terms_are_kept_in_the_storage_too(copy: Path) -> None:
     ("arguments", "message"),
     [
         (("rank=1,2",), r"a job of this sweep cannot be composed(?s:.*)rank"),
+        (("image=native,null",), r"cannot be composed \(.*image=null\): Config group override must be a"),
         (("image=native,pad_1024",), r"cannot be composed(?s:.*)pad_1024"),
         (("hydra.sweeper.final_overrides=['stagee=final']",), r"cannot be composed(?s:.*)stagee"),
         (("+hydra.sweeper.trials=3",), r"hydra.sweeper has no key 'trials'"),

@@ -78,7 +78,7 @@ def refuse_unknown_keys(configs: JobConfigs, space: SearchSpace, settings: Sweep
     for fixed, searched in attempts:
         try:
             configs.compose(fixed, searched)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: group=null
             raise UserError(
                 f"a job of this sweep cannot be composed ({' '.join([*fixed, *searched])}): {error}"
             ) from error

@@ -16,7 +16,12 @@ from vqa.results.trials import RESULT_COLUMNS
 
 
 def run_toy(folder: Path, *overrides: str, charts: bool = False) -> None:
-    """Run `app.py -m +sweep=toy <overrides>` in this process, with `folder` as working directory.
+    """Run `app.py -m +sweep=toy <overrides>` in this process; see `run_multirun`."""
+    run_multirun(folder, "+sweep=toy", *overrides, charts=charts)
+
+
+def run_multirun(folder: Path, *overrides: str, charts: bool = False) -> None:
+    """Run `app.py -m <overrides>` in this process, with `folder` as working directory.
 
     Args:
         folder: An existing folder.
@@ -28,7 +33,7 @@ def run_toy(folder: Path, *overrides: str, charts: bool = False) -> None:
             patch.setattr(f"vqa.report.report.{name}", lambda *arguments: {})
         patch.chdir(folder)
         patch.setenv("HYDRA_FULL_ERROR", "1")
-        patch.setattr(sys, "argv", ["app.py", "-m", "+sweep=toy", *overrides])
+        patch.setattr(sys, "argv", ["app.py", "-m", *overrides])
         main()
 
 

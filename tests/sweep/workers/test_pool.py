@@ -1,5 +1,6 @@
 """Several workers: copies of the command, each with its share of the machine."""
 
+import errno
 import itertools
 import os
 import signal
@@ -8,6 +9,7 @@ import sys
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -223,13 +225,17 @@ class Ended:
     kill = wait = terminate
 
 
+def pool_of(folder: Path, start_one: Callable[[int], Ended]) -> WorkerPool:
+    """One worker, for a study with three retries."""
+    space = SearchSpace({"lr": FloatDistribution(0.0, 1.0)}, ())
+    asked = study_settings(storage=f"sqlite:///{folder}/study.db", max_retries=3)
+    return WorkerPool(SharedStudy(asked, space, folder, []), start_one, float("inf"), lambda: None)
+
+
 @pytest.mark.parametrize("code", [0, 9])
 def test_the_pause_before_a_worker_starts_again_doubles_while_it_does_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    space = SearchSpace({"lr": FloatDistribution(0.0, 1.0)}, ())
-    asked = study_settings(storage=f"sqlite:///{tmp_path}/study.db", max_retries=3)
-    shared = SharedStudy(asked, space, tmp_path, [])
     clock, began = Clock(), []
     monkeypatch.setattr("vqa.sweep.workers.pool.time", clock)
 
@@ -238,9 +244,28 @@ def test_the_pause_before_a_worker_starts_again_doubles_while_it_does_nothing(
         return Ended(code)
 
     with pytest.raises(UserError, match="every worker died more than max_retries=3 times"):
-        WorkerPool(shared, start_one, float("inf"), lambda: None).run()
+        pool_of(tmp_path, start_one).run()
     pauses = [later - earlier for earlier, later in itertools.pairwise(began)]
     assert pauses == [1.5, 2.5, 4.5]  # half a second until the end is seen, then 1, 2 and 4
+
+
+def test_a_worker_that_dies_where_nothing_can_be_written_ends_the_sweep_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[int] = []
+
+    def start_one(slot: int) -> Ended:
+        began.append(slot)
+        return Ended(2)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    pool = pool_of(tmp_path, start_one)
+    monkeypatch.setattr("vqa.sweep.workers.pool.replace_text", full)
+    with pytest.raises(UserError, match=r"/workers: No space left on device; mend it.*same command goes on"):
+        pool.run()
+    assert began == [0]
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from vqa.errors import UserError
+from vqa.errors import UserError, mendable
 from vqa.machine.files import clock_ahead_s, is_locked, replace_text
 from vqa.machine.notification import asked_for
 from vqa.results.folder import StudyFolder
@@ -33,6 +33,7 @@ SLOT = "VQA_WORKER"  # in a worker's environment: its slot, a whole number of it
 AUTO: Final = "auto"  # the first slot that is free
 DEADLINE = "VQA_DEADLINE"  # by the clock that dates the study's files: those of the machines may differ
 POLL_S = 0.5
+BLOCK = 4096  # bytes; what a file takes at least
 LONGEST_PAUSE_S = 60.0  # before a worker that keeps dying is started again
 
 
@@ -260,7 +261,8 @@ class WorkerPool:
         """Start the workers, and start those again that die, until all is done or time is up.
 
         Raises:
-            UserError: A worker refused its configuration or data, or they die without getting anywhere.
+            UserError: A worker refused its configuration or data, the disk is full, or the workers die and
+                get nowhere.
         """
         self.folder.mkdir(exist_ok=True)
         for slot in range(self.shared.settings.n_workers):
@@ -295,6 +297,7 @@ class WorkerPool:
             if refusal.exists():
                 raise UserError(refusal.read_text(encoding="utf-8"))
             if code != 0:
+                self._refuse_full_disk()
                 self.deaths[slot] += 1
                 log.warning(f"worker {slot} died ({code}); see {log_file(self.shared.folder, slot)}")
             self.idle[slot] = 0 if self._said(slot) != self._before[slot] else self.idle[slot] + 1
@@ -307,6 +310,21 @@ class WorkerPool:
                 )
             ends = max(self.deaths[slot] - 1, self.idle[slot])
             self._not_before[slot] = time.monotonic() + min(LONGEST_PAUSE_S, POLL_S * 2.0 ** min(ends, 10))
+
+    def _refuse_full_disk(self) -> None:
+        """Say what a worker that died could not: on a full disk its refusal and its log find no room.
+
+        Raises:
+            UserError: Nothing can be written in the study's folder.
+        """
+        try:
+            replace_text(self.folder / "room", "." * BLOCK)
+            (self.folder / "room").unlink()
+        except OSError as error:
+            error.filename = str(self.folder)
+            if (refusal := mendable(error)) is None:
+                raise
+            raise refusal from error
 
     def _said(self, slot: int) -> bytes:
         """What the slot's worker has last written of itself; each trial that it takes changes that."""
