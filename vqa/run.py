@@ -68,6 +68,20 @@ def app(cfg: DictConfig) -> float | None:
         if alone:  # or Hydra would add a traceback to the log of a run that may be complete
             _leave(error)
         raise
+    finally:
+        if alone:
+            _remove_empty(Path(hydra_cfg.runtime.output_dir), Path(cfg.env.output_root))
+
+
+def _remove_empty(folder: Path, root: Path) -> None:
+    """Take away the folder that Hydra made for a stage, and its study's, where nothing was written."""
+    if folder.parent.parent != root.absolute():  # a folder that the user named
+        return
+    for place in (folder, folder.parent):
+        try:
+            place.rmdir()
+        except OSError:  # not empty, or gone already
+            return
 
 
 def main() -> None:

@@ -191,6 +191,22 @@ def test_a_name_that_is_no_folder_leaves_nothing_behind(
     assert [path.name for path in tmp_path.rglob("*")] == ["here"]
 
 
+def test_a_stage_that_writes_nothing_leaves_no_empty_folder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in (["stage=status", "study=nix"], ["stage=compare", "compare=other"], ["stage=report"]):
+        assert vqa(monkeypatch, capsys, "env.output_root=out", *words).code == 2
+    assert [path.name for path in tmp_path.rglob("*")] == ["out"]
+    (tmp_path / "out/mine").mkdir()
+    (tmp_path / "out/mine/notes.txt").write_text("kept")
+    (tmp_path / "named").mkdir()
+    named = ["stage=status", "study=mine", "hydra.run.dir=named"]
+    for words in (["stage=status", "study=mine"], named):
+        assert vqa(monkeypatch, capsys, "env.output_root=out", *words).code == 2
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "named", "notes.txt", "out"]
+
+
 def test_an_unwritable_output_folder_is_named(command: Vqa, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     for arguments in (["stage=final"], ["-m", "+sweep=lora"]):
