@@ -88,6 +88,7 @@ def test_another_kind_of_model_is_refused_before_its_weights_are_read(
         ({"quant_method": "fbgemm_fp8"}, "FBGEMM-FP8"),
         ({"quant_method": "compressed-tensors"}, "COMPRESSED-TENSORS"),
         ({"quant_method": "mxfp4"}, "MXFP4"),
+        ({"group_size": 64, "bits": 4}, "AN UNNAMED METHOD SUCH AS MLX'"),
     ],
 )
 @pytest.mark.parametrize("part", ["whole", "text"])

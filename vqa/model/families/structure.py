@@ -90,7 +90,10 @@ def stored_quantization(config: Any, path: str = "") -> str | None:
         return None
     # some checkpoints say it of a part only
     told: dict[str, Any] = dict(stored if isinstance(stored, Mapping) else stored.to_dict())
-    method = getattr(told.get("quant_method"), "value", told.get("quant_method")) or "bitsandbytes"
+    # bitsandbytes' old files name no method, but a width; MLX' name neither
+    old = any(name.lstrip("_").startswith("load_in_") for name in told)
+    method = getattr(told.get("quant_method"), "value", told.get("quant_method"))
+    method = method or ("bitsandbytes" if old else "an unnamed method such as MLX'")
     if not str(method).startswith("bitsandbytes"):
         raise UserError(
             f"model.path={path}: its weights are stored by {str(method).upper().replace('_', '-')}, and "
