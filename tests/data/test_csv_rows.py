@@ -116,3 +116,18 @@ def test_a_number_is_an_answer_however_it_is_written(tmp_path: Path, written: st
     rows, problems, notes = read_rows(tmp_path / "x.csv", "train", 1)
     assert ([row.answer for row in rows], problems) == (["c"], [])
     assert notes == ["answers are read as numbers, 1 is a"]
+
+
+def test_numbers_from_zero_are_taken_where_the_setting_says_so_and_told_where_not(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(HEADER + "".join(f"\n{n},x.jpg,q,k,l,m,n,{n}" for n in range(4)) + "\n")
+    _, problems, _ = read_rows(path, "train", 1)
+    assert [problem.at("x.csv") for problem in problems] == [
+        "x.csv, column answer: counts from 0: set data.answers=index"
+    ]
+    rows, problems, notes = read_rows(path, "train", 1, answers="index")
+    assert ([row.answer for row in rows], problems) == (["a", "b", "c", "d"], [])
+    assert notes == ["answers are read as numbers, 0 is a"]
+    path.write_text(f"{HEADER}\n1,x.jpg,q,k,l,m,n,4\n2,x.jpg,q,k,l,m,n,0\n")  # a slip, not another form
+    _, [problem], _ = read_rows(path, "train", 1)
+    assert problem.text == "must be 1, 2, 3 or 4, got '0'"

@@ -11,6 +11,7 @@ from pathlib import Path
 from vqa.config.words import shell_line
 from vqa.data.csv_rows import (
     FORMS,
+    INDEX,
     VOTES,
     Columns,
     Part,
@@ -67,7 +68,8 @@ class ContestCsv:
             image, flagged image_missing, image_broken or image_too_large.
         columns: Our names of columns to the file's, where they differ: `{question: Q, path: file}`. A list
             of columns for `path` gives a question several pictures, in that order; blank cells are none.
-        answers: "letter", "number" (1 is a), "text" (of the option), or "auto": what fits the file.
+        answers: "letter", "number" (1 is a), "index" (0 is a), "text" (of the option), or "auto": what fits
+            the file.
         sample_submission: The contest's sample; the test file must have its ids. None = not checked.
         fewer_options: True lets a question have fewer options than the file has columns: its last ones are
             empty. False: an empty option is a problem, and both files have the same options.
@@ -213,8 +215,9 @@ class ContestCsv:
             problems.append(f"data.on_bad_image must be error or blank, got {self.on_bad_image}")
         if not isinstance(self.fewer_options, bool):
             problems.append(f"data.fewer_options must be true or false, got {self.fewer_options}")
-        if self.answers not in ("auto", *FORMS):
-            problems.append(f"data.answers must be one of auto, {', '.join(FORMS)}, got {self.answers}")
+        if self.answers not in ("auto", *FORMS, INDEX):
+            forms = ", ".join(("auto", *FORMS, INDEX))
+            problems.append(f"data.answers must be one of {forms}, got {self.answers}")
         problems += columns_problems(self.columns)
         if self.picture_separator is not None and not str(self.picture_separator).strip():
             problems.append(

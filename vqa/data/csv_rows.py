@@ -18,6 +18,7 @@ VOTES = ("answer1", "answer2", "answer3", "answer4", "answer5")
 
 NAMES = ("id", "path", "question", *LETTERS, "answer", *VOTES)  # keys of data.columns
 FORMS = ("letter", "number", "text")  # how answers may be written
+INDEX = "index"  # numbers that count from 0; only where the setting says so
 AROUND = " ()[]<>.:"  # what may stand around a letter or number: (a), a., [1]
 
 PICTURES = ("image", "img", "picture", "photo", "path", "file", "filename", "이미지", "그림", "사진", "파일")
@@ -109,7 +110,7 @@ def read_rows(
         part: "train" (every row needs a label) or "test" (all rows or none).
         min_votes: Votes that the winning letter of `answer1`..`answer5` needs.
         columns: Our names of columns to the file's, where they differ.
-        answers: One of `FORMS`, or "auto": the one that fits the file.
+        answers: One of `FORMS`, `INDEX`, or "auto": the one of `FORMS` that fits the file.
         fewer_options: Whether a question may leave its last options empty.
 
     Returns:
@@ -380,14 +381,15 @@ def _label(rows: list[Row], part: Part, min_votes: int, answers: str) -> tuple[l
     return notes, problems
 
 
-_SAID = {"number": "numbers, 1 is a", "text": "the text of an option"}
+_SAID = {"number": "numbers, 1 is a", INDEX: "numbers, 0 is a", "text": "the text of an option"}
 
 
 def _rule(form: str, row: Row) -> str:
     """How an answer must be written, in words."""
     if form == "text" or len(row.letters) < FEWEST:
         return "the text of one option"
-    return one_of(row.letters if form == "letter" else [str(n + 1) for n in range(len(row.letters))])
+    first = 0 if form == INDEX else 1
+    return one_of(row.letters if form == "letter" else [str(n + first) for n in range(len(row.letters))])
 
 
 def _letter(text: str, row: Row, form: str) -> str | None:
@@ -396,8 +398,8 @@ def _letter(text: str, row: Row, form: str) -> str | None:
     plain = unicodedata.normalize("NFKC", text).strip(AROUND)  # ① and the wide １ are 1, ⒜ is (a)
     if form == "letter":
         return plain.lower() if plain.lower() in row.letters else None
-    if form == "number":
-        numbers = {str(n): letter for n, letter in enumerate(row.letters, start=1)}
+    if form in ("number", INDEX):
+        numbers = {str(n): letter for n, letter in enumerate(row.letters, start=int(form == "number"))}
         return numbers.get(
             plain.removesuffix("번").removesuffix(".0")
         )  # "3번" is number 3, and so is a float's
@@ -414,6 +416,9 @@ def _form(rows: Sequence[Row], columns: Sequence[str]) -> tuple[str, Problem | N
     if best != "letter" and fits["number"] == fits["text"] and read["number"] != read["text"]:
         text = "may be numbers of options or their texts: set data.answers=number or data.answers=text"
         return best, Problem(text, column=columns[0], about="file")
+    from_zero = [_letter(text, row, INDEX) for text, row in given]
+    if best == "number" and fits[best] < len(given) and None not in from_zero:
+        return best, Problem("counts from 0: set data.answers=index", column=columns[0], about="file")
     return best, None
 
 

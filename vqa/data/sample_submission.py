@@ -5,7 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vqa.data.csv_rows import Columns, own_names
+from vqa.data.csv_rows import INDEX, Columns, own_names
 from vqa.data.places import data_file
 from vqa.data.table_file import read_table
 from vqa.question import LETTERS, Question
@@ -63,9 +63,9 @@ def _written(question: Question, letter: str | None, given: Sequence[str], answe
         return ""
     at = LETTERS.index(letter)
     if given and all(text.isdecimal() for text in given):
-        return str(at + 1)
+        return str(at + (answers != INDEX))
     if given and all(text in LETTERS for text in given):
         return letter
     if given and all(text.lower() in LETTERS for text in given):
         return letter.upper()
-    return {"number": str(at + 1), "text": question.choices[at]}.get(answers, letter)
+    return {"number": str(at + 1), INDEX: str(at), "text": question.choices[at]}.get(answers, letter)
