@@ -60,7 +60,8 @@ def pytest_collection_finish() -> None:
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for name in ("DATA_PATH", "HF_HOME", "VQA_OUTPUT", "MLFLOW_TRACKING_URI", "HF_HUB_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that it goes after the test where what is tested sets it
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture(autouse=True)
