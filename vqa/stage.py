@@ -206,21 +206,18 @@ def _with_winner(cfg: DictConfig, settings: Settings) -> tuple[DictConfig, Setti
     Returns:
         Configuration, the same checked, and the winner's overrides.
     """
-    from hydra import compose
     from hydra.core.hydra_config import HydraConfig
 
-    from vqa.sweep.final_run import read_winner
+    from vqa.sweep.final_run import with_winner
 
-    best = StudyFolder.of(settings).winner
-    if not best.exists():
+    command = HydraConfig.get()
+    found = with_winner(str(command.job.config_name), settings, list(command.overrides.task))
+    if found is None:
         return cfg, settings, []
-    given = list(HydraConfig.get().overrides.task)
-    winner = read_winner(best)
     # not logged: the run's log must not change when the run turns out to be complete
     if processes.is_main():
-        _print(settings, "winner", path=best)
-    with_winner = compose(HydraConfig.get().job.config_name, overrides=[*winner, *given])
-    return with_winner, read_settings(with_winner), winner
+        _print(settings, "winner", path=StudyFolder.of(settings).winner)
+    return found[0], read_settings(found[0]), found[1]
 
 
 def _set_environment(settings: Settings) -> None:

@@ -138,7 +138,8 @@ def _difference(differences: Table) -> list[float]:
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as a table."""
     lines = [
-        "| data | questions | answer of | NLL | accuracy | ECE (by chance) | NLL gain | accuracy gain | s |",
+        "| data | questions | answer of | NLL | accuracy | ECE (by chance) "
+        "| NLL gain | accuracy gain, points | s |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

@@ -13,6 +13,7 @@ from vqa.config.check import folder_name, register_resolvers, study_name
 from vqa.config.completion import completion
 from vqa.config.near import known_words, nearest, with_advice
 from vqa.config.place import CONF
+from vqa.config.typed import refuse_broken_words
 from vqa.config.words import quoted, spelled_out
 from vqa.errors import UserError
 
@@ -204,3 +205,9 @@ def test_several_options_of_a_group_are_refused(
     found = vqa(monkeypatch, capsys, "-m", word)
     assert found.code == 2
     assert shown in found.err
+
+
+def test_one_option_in_brackets_and_several_experiments_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["tracking=[none]", "+experiment=[team_a_baseline,team_b_final]", "ensemble.members=[a,b]"]
+    monkeypatch.setattr("sys.argv", ["vqa", *words])
+    refuse_broken_words()

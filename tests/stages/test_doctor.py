@@ -71,7 +71,7 @@ def test_every_problem_is_listed_and_every_check_shown(
     with pytest.raises(UserError, match=r"3 thing\(s\) to mend"):
         run_doctor(settings(f"env.output_root={tmp_path}", *wrong))  # the cache check asks for the model too
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["ok", "ok", "wrong", "wrong", "wrong", "ok", "ok", "ok"]
+    assert [line.split()[0] for line in lines] == ["ok", "ok", "wrong", "wrong", "wrong", "ok", "ok"]
 
 
 def test_every_check_and_every_problem_of_one_are_named_in_korean_alike() -> None:
@@ -230,7 +230,7 @@ def test_a_missing_adapter_is_reported_where_the_next_command_answers(
     data = _rows(tmp_path, 60, 30)
     words = [*data, *DOCTOR, f"env.output_root={tmp_path}/out"]
     run_doctor(read_settings(composed(*words)))
-    missing = r"1 thing\(s\) to mend:\n  - adapter: adapter=.*: no adapter_config.json there"
+    missing = r"1 thing\(s\) to mend:\n  - model: adapter=.*: no adapter_config.json there"
     with pytest.raises(UserError, match=missing):
         run_doctor(read_settings(composed(*words, f"adapter={tmp_path}/nowhere")))
     answered = [*words, "data.train_csv=null", f"data.test_csv={tmp_path}/train.csv"]

@@ -64,7 +64,6 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "check device": ("device", "장치"),
     "check output folder and disk": ("output folder and disk", "출력 폴더와 디스크"),
     "check tracking store": ("tracking store", "기록 저장소"),
-    "check adapter": ("adapter", "어댑터"),
     "final refuses": (
         "     stage=final refuses this: {why}",
         "     stage=final은(는) 이것을 거부합니다: {why}",

@@ -25,7 +25,8 @@ HANDLER_KEYS = {
     *("class", "()", "level", "formatter", "filters", "stream"),
     *("filename", "mode", "delay", "encoding", "errors"),
 }
-SEVERAL = re.compile(r"\+{0,2}([\w/]+)=(\[.*\])", re.DOTALL)
+# experiments are made to be joined
+SEVERAL = re.compile(r"\+{0,2}(?!experiment=)([\w/]+)=(\[.*,.*\])", re.DOTALL)
 LOG_SUFFIX = ".log"
 _configure = logging_config.configure_logging  # as Hydra has it
 

@@ -165,9 +165,8 @@ def _more_pictures_note(header: Sequence[str], columns: Columns) -> list[str]:
 
 def _plain_names(records: Sequence[Record]) -> list[Record]:
     """The records, names of columns without spaces and byte order marks around them."""
-    return [(line, [name.strip(" \t\u00a0\ufeff") for name in names]) for line, names in records[:1]] + [
-        *records[1:]
-    ]
+    header = [(line, [name.strip(" \t\u00a0\ufeff") for name in names]) for line, names in records[:1]]
+    return [*header, *records[1:]]
 
 
 def _without_blank(records: Sequence[Record]) -> tuple[list[Record], int]:
@@ -400,9 +399,7 @@ def _letter(text: str, row: Row, form: str) -> str | None:
         return plain.lower() if plain.lower() in row.letters else None
     if form in ("number", INDEX):
         numbers = {str(n): letter for n, letter in enumerate(row.letters, start=int(form == "number"))}
-        return numbers.get(
-            plain.removesuffix("번").removesuffix(".0")
-        )  # "3번" is number 3, and so is a float's
+        return numbers.get(plain.removesuffix("번").removesuffix(".0"))  # "3번" is 3, and 3.0 of a float
     same = [letter for letter in row.letters if row.cells[letter].strip() == text]
     return same[0] if len(same) == 1 else None
 
@@ -416,8 +413,8 @@ def _form(rows: Sequence[Row], columns: Sequence[str]) -> tuple[str, Problem | N
     if best != "letter" and fits["number"] == fits["text"] and read["number"] != read["text"]:
         text = "may be numbers of options or their texts: set data.answers=number or data.answers=text"
         return best, Problem(text, column=columns[0], about="file")
-    from_zero = [_letter(text, row, INDEX) for text, row in given]
-    if best == "number" and fits[best] < len(given) and None not in from_zero:
+    some_do_not = best == "number" and fits[best] < len(given)
+    if some_do_not and all(_letter(text, row, INDEX) for text, row in given):
         return best, Problem("counts from 0: set data.answers=index", column=columns[0], about="file")
     return best, None
 

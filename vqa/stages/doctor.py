@@ -34,7 +34,7 @@ from vqa.stages.preflight import cache_problem, drive_problem, hub_problem
 from vqa.stages.question_texts import text_findings
 from vqa.stages.time_forecast import NOT_OF_A_SWEEP, time_lines, words_of_sweep
 from vqa.sweep.checks import sweep_problems
-from vqa.sweep.final_run import read_winner
+from vqa.sweep.final_run import with_winner
 from vqa.tracking.mlflow_runs import open_tracker
 
 LOW_DISK_GIB = 5.0
@@ -130,6 +130,9 @@ def _model(settings: Settings) -> list[str]:
     if problem := hub_problem(settings):
         return [problem]
     read_processor(settings, read_model_config(settings))
+    answers_alone = settings.data.get("train_csv", "") is None and settings.data.get("test_csv") is not None
+    if answers_alone or settings.adapter:
+        refuse_no_adapters(adapter_folder(settings))
     return []
 
 
@@ -189,23 +192,14 @@ def sweep_findings(given: Sequence[str]) -> list[str]:
         return [with_advice(str(error))]
 
 
-def _adapter(settings: Settings) -> list[str]:
-    """Why there is no adapter to answer with; nothing where one is trained first."""
-    answers_alone = settings.data.get("train_csv", "") is None and settings.data.get("test_csv") is not None
-    if answers_alone or settings.adapter:
-        refuse_no_adapters(adapter_folder(settings))
-    return []
-
-
 def _final_notes(settings: Settings) -> list[str]:
     """A line on why `stage=final` would refuse the same words; a sweep has its final run checked with it."""
     trains = settings.data.get("train_csv", "") is not None
     given = _given()
     if not trains or not HydraConfig.initialized() or any(word.startswith("+sweep=") for word in given):
         return []
-    return [
-        message(settings.lang, "final refuses", why=told(settings.lang, w)) for w in final_findings(given)
-    ]
+    lang = settings.lang
+    return [message(lang, "final refuses", why=told(lang, problem)) for problem in final_findings(given)]
 
 
 def final_findings(given: Sequence[str]) -> list[str]:
@@ -218,10 +212,8 @@ def final_findings(given: Sequence[str]) -> list[str]:
     try:
         config = compose("config", overrides=words)
         settings = read_settings(config)
-        best = StudyFolder.of(settings).winner
-        if settings.winner == "auto" and best.exists():
-            config = compose("config", overrides=[*read_winner(best), *words])
-            settings = read_settings(config)
+        if settings.winner == "auto" and (found := with_winner("config", settings, words)):
+            config, settings = found[0], read_settings(found[0])
         refuse_settings(settings)
         refuse_other_run(StudyFolder.of(settings).final.path, config)
     except UserError as error:
@@ -237,5 +229,4 @@ CHECKS: dict[str, Callable[[Settings], list[str]]] = {
     "device": _device,
     "output folder and disk": _output,
     "tracking store": _tracking,
-    "adapter": _adapter,
 }

@@ -12,11 +12,13 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from hydra import compose
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from vqa.config.messages import plain_message
+from vqa.config.settings import Settings
 from vqa.errors import UserError
 from vqa.machine.files import read_text, replace_text, try_lock, wait_for_lock
 from vqa.machine.safe_text import mask_secrets
@@ -112,6 +114,27 @@ def read_winner(path: Path) -> list[str]:
     chosen = {_typed(str(key)): value for entry in options for key, value in entry.items()}
     values = {f"++{key}": value for key, value in _flat(plain).items()}  # some may have been added with +
     return overrides_of({**chosen, **values})
+
+
+def with_winner(name: str, settings: Settings, words: Sequence[str]) -> tuple[DictConfig, list[str]] | None:
+    """The configuration with the study's best.yaml in it; what is typed still wins. None without the file.
+
+    Args:
+        name: Of the configuration.
+        settings: Those without it: they name the study.
+        words: What is typed.
+
+    Returns:
+        The configuration, and the winner's overrides.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    best = StudyFolder.of(settings).winner
+    if not best.exists():
+        return None
+    winner = read_winner(best)
+    return compose(name, overrides=[*winner, *words]), winner
 
 
 def _typed(entry: str) -> str:
