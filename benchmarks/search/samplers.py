@@ -108,8 +108,8 @@ class Search:
         sampler: Its file in conf/.
         pruner: Its file in conf/.
         changed: Other values of the pruner's keys.
-        n_trials: Trials that it may start at a fixed cost, as a multiple of the trials that set the cost;
-            0 = as many as it likes.
+        n_trials: Trials that it may start, as a multiple of those that set the cost. It then runs to the end
+            of its study, whatever that costs; 0 = as many as it likes at that cost.
     """
 
     sampler: str
@@ -148,10 +148,11 @@ REFERENCE = Search("tpe", "successive_halving")
 
 
 def search_of(name: str) -> Search:
-    """The search that the command line names: SAMPLER+PRUNER+KEY=VALUE, with keys of the pruner."""
+    """The search that the command line names: SAMPLER+PRUNER+KEY=VALUE, of the pruner or n_trials."""
     sampler, pruner, *keys = name.split("+")
-    pairs = [key.split("=", 1) for key in keys]
-    return Search(sampler, pruner, tuple((key, json.loads(value)) for key, value in pairs))
+    pairs = {key: json.loads(value) for key, value in (key.split("=", 1) for key in keys)}
+    n_trials = pairs.pop("n_trials", 0)
+    return Search(sampler, pruner, tuple(pairs.items()), n_trials)
 
 
 def measure(points: list[Point], search: Search, given: argparse.Namespace, workers: int) -> dict[str, Any]:
@@ -195,16 +196,18 @@ def regret(
     points: list[Point], search: Search, trials: int, budget: float, given: argparse.Namespace, workers: int
 ) -> dict[str, Any]:
     """One search at a fixed cost: how far above the best its winner is."""
-    seen, true, begun, floor = [], [], [], []
+    seen, true, begun, floor, costs = [], [], [], [], []
     for seed in range(given.first_seed, given.first_seed + given.seeds):
         grid = see(points, seed if given.resample else None)
         cap = round(search.n_trials * trials) if search.n_trials else MOST_TRIALS
         work = budget / len(points[0].reports)
         replay = search.of(grid, seed, len(points[0].per_fold), cap, work)
+        cost = 0.0
         for cost in replay.run(workers):
-            if cost > budget:
+            if cost > budget and not search.n_trials:
                 replay.complete.pop()
                 break
+        costs.append(cost if search.n_trials else budget)
         winner = min(replay.complete, key=lambda index: grid.points[index].reports[-1], default=None)
         seen.append(math.inf if winner is None else grid.points[winner].reports[-1] - grid.best)
         true.append(math.inf if winner is None else grid.truth[winner] - min(grid.truth))
@@ -218,7 +221,7 @@ def regret(
         "resampled": given.resample,
         "seeds": given.seeds,
         "cost_of_trials": trials,
-        "reports": round(budget, 1),
+        "reports": round(fmean(costs), 1),
         "regret_mean": round(sum(seen) / len(seen), 4),
         "regret_median": round(median(seen), 4),
         "regret_worst": round(max(seen), 4),
