@@ -373,14 +373,17 @@ class SharedStudy:
     def goes_on(self, trial: Trial) -> bool:
         """Say whether a trial that has come to its rung goes on at once; else it pauses there.
 
-        Either is written down under the study's lock, so that no other worker takes it in between.
+        Either is written down under the study's lock, so that no other worker takes it in between. A trial
+        that has ended meanwhile stays as it is: this worker stood still, and another one took over.
         """
         with self.locked():
+            now = self.now(trial)
+            if now.state.is_finished():
+                return False
             piece = self._next_piece(self.trials(), at_hand=trial.number)
             if piece is not None and piece.number == trial.number:
                 trial.set_user_attr(UNTIL, piece.until)
                 return True
-            now = self.now(trial)
             trial.set_user_attr(PAUSED, sorted({*pauses_of(now), now.user_attrs[UNTIL]}))
             return False
 
