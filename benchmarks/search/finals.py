@@ -1,10 +1,12 @@
-"""What is each configuration of the grid worth at full length? Its final run's scores, for several seeds.
+"""What is each configuration of the grid worth at full length, and what would its short trial say again?
 
 `run` makes the final run of every configuration that `benchmarks.search.samplers grid` tried in short trials,
-as the product would after a sweep: its learning rate is lowered for the longer run. Split and test questions
-are the grid's, the same in all. A run on file is not repeated.
+as the product would after a sweep: its learning rate is lowered for the longer run. With `--trial-seeds` it
+trains the grid's trials again too, on the same folds. Split, folds and test questions are the grid's, the
+same in all; `train_seed` is 0, 1, ... A run on file is not repeated.
 
     python -m benchmarks.search.finals run --grid GRID --work WORK --seeds 1 --processes 16 --out FILE
+    python -m benchmarks.search.finals run --grid GRID --work WORK --seeds 4 --trial-seeds 6 --out FILE
 """
 
 import argparse
@@ -21,44 +23,60 @@ from benchmarks.harness.process import composed
 from benchmarks.harness.record import add_output_arguments, write_rows
 
 SCORES = ("nll", "accuracy")
+DIGITS = 4  # of a question's NLL, nats
 
 
-def cells_of(points: list[dict[str, Any]], seeds: range) -> list[Cell]:
-    """The runs, seed by seed, so that a part of them is a table already; the largest ranks first."""
+def cells_of(points: list[dict[str, Any]], seeds: int, trial_seeds: int) -> list[Cell]:
+    """The runs, seed by seed, so that a part of them is a table already; the dearest of a seed first."""
     own = sorted(
         (point["params"] for point in points),
         key=lambda params: (-params["lora.r"], params["lora.lora_alpha"], params["optimizer.lr"]),
     )
-    return [{"train_seed": seed, **params} for seed in seeds for params in own]
-
-
-def trials_of(points: list[dict[str, Any]]) -> list[str]:
-    """How long the grid's trials were, as the sweep's winner tells the final run."""
-    folds, questions = len(points[0]["per_fold"]), sum(points[0]["per_fold"])
     return [
-        f"budget.lr_tuned.subsample={questions}",
-        f"budget.lr_tuned.folds={folds}",
-        "budget.lr_tuned.epochs=1",
+        {"kind": kind, "train_seed": seed, **params}
+        for seed in range(max(seeds, trial_seeds))
+        for kind, count in (("final", seeds), ("trial", trial_seeds))
+        if seed < count
+        for params in own
     ]
 
 
-def evaluate(given: list[str], cell: Cell) -> Result:
-    """Make one final run in this process and keep its scores."""
-    from vqa.stages.final import run_final
-
-    settings = composed(
-        [
-            *("stage=final", "winner=none", "tracking=none", "env.threads=1", "env.device=cpu"),
-            *(f"{key}={value}" for key, value in cell.items()),
-            *given,
-        ]
-    )
+def evaluate(points: list[dict[str, Any]], more: list[str], cell: Cell) -> Result:
+    """Make one trial or one final run in this process, which keeps the base model for the next."""
+    folds, questions = len(points[0]["per_fold"]), sum(points[0]["per_fold"])
+    sizes = {"subsample": questions, "folds": folds, "epochs": 1}
+    stage = {
+        "trial": ["stage=trial", "budget=trial", *(f"budget.{name}={n}" for name, n in sizes.items())],
+        "final": ["stage=final", *(f"budget.lr_tuned.{name}={n}" for name, n in sizes.items())],
+    }[cell["kind"]]
+    values = [f"{key}={value}" for key, value in cell.items() if key != "kind"]
+    machine = ["winner=none", "tracking=none", "env.threads=1", "env.device=cpu"]
+    settings = composed([*stage, *values, *machine, *more])
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        metrics = run_final(settings, Path(folder))
+        found = (_trial if cell["kind"] == "trial" else _final)(settings, Path(folder))
+    return found | {"seconds": round(time.monotonic() - began, 1)}
+
+
+def _trial(settings: Any, folder: Path) -> Result:
+    from vqa.results.folder import RunFolder
+    from vqa.results.metrics import per_question_nll
+    from vqa.results.predictions import read_fold_predictions
+    from vqa.stages.trial import run_trial
+
+    value = run_trial(settings, folder)
+    nll = per_question_nll([p for p, _ in read_fold_predictions(RunFolder(folder).out_of_fold)])
+    return {"value": value, "nll": [round(v, DIGITS) for v in nll.values()]}
+
+
+def _final(settings: Any, folder: Path) -> Result:
+    from vqa.stages.final import run_final
+
+    metrics = run_final(settings, folder)
     found: Result = {name: metrics[name] for name in SCORES}
-    found |= {f"test_{name}": metrics["test"][name] for name in SCORES}
-    return found | {"best_epoch": metrics["best_epoch"], "seconds": round(time.monotonic() - began, 1)}
+    return (
+        found | {f"test_{name}": metrics["test"][name] for name in SCORES} | {"epoch": metrics["best_epoch"]}
+    )
 
 
 def main() -> None:
@@ -66,8 +84,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("step", choices=("run",))
     parser.add_argument("--grid", type=Path, required=True, help="what the grid of short trials wrote")
-    parser.add_argument("--seeds", type=int, default=1, help="trainings of each configuration")
-    parser.add_argument("--first-seed", type=int, default=0, help="train_seed of the first")
+    parser.add_argument("--seeds", type=int, default=1, help="final runs of each configuration")
+    parser.add_argument("--trial-seeds", type=int, default=0, help="trials of each configuration")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--limit-s", type=float, default=math.inf, help="after that no further run starts")
     parser.add_argument(
@@ -77,9 +95,12 @@ def main() -> None:
     add_output_arguments(parser)
     given = parser.parse_args()
     points = json.loads(given.grid.read_text())["rows"]
-    cells = cells_of(points, range(given.first_seed, given.first_seed + given.seeds))
-    path, more = given.work / "finals.jsonl", [*trials_of(points), *given.override]
-    failures = run_cells(cells, partial(evaluate, more), path, given.processes, given.limit_s)
+    cells = cells_of(points, given.seeds, given.trial_seeds)
+    path = given.work / "finals.jsonl"
+    shape = [{"per_fold": points[0]["per_fold"]}]
+    failures = run_cells(
+        cells, partial(evaluate, shape, given.override), path, given.processes, given.limit_s
+    )
     results = [row for row in finished(path) if any(cell.items() <= row.items() for cell in cells)]
     write_rows(given.out, "finals", results, given.machine, append=False)
     if failures:
