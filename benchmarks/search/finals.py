@@ -1,12 +1,12 @@
 """What is each configuration of the grid worth at full length, and what would its short trial say again?
 
 `run` makes the final run of every configuration that `benchmarks.search.samplers grid` tried in short trials,
-as the product would after a sweep: its learning rate is lowered for the longer run. With `--trial-seeds` it
-trains the grid's trials again too, on the same folds. Split, folds and test questions are the grid's, the
-same in all; `train_seed` is 0, 1, ... A run on file is not repeated.
+as the product would after a sweep: its learning rate is lowered for the longer run; `train_seed` is 0, 1, ...
+With `--trial-seeds` it trains the grid's trials again too, with `train_seed` 1, 2, ...: 0 stands in the grid.
+Split, folds and test questions are the grid's, the same in all. A run on file is not repeated.
 
     python -m benchmarks.search.finals run --grid GRID --work WORK --seeds 1 --processes 16 --out FILE
-    python -m benchmarks.search.finals run --grid GRID --work WORK --seeds 4 --trial-seeds 6 --out FILE
+    python -m benchmarks.search.finals run --grid GRID --work WORK --seeds 4 --trial-seeds 4 --out FILE
 """
 
 import argparse
@@ -34,9 +34,9 @@ def cells_of(points: list[dict[str, Any]], seeds: int, trial_seeds: int) -> list
     )
     return [
         {"kind": kind, "train_seed": seed, **params}
-        for seed in range(max(seeds, trial_seeds))
-        for kind, count in (("final", seeds), ("trial", trial_seeds))
-        if seed < count
+        for turn in range(max(seeds, trial_seeds))
+        for kind, seed, count in (("final", turn, seeds), ("trial", turn + 1, trial_seeds))
+        if turn < count
         for params in own
     ]
 
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("step", choices=("run",))
     parser.add_argument("--grid", type=Path, required=True, help="what the grid of short trials wrote")
     parser.add_argument("--seeds", type=int, default=1, help="final runs of each configuration")
-    parser.add_argument("--trial-seeds", type=int, default=0, help="trials of each configuration")
+    parser.add_argument("--trial-seeds", type=int, default=0, help="trials of each, beside the grid's own")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--limit-s", type=float, default=math.inf, help="after that no further run starts")
     parser.add_argument(
