@@ -2,8 +2,9 @@
 
 Studies choose among the grid's configurations, of which every one was trained at full length and several
 times in short trials (`benchmarks.search.finals`). `random` draws its trials and runs all of them to their
-end; `default` is the product's own search, which stops bad ones. Where a share of the cost is kept for the
-race, the product's race trains the tied best again. A pick is judged by the final runs of its configuration,
+end; other searches are named as in `benchmarks.search.samplers`, and may spend what so many trials cost under
+the product's default, which stops bad ones. Where a share of the cost is kept for the race, the product's
+race trains the tied best again. A pick is judged by the final runs of its configuration,
 mean over their seeds, which no study sees. Each study sees the trainings in another order, and questions that
 are drawn anew with `--resample`.
 
@@ -32,7 +33,7 @@ from scipy.stats import spearmanr
 
 from benchmarks.harness.record import add_output_arguments, write_rows
 from benchmarks.search.ranking import as_trial
-from benchmarks.search.samplers import REFERENCE, cost_of
+from benchmarks.search.samplers import Search, cost_of, search_of
 from benchmarks.search.simulation import Point, see
 from vqa.config.check import register_resolvers
 from vqa.results.comparison import Trained, next_trainings, standing_order
@@ -52,12 +53,12 @@ class Table:
     Args:
         trained: For each training, the configurations as short trials report them.
         finals: Score -> (configurations, seeds), of the final runs.
-        costs: Search and number of trials -> reports that they cost.
+        costs: Whether all run to their end, and number of trials -> reports that they cost.
     """
 
     trained: list[list[Point]]
     finals: dict[str, Array]
-    costs: dict[tuple[str, int], float] = field(default_factory=dict)
+    costs: dict[tuple[bool, int], float] = field(default_factory=dict)
 
     def worth(self, index: int) -> dict[str, float]:
         """The scores of a configuration's final run, mean over its seeds."""
@@ -134,15 +135,16 @@ def study(table: Table, search: str, cost: int, shares: Sequence[float], resampl
     order = rng.permutation(len(table.trained)).tolist()
     most = max(2, len(order) - HELD_BACK)
     trained = [see(table.trained[k], seed if resample else None).points for k in order[:most]]
-    unseen = np.mean([[np.mean(p.nll) for p in table.trained[k]] for k in order[most:]], axis=0)
+    unseen = np.mean([[np.mean(p.nll) for p in table.trained[k]] for k in order[most:] or order], axis=0)
     each = len(trained[0][0].reports)
-    budget = table.costs[search, cost]
+    budget = table.costs[search == "random", cost]
     drawn = rng.permutation(len(unseen)).tolist()
+    course = [] if search == "random" else searched(trained[0], search_of(search), budget, seed)
     found: Study = {}
     for share in (0.0, *shares):
         spare = round(share * budget / each)
         left = budget - spare * each
-        tried = drawn[: round(left / each)] if search == "random" else searched(trained[0], left, seed)
+        tried = completed(course, left) if course else drawn[: round(left / each)]
         index = raced(trained, tried, spare, most)[0].trial
         found[f"{share}"] = table.worth(index) | {"regret": float(unseen[index] - unseen.min())}
         found[f"{share}"] |= {"spare": spare, "tried": len(tried)}
@@ -152,14 +154,25 @@ def study(table: Table, search: str, cost: int, shares: Sequence[float], resampl
     return found
 
 
-def searched(points: list[Point], budget: float, seed: int) -> list[int]:
-    """Configurations that the product's search completes at a cost in reports; two at least."""
-    replay = REFERENCE.of(see(points, None), seed, len(points[0].per_fold))
-    done: list[int] = []
+def searched(points: list[Point], search: Search, budget: float, seed: int) -> list[tuple[float, list[int]]]:
+    """The course of a search until its cost in reports is spent: what so many have completed."""
+    replay = search.of(see(points, None), seed, len(points[0].per_fold))
+    replay.pay_again = True  # in a continuous space no trial is a repeat of another
+    course: list[tuple[float, list[int]]] = []
     for cost in replay.run(1):
+        course.append((cost, list(dict.fromkeys(replay.complete))))
+        if cost > budget:
+            break
+    return course
+
+
+def completed(course: Sequence[tuple[float, list[int]]], budget: float) -> list[int]:
+    """What a search has completed at a cost; two at least, or there is nothing to choose."""
+    done: list[int] = []
+    for cost, complete in course:
         if cost > budget and len(done) > 1:
             break
-        done = list(dict.fromkeys(replay.complete))
+        done = complete
     return done
 
 
@@ -172,7 +185,10 @@ def replayed(table: Table, given: argparse.Namespace) -> list[dict[str, Any]]:
             seeds = range(given.first_study, given.first_study + given.studies)
             found = list(pool.map(one, seeds, chunksize=8))
             what = {"kind": "picked", "search": search, "trials": cost, "resampled": given.resample}
-            what |= {"reports": round(table.costs[search, cost], 1), "first_study": given.first_study}
+            what |= {
+                "reports": round(table.costs[search == "random", cost], 1),
+                "first_study": given.first_study,
+            }
             rows += [_row(what | {"share": name, "studies": len(found)}, name, found) for name in found[0]]
     return rows
 
@@ -220,12 +236,12 @@ def correlation(table: Table) -> list[dict[str, Any]]:
 
 
 def with_costs(table: Table, sizes: Sequence[int]) -> Table:
-    """The table with what a study of so many trials costs in reports, in either search."""
+    """The table with what a study of so many trials costs in reports, all run to their end or not."""
     each = len(table.trained[0][0].reports)
     twenty = argparse.Namespace(first_seed=0, seeds=20)
     for size in sizes:
-        table.costs["random", size] = float(size * each)
-        table.costs["default", size] = cost_of(table.trained[0], size, twenty)
+        table.costs[True, size] = float(size * each)
+        table.costs[False, size] = cost_of(table.trained[0], size, twenty)
     return table
 
 
@@ -237,7 +253,7 @@ def main() -> None:
     parser.add_argument("--finals", type=Path, required=True)
     parser.add_argument("--trials", type=int, nargs="+", default=SIZES, help="cost of a study, in trials")
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of the cost, for the race")
-    parser.add_argument("--searches", nargs="+", default=["random", "default"])
+    parser.add_argument("--searches", nargs="+", default=["random", "tpe+successive_halving"])
     parser.add_argument("--studies", type=int, default=200)
     parser.add_argument("--first-study", type=int, default=0, help="seed of the first")
     parser.add_argument(
