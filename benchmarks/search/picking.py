@@ -8,8 +8,8 @@ race trains the tied best again. A pick is judged by the final runs of its confi
 mean over their seeds, which no study sees. Each study sees the trainings in another order, and questions that
 are drawn anew with `--resample`.
 
-    python -m benchmarks.search.picking replay --grid GRID --finals FINALS --first-study 1000 --out FILE
-    python -m benchmarks.search.picking replay --grid GRID --finals FINALS --shares 0.25 --out FILE
+    python -m benchmarks.search.picking replay --grid GRID --finals FINALS --first-study 1000 --out PICKS
+    python -m benchmarks.search.picking judge --grid GRID --finals FINALS --picks PICKS --out FILE
     python -m benchmarks.search.picking correlation --grid GRID --finals FINALS --out FILE
 
 GRID is what `benchmarks.search.samplers grid` wrote, FINALS what `benchmarks.search.finals` wrote.
@@ -32,16 +32,18 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from benchmarks.harness.record import add_output_arguments, write_rows
-from benchmarks.search.ranking import as_trial
+from benchmarks.search.ranking import as_trial, configurations
 from benchmarks.search.samplers import Search, cost_of, search_of
 from benchmarks.search.simulation import Point, see
 from vqa.config.check import register_resolvers
-from vqa.results.comparison import Trained, next_trainings, standing_order
+from vqa.results.comparison import Trained, next_trainings, retraining_noise, standing_order
 
 Array = NDArray[np.float64]
-Study = dict[str, dict[str, float]]  # rule -> scores of what it picked
+Study = dict[str, dict[str, Any]]  # share of the cost that is kept -> what is picked
 SCORES = ("nll", "test_nll", "accuracy", "test_accuracy")
+KIND = ("search", "trials", "reports", "resampled")  # of studies that are told together
 SIZES = (12, 16, 24, 36, 48)  # cost of a study, in whole trials
+MOST_DRAWN = 5  # trainings of a configuration, where they are drawn
 HELD_BACK = 2  # trainings of short trials that no study sees, for the regret
 SHARES = (0.125, 0.1875, 0.25, 0.375)  # of that cost, kept for the race
 
@@ -52,36 +54,65 @@ class Table:
 
     Args:
         trained: For each training, the configurations as short trials report them.
-        finals: Score -> (configurations, seeds), of the final runs.
+        finals: Score -> (configurations, seeds), of the final runs; NaN where none was made.
+        noise: Standard deviation of a trial's NLL over trainings: what all share, and what is its own.
         costs: Whether all run to their end, and number of trials -> reports that they cost.
     """
 
     trained: list[list[Point]]
     finals: dict[str, Array]
+    noise: tuple[float, float]
     costs: dict[tuple[bool, int], float] = field(default_factory=dict)
 
-    def worth(self, index: int) -> dict[str, float]:
-        """The scores of a configuration's final run, mean over its seeds."""
-        return {name: float(values[index].mean()) for name, values in self.finals.items()}
+    def final(self, index: int) -> dict[str, float]:
+        """The scores of a configuration's final run, mean over its seeds; NaN where none was made."""
+        made = {name: values[index][np.isfinite(values[index])] for name, values in self.finals.items()}
+        return {name: float(values.mean()) if len(values) else math.nan for name, values in made.items()}
+
+    def worth(self, choice: dict[str, Any]) -> dict[str, float]:
+        """The final run's scores of what a study chose, and what it cost."""
+        facts = {"regret": choice["regret"], "spare": choice["spare"], "tried": len(choice["tried"])}
+        return self.final(choice["picked"]) | facts
+
+    def best_of(self, tried: Sequence[int]) -> dict[str, float]:
+        """The best final run of those that were tried."""
+        finals = [self.final(index) for index in tried]
+        return min(finals, key=lambda final: math.inf if math.isnan(final["nll"]) else final["nll"])
 
 
-def read_table(grid: Path, finals: Path) -> Table:
-    """The grid's configurations; trainings and final runs of which one is missing are left out."""
+def read_table(grid: Path, finals: Path, trained: Path | None = None) -> Table:
+    """The grid's configurations.
+
+    Args:
+        grid: Their short trials.
+        finals: Their final runs, and further trainings of the trials; a training that is not whole is left
+            out.
+        trained: Other configurations' trainings, for the noise of the trials where there are no further ones.
+    """
     points = [Point(**row) for row in json.loads(grid.read_text())["rows"]]
     rows = json.loads(finals.read_text())["rows"]
 
-    def of(kind: str) -> list[list[dict[str, Any]]]:
+    def of(kind: str) -> list[list[dict[str, Any] | None]]:
         own = [row for row in rows if row["kind"] == kind]
         seeds = sorted({row["train_seed"] for row in own})
-        found = [[_row_of(own, seed, point.params) for point in points] for seed in seeds]
-        return [[row for row in whole if row] for whole in found if all(whole)]
+        return [[_row_of(own, seed, point.params) for point in points] for seed in seeds]
 
     long = of("final")
-    scores = {name: np.array([[row[name] for row in whole] for whole in long]).T for name in SCORES}
+    scores = {
+        name: np.array([[row[name] if row else math.nan for row in whole] for whole in long]).T
+        for name in SCORES
+    }
     again = [
-        [_told_again(p, row["nll"]) for p, row in zip(points, whole, strict=True)] for whole in of("trial")
+        [_told_again(p, row["nll"]) for p, row in zip(points, whole, strict=True) if row]
+        for whole in of("trial")
+        if all(whole)
     ]
-    return Table([points, *again], scores)
+    noise = (0.0, 0.0)
+    if trained is not None:
+        found, _, pictures = configurations(trained)
+        sd, apart = retraining_noise([as_trial(i, t, pictures) for i, t in enumerate(found)])
+        noise = (math.sqrt(max(0.0, (sd or 0.0) ** 2 - apart**2)), apart)
+    return Table([points, *again], scores, noise)
 
 
 def _row_of(rows: Sequence[dict[str, Any]], seed: int, params: dict[str, Any]) -> dict[str, Any] | None:
@@ -132,10 +163,8 @@ def study(table: Table, search: str, cost: int, shares: Sequence[float], resampl
     `best_of_tried` is no rule: the configuration among the trials whose final run is the best.
     """
     rng = np.random.default_rng([seed, cost])
-    order = rng.permutation(len(table.trained)).tolist()
-    most = max(2, len(order) - HELD_BACK)
-    trained = [see(table.trained[k], seed if resample else None).points for k in order[:most]]
-    unseen = np.mean([[np.mean(p.nll) for p in table.trained[k]] for k in order[most:] or order], axis=0)
+    trained, unseen = trainings(table, rng, seed if resample else None)
+    most = len(trained)
     each = len(trained[0][0].reports)
     budget = table.costs[search == "random", cost]
     drawn = rng.permutation(len(unseen)).tolist()
@@ -146,12 +175,34 @@ def study(table: Table, search: str, cost: int, shares: Sequence[float], resampl
         left = budget - spare * each
         tried = completed(course, left) if course else drawn[: round(left / each)]
         index = raced(trained, tried, spare, most)[0].trial
-        found[f"{share}"] = table.worth(index) | {"regret": float(unseen[index] - unseen.min())}
-        found[f"{share}"] |= {"spare": spare, "tried": len(tried)}
-        if not share:
-            best = min(tried, key=lambda index: table.worth(index)["nll"])
-            found["best_of_tried"] = table.worth(best) | {"regret": float(unseen[best] - unseen.min())}
+        regret = float(unseen[index] - unseen.min())
+        found[f"{share}"] = {"picked": index, "regret": regret, "spare": spare, "tried": tried}
     return found
+
+
+def trainings(
+    table: Table, rng: np.random.Generator, resample: int | None
+) -> tuple[list[list[Point]], Array]:
+    """The trainings that a study sees, in its own order, and each configuration's mean NLL over the others.
+
+    Where trials were trained once, further trainings are drawn with the noise that was measured on others.
+    """
+    if len(table.trained) > 1:
+        order = rng.permutation(len(table.trained)).tolist()
+        most = max(2, len(order) - HELD_BACK)
+        seen = [see(table.trained[k], resample).points for k in order[:most]]
+        others = [[np.mean(p.nll) for p in table.trained[k]] for k in order[most:] or order]
+        return seen, np.mean(others, axis=0)
+    shared, apart = table.noise
+    points = see(table.trained[0], resample).points
+    moved = rng.normal(0, shared, (MOST_DRAWN, 1)) + rng.normal(0, apart, (MOST_DRAWN, len(points)))
+    seen = [[_moved(p, by) for p, by in zip(points, row.tolist(), strict=True)] for row in moved]
+    return seen, np.array([np.mean(point.nll) for point in table.trained[0]])
+
+
+def _moved(point: Point, by: float) -> Point:
+    reports, nll = ([value + by for value in values] for values in (point.reports, point.nll))
+    return Point(point.params, reports, nll, point.per_fold)
 
 
 def searched(points: list[Point], search: Search, budget: float, seed: int) -> list[tuple[float, list[int]]]:
@@ -167,40 +218,67 @@ def searched(points: list[Point], search: Search, budget: float, seed: int) -> l
 
 
 def completed(course: Sequence[tuple[float, list[int]]], budget: float) -> list[int]:
-    """What a search has completed at a cost; two at least, or there is nothing to choose."""
+    """What a search has completed at a cost; one at least, or there is nothing to choose."""
     done: list[int] = []
     for cost, complete in course:
-        if cost > budget and len(done) > 1:
+        if cost > budget and done:
             break
         done = complete
     return done
 
 
 def replayed(table: Table, given: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row for each search, cost and share: scores of the pick's final run, and the gain over no race."""
+    """One row for each search, cost and study: what it picked under each share."""
     rows = []
     with ProcessPoolExecutor(given.processes) as pool:
         for search, cost in [(search, cost) for search in given.searches for cost in given.trials]:
-            one = partial(study, table, search, cost, given.shares, given.resample)
             seeds = range(given.first_study, given.first_study + given.studies)
-            found = list(pool.map(one, seeds, chunksize=8))
-            what = {"kind": "picked", "search": search, "trials": cost, "resampled": given.resample}
-            what |= {
-                "reports": round(table.costs[search == "random", cost], 1),
-                "first_study": given.first_study,
-            }
-            rows += [_row(what | {"share": name, "studies": len(found)}, name, found) for name in found[0]]
+            one = partial(study, table, search, cost, given.shares, given.resample)
+            reports = round(table.costs[search == "random", cost], 1)
+            what = {"search": search, "trials": cost, "reports": reports, "resampled": given.resample}
+            for seed, found in zip(seeds, pool.map(one, seeds, chunksize=8), strict=True):
+                rows.append({**what, "study": seed, "shares": found})
+            print(json.dumps(what), flush=True)
     return rows
 
 
-def _row(row: dict[str, Any], name: str, found: Sequence[Study]) -> dict[str, Any]:
-    for score in found[0][name]:
-        values = np.array([picked[name][score] for picked in found])
-        row[score] = round(float(values.mean()), 5)
-        if name != "0.0" and score in found[0]["0.0"] and score in ("regret", *SCORES):
-            gain = np.array([picked["0.0"][score] for picked in found]) - values
-            se = float(gain.std(ddof=1)) / math.sqrt(len(gain))
-            row[f"{score}_gain"] = {"mean": round(float(gain.mean()), 5), "se": round(se, 5)}
+def judged(table: Table, studies: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each search, cost and share: scores of the pick's final run, and the gain over no race.
+
+    `best_of_tried` is no rule: the configuration among the trials whose final run is the best.
+    """
+    kinds: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for one in studies:
+        kinds.setdefault(tuple(one[key] for key in KIND), []).append(one)
+    rows = []
+    for kind, own in kinds.items():
+        before = [table.worth(one["shares"]["0.0"]) for one in own]
+        for share in (*own[0]["shares"], "best_of_tried"):
+            now = [
+                table.best_of(one["shares"]["0.0"]["tried"])
+                if share == "best_of_tried"
+                else table.worth(one["shares"][share])
+                for one in own
+            ]
+            row = dict(zip(KIND, kind, strict=True)) | {"kind": "picked", "share": share, "studies": len(own)}
+            rows.append(_row(row, before, now))
+    return rows
+
+
+def _row(
+    row: dict[str, Any], before: Sequence[dict[str, float]], now: Sequence[dict[str, float]]
+) -> dict[str, Any]:
+    for score in now[0]:
+        values, old = (np.array([worth.get(score, math.nan) for worth in worths]) for worths in (now, before))
+        both = np.isfinite(values) & np.isfinite(old)  # both picks have a final run
+        if score in ("spare", "tried"):
+            row[score] = round(float(values.mean()), 2)
+            continue
+        row |= {score: round(float(values[both].mean()), 5), "judged": int(both.sum())}
+        if row["share"] != "0.0":
+            gain = (old - values)[both]
+            error = float(gain.std(ddof=1)) / math.sqrt(len(gain))
+            row[f"{score}_gain"] = {"mean": round(float(gain.mean()), 5), "se": round(error, 5)}
     print(json.dumps(row), flush=True)
     return row
 
@@ -217,16 +295,17 @@ def correlation(table: Table) -> list[dict[str, Any]]:
         mean = short.mean(axis=0)
         kept = mean <= (np.inf if part == "all" else np.median(mean))
         for score in ("nll", "test_nll"):
-            long = table.finals[score][kept]
+            made = kept & np.isfinite(table.finals[score]).all(axis=1)
+            long = table.finals[score][made]
             goal = long.mean(axis=1)
             row: dict[str, Any] = {
                 "kind": "correlation",
                 "configurations": part,
-                "n": int(kept.sum()),
+                "n": int(made.sum()),
                 "score": score,
             }
-            row["once"] = float(np.mean([spearmanr(one[kept], goal).statistic for one in short]))
-            row["mean"] = float(spearmanr(mean[kept], goal).statistic)
+            row["once"] = float(np.mean([spearmanr(one[made], goal).statistic for one in short]))
+            row["mean"] = float(spearmanr(mean[made], goal).statistic)
             row["noise"] = float(np.sqrt(long.var(axis=1, ddof=1).mean())) if long.shape[1] > 1 else None
             row |= {"trainings": len(short), "final_seeds": long.shape[1]}
             row |= {"best_final": float(goal.min()), "median_final": float(np.median(goal))}
@@ -248,25 +327,27 @@ def with_costs(table: Table, sizes: Sequence[int]) -> Table:
 def main() -> None:
     """Parse the command line, replay, write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("step", choices=("replay", "correlation"))
+    parser.add_argument("step", choices=("replay", "judge", "correlation"))
     parser.add_argument("--grid", type=Path, required=True)
     parser.add_argument("--finals", type=Path, required=True)
+    parser.add_argument("--trained", type=Path, help="what `benchmarks.search.retraining short` wrote")
+    parser.add_argument("--picks", type=Path, help="what the step replay wrote")
     parser.add_argument("--trials", type=int, nargs="+", default=SIZES, help="cost of a study, in trials")
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of the cost, for the race")
     parser.add_argument("--searches", nargs="+", default=["random", "tpe+successive_halving"])
     parser.add_argument("--studies", type=int, default=200)
     parser.add_argument("--first-study", type=int, default=0, help="seed of the first")
-    parser.add_argument(
-        "--resample", action="store_true", help="another sample of the questions for each study"
-    )
+    parser.add_argument("--resample", action="store_true", help="other questions for each study")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     add_output_arguments(parser)
     given = parser.parse_args()
     register_resolvers()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    table = read_table(given.grid, given.finals)
+    table = read_table(given.grid, given.finals, given.trained)
     if given.step == "correlation":
         rows = correlation(table)
+    elif given.step == "judge":
+        rows = judged(table, json.loads(given.picks.read_text())["rows"])
     else:
         rows = replayed(with_costs(table, given.trials), given)
     write_rows(given.out, f"picking_{given.step}", rows, given.machine, append=False)
