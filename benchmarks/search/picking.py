@@ -19,6 +19,7 @@ import argparse
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -32,11 +33,12 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from benchmarks.harness.record import add_output_arguments, write_rows
-from benchmarks.search.ranking import as_trial, configurations
-from benchmarks.search.samplers import Search, cost_of, search_of
+from benchmarks.search.ranking import as_trial, choices, configurations
+from benchmarks.search.samplers import Search, cost_of, search_of, space
 from benchmarks.search.simulation import Point, see
 from vqa.config.check import register_resolvers
 from vqa.results.comparison import Trained, next_trainings, retraining_noise, standing_order
+from vqa.sweep.search.thompson import features
 
 Array = NDArray[np.float64]
 Study = dict[str, dict[str, Any]]  # share of the cost that is kept -> what is picked
@@ -158,10 +160,7 @@ def raced(trained: Sequence[Sequence[Point]], chosen: Sequence[int], spare: int,
 
 
 def study(table: Table, search: str, cost: int, shares: Sequence[float], resample: bool, seed: int) -> Study:
-    """What one study picks, by the share of its cost that is kept for the race; 0.0 is all trials once.
-
-    `best_of_tried` is no rule: the configuration among the trials whose final run is the best.
-    """
+    """What one study picks, by the share of its cost that is kept for the race; 0.0 is all trials once."""
     rng = np.random.default_rng([seed, cost])
     trained, unseen = trainings(table, rng, seed if resample else None)
     most = len(trained)
@@ -175,9 +174,24 @@ def study(table: Table, search: str, cost: int, shares: Sequence[float], resampl
         left = budget - spare * each
         tried = completed(course, left) if course else drawn[: round(left / each)]
         index = raced(trained, tried, spare, most)[0].trial
-        regret = float(unseen[index] - unseen.min())
-        found[f"{share}"] = {"picked": index, "regret": regret, "spare": spare, "tried": tried}
+        found[f"{share}"] = {"picked": index, "spare": spare, "tried": tried}
+        if not share and len(tried) > 1:
+            for rule, index in by_rule([trained[0][i] for i in tried]).items():
+                found[rule] = {"picked": tried[index], "spare": 0, "tried": tried}
+    for choice in found.values():
+        choice["regret"] = float(unseen[choice["picked"]] - unseen.min())
     return found
+
+
+def by_rule(points: Sequence[Point]) -> dict[str, int]:
+    """What other rules choose among trials that were trained once, from their scores alone."""
+    values = np.array([point.nll for point in points])
+    scores = values.mean(axis=1)
+    widths = (values - values[scores.argmin()]).std(axis=1, ddof=1) / math.sqrt(values.shape[1])
+    params = [point.params for point in points]
+    places = np.array([features(one, space().distributions) for one in params])
+    chosen = choices(scores, widths, params, places, float(widths.max()))
+    return {rule: index for rule, index in chosen.items() if rule not in ("lowest_score", "smoothed")}
 
 
 def trainings(
@@ -245,6 +259,8 @@ def replayed(table: Table, given: argparse.Namespace) -> list[dict[str, Any]]:
 def judged(table: Table, studies: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row for each search, cost and share: scores of the pick's final run, and the gain over no race.
 
+    `moved` is the root of the summed squares of how much oftener each configuration is picked than without a
+    race: times the noise of one final run, it is the gain's error from having made one of each.
     `best_of_tried` is no rule: the configuration among the trials whose final run is the best.
     """
     kinds: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
@@ -253,16 +269,26 @@ def judged(table: Table, studies: Sequence[dict[str, Any]]) -> list[dict[str, An
     rows = []
     for kind, own in kinds.items():
         before = [table.worth(one["shares"]["0.0"]) for one in own]
-        for share in (*own[0]["shares"], "best_of_tried"):
+        for share in (*dict.fromkeys(name for one in own for name in one["shares"]), "best_of_tried"):
             now = [
                 table.best_of(one["shares"]["0.0"]["tried"])
                 if share == "best_of_tried"
-                else table.worth(one["shares"][share])
+                else table.worth(one["shares"].get(share, one["shares"]["0.0"]))
                 for one in own
             ]
             row = dict(zip(KIND, kind, strict=True)) | {"kind": "picked", "share": share, "studies": len(own)}
+            if share in own[0]["shares"]:
+                row["moved"] = round(_moved_picks(own, share), 4)
             rows.append(_row(row, before, now))
     return rows
+
+
+def _moved_picks(studies: Sequence[dict[str, Any]], share: str) -> float:
+    counts: Counter[int] = Counter()
+    for one in studies:
+        counts[one["shares"].get(share, one["shares"]["0.0"])["picked"]] += 1
+        counts[one["shares"]["0.0"]["picked"]] -= 1
+    return math.sqrt(sum(count**2 for count in counts.values())) / len(studies)
 
 
 def _row(
@@ -333,7 +359,7 @@ def main() -> None:
     parser.add_argument("--trained", type=Path, help="what `benchmarks.search.retraining short` wrote")
     parser.add_argument("--picks", type=Path, help="what the step replay wrote")
     parser.add_argument("--trials", type=int, nargs="+", default=SIZES, help="cost of a study, in trials")
-    parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of the cost, for the race")
+    parser.add_argument("--shares", type=float, nargs="*", default=SHARES, help="of the cost, for the race")
     parser.add_argument("--searches", nargs="+", default=["random", "tpe+successive_halving"])
     parser.add_argument("--studies", type=int, default=200)
     parser.add_argument("--first-study", type=int, default=0, help="seed of the first")
