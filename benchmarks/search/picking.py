@@ -228,8 +228,8 @@ def trainings(
 def as_final(table: Table) -> Table:
     """The table with the trials moved onto a line through their final runs' held-out NLL.
 
-    The grid's own trainings have luck in them, which a race about them cannot take out. Here the trials rank
-    as the final runs do, but for what questions and trainings drawn anew add, so a race gains the most it can.
+    The grid's own trainings have luck in them, which a race cannot take out of what is drawn about them. Here
+    the trials rank as the final runs do, but for what questions and trainings drawn anew add.
     """
     short = np.array([np.mean(point.nll) for point in table.trained[0]])
     long = np.array([table.final(index)["nll"] for index in range(len(short))])
