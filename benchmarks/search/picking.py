@@ -186,7 +186,7 @@ def study(table: Table, search: str, cost: int, shares: Sequence[float], resampl
                 found[rule] = {"picked": tried[index], "spare": 0, "tried": tried}
     for runs in FINAL_RUNS:
         left = budget - (runs - 1) * FINAL_COST * each
-        tried = completed(course, left) if course else drawn[: round(left / each)]
+        tried = completed(course, left) if course else drawn[: max(1, round(left / each))]
         ranked = [trial.trial for trial in raced(trained, tried, 0, most)][:runs]
         found[f"{runs} final runs"] = {"picked": ranked[0], "candidates": ranked, "spare": 0, "tried": tried}
     for choice in found.values():
