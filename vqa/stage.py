@@ -18,6 +18,7 @@ from vqa.data.places import missing_data_files
 from vqa.errors import UserError
 from vqa.machine import processes
 from vqa.results.adapter_record import TAKEN, read_record, weights_sha256, with_record
+from vqa.results.finish import at_work
 from vqa.results.folder import (
     RunFolder,
     StudyFolder,
@@ -26,7 +27,6 @@ from vqa.results.folder import (
     folder_of_file,
     refuse_no_adapters,
 )
-from vqa.results.run_lock import at_work
 from vqa.stages.preflight import prepare
 
 if TYPE_CHECKING:

@@ -130,7 +130,7 @@ def gains(members: Sequence[Rows], weigh: Weigh) -> dict[str, Any]:
 
     Returns:
         The ensemble's `accuracy` and `nll`, and `over_best_member` and `over_equal_weights` as
-        `vqa.results.averages.paired_gain`; {} where no rows can be left out.
+        `vqa.results.predictions.paired_gain`; {} where no rows can be left out.
     """
     together = cross_fitted_average(members, weigh)
     best = cross_fitted_average(members, best_member)

@@ -21,7 +21,6 @@ from vqa.config.settings import Settings
 from vqa.errors import UserError
 from vqa.machine.device import cards_for, choose_device, choose_dtype, limit_memory, release_memory
 from vqa.model.families.family import Family
-from vqa.model.families.placement import spread_layers
 from vqa.model.families.processor import load_image_processor, load_processor
 from vqa.model.families.structure import (
     Structure,
@@ -30,6 +29,7 @@ from vqa.model.families.structure import (
     lora_targets,
     model_class,
     read_structure,
+    spread_layers,
     stored_quantization,
     structure_of,
 )

@@ -21,9 +21,15 @@ from vqa.config.words import command_line, quoted
 from vqa.errors import UserError, refuse_no_adapter
 from vqa.machine.files import is_locked, read_text, replace_text
 from vqa.machine.safe_text import mask_secrets
-from vqa.results.folds import FoldResult, read_folds
-from vqa.results.ranges import Range, ranges_of
-from vqa.results.trials import TrialRow, read_leaderboard, read_trials
+from vqa.results.trials import (
+    FoldResult,
+    Range,
+    TrialRow,
+    ranges_of,
+    read_folds,
+    read_leaderboard,
+    read_trials,
+)
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +40,7 @@ AGAIN, DONE = "again", "done"  # further trainings of a trial; written last into
 FOLDS, OUT_OF_FOLD = "folds.csv", "oof_predictions.csv"
 CALIBRATION = "calibration.json"  # beside an adapter's weights: its temperature
 MEMBER = "member_"  # and its number, from 0: one of several adapters in the folder of all
-RUN_LOCK = ".run.lock"  # held by the process that works in a run's folder, see `vqa.results.run_lock`
+RUN_LOCK = ".run.lock"  # held by the process that works in a run's folder, see `vqa.results.finish`
 # a folder with only these may be claimed by another run
 BOOKKEEPING = (".hydra", "run.log", ".mlflow_run_id", ".wandb_run_id", "split.csv", RUN_LOCK)
 # Where and how a run computes, not what: it may be resumed with other values of these keys.
@@ -116,7 +122,7 @@ class RunFolder:
 
     @property
     def in_use(self) -> bool:
-        """Whether a process is at work in it now, see `vqa.results.run_lock`."""
+        """Whether a process is at work in it now, see `vqa.results.finish`."""
         lock = self.path / RUN_LOCK
         return lock.exists() and is_locked(lock)
 

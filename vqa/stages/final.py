@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 
 from vqa.answer.members import read_out, refuse_texts
-from vqa.answer.options import refuse_options
 from vqa.answer.readout import answer
 from vqa.answer.score import score
 from vqa.config.messages import plain_message
 from vqa.config.settings import Settings
-from vqa.data.sample_submission import as_sample
+from vqa.data.contest_csv import as_sample
 from vqa.data.source import split_questions, test_questions
 from vqa.data.split import Split, make_folds, subsample, write_split
 from vqa.errors import UserError
@@ -30,7 +29,7 @@ from vqa.machine import processes
 from vqa.machine.device import peak_memory_gib
 from vqa.model.adapter import adapter_state, attached, restore, save_adapter
 from vqa.model.base import Base, load_base
-from vqa.model.context import refuse_too_long
+from vqa.model.context import refuse_options, refuse_too_long
 from vqa.model.encode import Encoder
 from vqa.question import Question
 from vqa.report import plots

@@ -2,7 +2,7 @@
 
 Only this module and `vqa.tracking.store` import mlflow. Every call names its run id: there is no global
 "active run" that parallel workers could mix up. A store that cannot be used is refused at the start; one that
-goes away later gets its records when it is back (`vqa.tracking.outbox`), and no training waits for it.
+goes away later gets its records when it is back (`vqa.machine.retry`), and no training waits for it.
 """
 
 import logging

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from vqa.answer.adapt.embeddings import answer_embeddings, picture_embeddings
+from vqa.answer.adapt.formulas import answer_embeddings, picture_embeddings
 from vqa.answer.adapt.method import Scores
 from vqa.answer.adapt.weights import AdaptedWeights
 from vqa.machine.device import memory_share, release_memory
