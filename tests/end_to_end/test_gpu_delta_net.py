@@ -12,7 +12,7 @@ from vqa.model.families.structure import lora_targets, model_class, structure_of
 from vqa.model.families.table import family_of
 from vqa.model.forward import shared_prefix
 from vqa.model.kernels import delta_net
-from vqa.model.kernels.delta_rule import by_chunks, delta_rule, missing_kernel
+from vqa.model.kernels.delta_net import by_chunks, delta_rule, missing_kernel
 from vqa.model.kernels.short_conv import row_levels, short_conv
 from vqa.model.kernels.tree import tree_layout
 from vqa.model.own_text import OwnText

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import environment
 from tests.helpers.command_line import vqa
-from vqa.results.manifest import Provenance, write_manifest
+from vqa.results.finish import Provenance, write_manifest
 from vqa.results.predictions import Prediction, write_predictions
 
 ODD = "한국어 📷 'a\" b"

@@ -36,7 +36,7 @@ from vqa.model.families.structure import (
 from vqa.model.families.table import family_of
 from vqa.model.generic_prompt import PromptWriter
 from vqa.model.generic_text import GenericText
-from vqa.model.kernels.delta_rule import missing_kernel
+from vqa.model.kernels.delta_net import missing_kernel
 from vqa.model.kernels.pointwise import use_compiler
 from vqa.model.letters import Letters
 from vqa.model.memory import does_not_fit

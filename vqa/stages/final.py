@@ -42,9 +42,8 @@ from vqa.results.calibration import (
     tempered,
     write_calibration,
 )
-from vqa.results.finish import Results, finish_run
+from vqa.results.finish import Provenance, Results, finish_run
 from vqa.results.folder import RunFolder, member_folder
-from vqa.results.manifest import Provenance
 from vqa.results.metrics import (
     collapse_alarm,
     guessing_of,

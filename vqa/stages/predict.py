@@ -20,9 +20,8 @@ from vqa.model.encode import Encoder
 from vqa.question import Question
 from vqa.results.adapter_record import weights_sha256
 from vqa.results.calibration import calibrated_scores, tempered
-from vqa.results.finish import Results, finish_run
+from vqa.results.finish import Provenance, Results, finish_run
 from vqa.results.folder import RunFolder, adapter_folder
-from vqa.results.manifest import Provenance
 from vqa.results.metrics import collapse_alarm, no_answer_rate, summary
 from vqa.results.predictions import Prediction
 from vqa.stages.final import compare_with_base

@@ -6,8 +6,7 @@ import torch.nn.functional as F
 
 from tests.helpers.float64 import token_by_token
 from vqa.model.kernels import pointwise
-from vqa.model.kernels.delta_net import gate_attention
-from vqa.model.kernels.delta_rule import by_chunks, gates
+from vqa.model.kernels.delta_net import by_chunks, gate_attention, gates
 from vqa.model.kernels.short_conv import Level, children, last_inputs, row_levels, short_conv
 from vqa.model.kernels.tree import tree_layout
 

@@ -9,9 +9,8 @@ from dataclasses import replace
 import torch
 
 from vqa.answer.adapt.formulas import Moments, marginal_entropy, misalignment, most_confident
-from vqa.answer.adapt.gradient import HALF_SCALE
+from vqa.answer.adapt.gradient import HALF_SCALE, MOMENTUM
 from vqa.answer.adapt.method import Adapting, Guarded, Scores, joined
-from vqa.answer.adapt.weights import MOMENTUM
 from vqa.errors import UserError
 from vqa.machine.device import prefetched, release_memory
 from vqa.model.decoder import Recompute, Row, SoftTokens, answer_logits, early_states

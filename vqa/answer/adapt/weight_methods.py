@@ -20,9 +20,15 @@ from vqa.answer.adapt.formulas import (
     reliable,
     view_divergence,
 )
-from vqa.answer.adapt.gradient import Gradients, Outputs, letter_gradient, read_batch
+from vqa.answer.adapt.gradient import (
+    AdaptedWeights,
+    Gradients,
+    Outputs,
+    letter_gradient,
+    read_batch,
+    worst_direction,
+)
 from vqa.answer.adapt.method import Adapting, Guarded, Scores, joined
-from vqa.answer.adapt.weights import AdaptedWeights, worst_direction
 from vqa.errors import UserError
 from vqa.model.vision.views import viewed
 from vqa.question import Question
