@@ -334,9 +334,9 @@ def _load(settings: Settings, device: torch.device, dtype: torch.dtype, cards: i
     family = family_of(config, settings.env.device_map)
     _refuse_other_weights(config, folder, settings.model.path)
     weights = _quantization(settings, config, dtype)
+    # None would be taken for "not quantised" and overrule what a quantised checkpoint says of itself
+    quantized = {} if weights is None else {"quantization_config": weights}
     try:
-        # None would be taken for "not quantised" and overrule what a quantised checkpoint says of itself
-        quantized = {} if weights is None else {"quantization_config": weights}
         with left_to_others():  # bars of downloads and of weights
             model: Any = AutoModelForImageTextToText.from_pretrained(
                 folder,
@@ -366,19 +366,33 @@ def _load(settings: Settings, device: torch.device, dtype: torch.dtype, cards: i
         text: Text = OwnText(model, tokenizer, device)
     else:
         whole = load_processor(folder, config, tokenizer, processor, where)
-        if family.own_tower:
-            cache = VisionCache(model, processor, settings.image.cache_gib)
-            samples = [whole.image_token * tokens for tokens in BLANK_TOKENS]
-        else:
-            pictures = GenericPictures(model, whole, family, structure.pictures)
-            cache = VisionCache(model, processor, settings.image.cache_gib, pictures)
-            blank = [Image.new("RGB", size) for size in BLANK]
-            samples = [pictures.prepare(picture, settings.image).placeholder for picture in blank]
+        cache, samples = _vision(settings, model, processor, whole, family)
         writer = PromptWriter(whole, tokenizer, family.template, samples)
         prompts = GenericText(model, writer, family.shares_prefix, device)
         own = family.is_packed(config) and _has_kernels(config, device)
         text = OwnText(model, tokenizer, device, prompts) if own else prompts
     return Base(model, tokenizer, letters, cache, device, dtype, settings.model.path, family, text, structure)
+
+
+def _vision(
+    settings: Settings, model: Any, processor: Any, whole: Any, family: Family
+) -> tuple[VisionCache, list[str]]:
+    """How a model that is not all our own sees pictures, and the placeholders of two blank ones.
+
+    Args:
+        settings: Of the run.
+        model: As it was loaded.
+        processor: Its image processor.
+        whole: Its processor.
+        family: Its family.
+    """
+    if family.own_tower:
+        cache = VisionCache(model, processor, settings.image.cache_gib)
+        return cache, [whole.image_token * tokens for tokens in BLANK_TOKENS]
+    pictures = GenericPictures(model, whole, family, structure_of(model).pictures)
+    cache = VisionCache(model, processor, settings.image.cache_gib, pictures)
+    blank = [Image.new("RGB", size) for size in BLANK]
+    return cache, [pictures.prepare(picture, settings.image).placeholder for picture in blank]
 
 
 def _device_map(settings: Settings, config: Any, device: torch.device, cards: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
@@ -271,16 +272,7 @@ def text_findings(settings: Settings) -> tuple[list[str], list[str]]:
             letter_tokens(lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"]), most)
         except UserError as error:
             problems.append(str(error))
-    several = next((q for questions in parts.values() for q in questions if q.further), None)
-    processor = read_processor(settings, config) if several else None
-    if several is not None and processor is not None:
-        try:
-            refuse_several_pictures(
-                processor,
-                budget_arguments(processor, family_of(config, settings.env.device_map), settings.image),
-            )
-        except UserError as error:
-            problems.append(f"question {several.id!r} has {len(several.pictures)} pictures. {error}")
+    problems += _several_pictures(settings, config, [q for questions in parts.values() for q in questions])
     for part, questions in parts.items():
         if found := rows_with_control_words(tokenizer, questions):
             shown = ", ".join(f"{id_} ({word})" for id_, word in found[:SHOWN])
@@ -292,3 +284,17 @@ def text_findings(settings: Settings) -> tuple[list[str], list[str]]:
             long = too_long(tokenizer, settings.prompt, questions, context - system, visual)
             problems += [f"{part}: {describe_too_long(long, context)}"] if long else []
     return problems, notes
+
+
+def _several_pictures(settings: Settings, config: Any, questions: Sequence[Question]) -> list[str]:
+    """Why the model's processor cannot be asked about the first question on several pictures; else []."""
+    several = next((question for question in questions if question.further), None)
+    processor = read_processor(settings, config) if several else None
+    if several is None or processor is None:
+        return []
+    family = family_of(config, settings.env.device_map)
+    try:
+        refuse_several_pictures(processor, budget_arguments(processor, family, settings.image))
+    except UserError as error:
+        return [f"question {several.id!r} has {len(several.pictures)} pictures. {error}"]
+    return []

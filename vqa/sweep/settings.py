@@ -258,14 +258,7 @@ def read_settings(node: Mapping[str, Any]) -> SweepSettings:
             f"hydra.sweeper.objective must be nll with hydra.sweeper.direction={values['direction']}, got "
             f"{values['objective']!r}: with another one the jobs' value is an NLL, which is minimised."
         )
-    for key, value in values["params"].items():
-        if isinstance(value, Mapping):
-            inner = next(iter(value), "key")
-            raise UserError(
-                f"hydra.sweeper.params must name whole keys, got {key!r} with keys below it. In a file write "
-                f"{key}.{inner} as one key, on the command line a range without hydra.sweeper.params: "
-                f"'{key}.{inner}=choice(1,2)'."
-            )
+    _refuse_groups_of_keys(values["params"])
     pruner = values["pruner"]
     if pruner["_target_"].endswith(".HyperbandPruner") and not isinstance(pruner.get("max_resource"), int):
         raise UserError(
@@ -273,3 +266,14 @@ def read_settings(node: Mapping[str, Any]) -> SweepSettings:
             f"got {pruner.get('max_resource')!r}: with 'auto' the brackets would differ between processes."
         )
     return SweepSettings(**values)
+
+
+def _refuse_groups_of_keys(params: Mapping[str, Any]) -> None:
+    for key, value in params.items():
+        if isinstance(value, Mapping):
+            inner = next(iter(value), "key")
+            raise UserError(
+                f"hydra.sweeper.params must name whole keys, got {key!r} with keys below it. In a file write "
+                f"{key}.{inner} as one key, on the command line a range without hydra.sweeper.params: "
+                f"'{key}.{inner}=choice(1,2)'."
+            )

@@ -17,7 +17,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -39,24 +39,31 @@ BROKEN_TRITON = (3, 4)
 HOPPER = (9, 0)
 
 
-def delta_rule(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    decay: torch.Tensor,
-    beta: torch.Tensor,
-    state: torch.Tensor | None,
-    level: Level,
-    final: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What every token reads, and the states at the sequences' ends.
+class Tokens(NamedTuple):
+    """What the delta rule takes of every token.
 
     Args:
-        query: (T, H, K), brought to length one here; key alike.
+        query: (T, H, K), brought to length one by the rule; key alike.
         key: (T, H, K).
         value: (T, V, D).
         decay: (T, V) g, at most 0, in float32 at least.
         beta: (T, V) in [0, 1].
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    decay: torch.Tensor
+    beta: torch.Tensor
+
+
+def delta_rule(
+    tokens: Tokens, state: torch.Tensor | None, level: Level, final: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What every token reads, and the states at the sequences' ends.
+
+    Args:
+        tokens: Of all sequences, one after the other.
         state: (N, V, K, D) before each sequence, in float32 at least; None: zeros.
         level: The sequences.
         final: Whether the states at the ends are wanted.
@@ -64,9 +71,8 @@ def delta_rule(
     Returns:
         (T, V, D), and (N, V, K, D) or None.
     """
-    if value.is_cuda and value.element_size() == 2:
-        return _by_kernel(query, key, value, decay, beta, state, level, final)
-    return by_chunks(query, key, value, decay, beta, state, level, final)
+    by_kernel = tokens.value.is_cuda and tokens.value.element_size() == 2
+    return (_by_kernel if by_kernel else by_chunks)(tokens, state, level, final)
 
 
 def missing_kernel(device: torch.device) -> str:
@@ -89,22 +95,11 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _by_kernel(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    decay: torch.Tensor,
-    beta: torch.Tensor,
-    state: torch.Tensor | None,
-    level: Level,
-    final: bool,
+    tokens: Tokens, state: torch.Tensor | None, level: Level, final: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     kernels: Any = importlib.import_module("fla.ops.gated_delta_rule")
     found, states = kernels.chunk_gated_delta_rule(
-        query[None],
-        key[None],
-        value[None],
-        decay[None],
-        beta[None],
+        *(x[None] for x in tokens),
         initial_state=state,
         output_final_state=final,
         use_qk_l2norm_in_kernel=True,
@@ -115,16 +110,10 @@ def _by_kernel(
 
 
 def by_chunks(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    decay: torch.Tensor,
-    beta: torch.Tensor,
-    state: torch.Tensor | None,
-    level: Level,
-    final: bool,
+    tokens: Tokens, state: torch.Tensor | None, level: Level, final: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`delta_rule` in torch, the sequences side by side, filled up with tokens that leave the state alone."""
+    query, key, value, decay, beta = tokens
     wide = torch.promote_types(value.dtype, torch.float32)
     N, longest = len(level.lengths), max(level.lengths)
     S = -(-longest // CHUNK) * CHUNK
@@ -253,16 +242,12 @@ def mix_by_delta_rule(
         state = None if state is None else children(state, level)
         mixed = short_conv(x, before, weight, level)
         query, key, value = torch.split(mixed, [mixer.key_dim, mixer.key_dim, mixer.value_dim], dim=1)
-        found, state = delta_rule(
+        heads = (
             query.view(len(x), -1, mixer.head_k_dim),
             key.view(len(x), -1, mixer.head_k_dim),
             value.view(len(x), -1, mixer.head_v_dim),
-            g,
-            rates,
-            state,
-            level,
-            goes_on,
         )
+        found, state = delta_rule(Tokens(*heads, g, rates), state, level, goes_on)
         if goes_on:
             before = last_inputs(x, before, level)
         parts.append(found)
