@@ -8,14 +8,14 @@ import pytest
 from vqa.data.source import data_sha256
 from vqa.machine.safe_text import mask_secrets
 from vqa.question import Question
-from vqa.results.finish import (
+from vqa.results.folder import RunFolder
+from vqa.results.work import (
     Provenance,
     device_name,
     git_state,
     package_versions,
     write_manifest,
 )
-from vqa.results.folder import RunFolder
 
 QUESTION = Question("1", Path("a.png"), "ff", "What?", ("w", "x", "y", "z"), "a")
 

@@ -34,7 +34,8 @@ from vqa.model.vision.generic_pictures import budget_arguments, refuse_several_p
 from vqa.progress import shown_progress
 from vqa.question import Question
 from vqa.report.doctor_page import write_doctor_page
-from vqa.results.folder import StudyFolder, adapter_folder, refuse_no_adapters, refuse_other_run
+from vqa.results.folder import StudyFolder, adapter_folder, refuse_no_adapters
+from vqa.results.work import refuse_other_run
 from vqa.stages.final import refuse_settings
 from vqa.stages.footprint import foreseen, memory_lines
 from vqa.stages.preflight import cache_problem, drive_problem, hub_problem

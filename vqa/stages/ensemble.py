@@ -25,10 +25,10 @@ from vqa.config.settings import Settings
 from vqa.errors import UserError
 from vqa.results.averages import average, disagreement, paired_gain
 from vqa.results.calibration import UNCHANGED, calibrated_scores, chosen_temperature, tempered
-from vqa.results.finish import Provenance, Results, finish_run
 from vqa.results.folder import RunFolder
 from vqa.results.metrics import accuracy, collapse_alarm, nll, summary
 from vqa.results.predictions import Prediction, read_predictions
+from vqa.results.work import Provenance, Results, finish_run
 
 log = logging.getLogger(__name__)
 

@@ -42,7 +42,6 @@ from vqa.results.calibration import (
     tempered,
     write_calibration,
 )
-from vqa.results.finish import Provenance, Results, finish_run
 from vqa.results.folder import RunFolder, member_folder
 from vqa.results.metrics import (
     collapse_alarm,
@@ -54,6 +53,7 @@ from vqa.results.metrics import (
 )
 from vqa.results.predictions import Prediction, read_predictions
 from vqa.results.uncertainty import picture_codes, swapped_halves
+from vqa.results.work import Provenance, Results, finish_run
 from vqa.terminal import TOLD_AGAIN
 from vqa.tracking.mlflow_runs import open_tracker
 from vqa.tracking.record import Run

@@ -10,8 +10,8 @@ from vqa.machine.files import replacing_folder
 from vqa.model.base import model_source, read_model_config
 from vqa.model.families.processor import copy_processor, load_image_processor
 from vqa.model.families.table import family_of
-from vqa.results.finish import Provenance, Results, finish_run
 from vqa.results.folder import RunFolder, adapter_folder, member_folders
+from vqa.results.work import Provenance, Results, finish_run
 
 
 def run_merge(settings: Settings, folder: Path) -> dict[str, Any]:

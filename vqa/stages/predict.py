@@ -20,10 +20,10 @@ from vqa.model.encode import Encoder
 from vqa.question import Question
 from vqa.results.adapter_record import weights_sha256
 from vqa.results.calibration import calibrated_scores, tempered
-from vqa.results.finish import Provenance, Results, finish_run
 from vqa.results.folder import RunFolder, adapter_folder
 from vqa.results.metrics import collapse_alarm, no_answer_rate, summary
 from vqa.results.predictions import Prediction
+from vqa.results.work import Provenance, Results, finish_run
 from vqa.stages.final import compare_with_base
 from vqa.terminal import TOLD_AGAIN
 from vqa.tracking.mlflow_runs import open_tracker

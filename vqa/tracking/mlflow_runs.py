@@ -18,8 +18,8 @@ from vqa.errors import UserError
 from vqa.machine import processes
 from vqa.machine.files import replace_text
 from vqa.machine.safe_text import mask_secrets
-from vqa.results.finish import git_state, package_versions
 from vqa.results.folder import RunFolder, flatten
+from vqa.results.work import git_state, package_versions
 from vqa.tracking.record import NullTracker, Run, Tracker
 from vqa.tracking.store import (
     SETTLE_S,
