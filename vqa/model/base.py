@@ -21,7 +21,6 @@ from vqa.config.settings import Settings
 from vqa.errors import UserError
 from vqa.machine.device import cards_for, choose_device, choose_dtype, limit_memory, release_memory
 from vqa.model.families.family import Family
-from vqa.model.families.processor import load_image_processor, load_processor
 from vqa.model.families.structure import (
     Structure,
     empty_model,
@@ -43,7 +42,7 @@ from vqa.model.memory import does_not_fit
 from vqa.model.own_text import OwnText
 from vqa.model.plugs import Text
 from vqa.model.vision.cache import VisionCache
-from vqa.model.vision.generic_pictures import BLANK, GenericPictures
+from vqa.model.vision.generic_pictures import BLANK, GenericPictures, load_image_processor, load_processor
 from vqa.terminal import left_to_others
 
 log = logging.getLogger(__name__)

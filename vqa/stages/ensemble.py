@@ -13,17 +13,19 @@ from typing import Any
 from vqa.answer.weighing import (
     Rows,
     Weigh,
+    average,
     best_member,
+    disagreement,
     family_shares,
     fitted_weights,
     gains,
     greedy_weights,
     likeness,
+    paired_gain,
 )
 from vqa.config.messages import plain_message
 from vqa.config.settings import Settings
 from vqa.errors import UserError
-from vqa.results.averages import average, disagreement, paired_gain
 from vqa.results.calibration import UNCHANGED, calibrated_scores, chosen_temperature, tempered
 from vqa.results.folder import RunFolder
 from vqa.results.metrics import accuracy, collapse_alarm, nll, summary

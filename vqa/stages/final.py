@@ -19,6 +19,7 @@ import numpy as np
 from vqa.answer.members import read_out, refuse_texts
 from vqa.answer.readout import answer
 from vqa.answer.score import score
+from vqa.answer.weighing import Answers, average, compared_with_one, disagreement
 from vqa.config.messages import plain_message
 from vqa.config.settings import Settings
 from vqa.data.contest_csv import as_sample
@@ -34,7 +35,6 @@ from vqa.model.encode import Encoder
 from vqa.question import Question
 from vqa.report import plots
 from vqa.results.adapter_record import write_record
-from vqa.results.averages import Rows, average, compared_with_one, disagreement
 from vqa.results.calibration import (
     calibrated_scores,
     chosen_temperature,
@@ -313,12 +313,14 @@ def _averaged(
     metrics["members"] = [{name: member[name] for name in OF_A_MEMBER} for member, _ in found]
     metrics["disagreement"] = disagreement([answers.valid for _, answers in found])
     metrics["single"] = compared_with_one(
-        Rows(one.valid, held_out_calibrated(one.valid, wanted)),
-        Rows(valid, held_out_calibrated(valid, wanted)),
+        Answers(one.valid, held_out_calibrated(one.valid, wanted)),
+        Answers(valid, held_out_calibrated(valid, wanted)),
     )
     if "test" in metrics:
-        own = Rows(one.test, tempered(one.test, first["temperature"]))
-        metrics["single"]["test"] = compared_with_one(own, Rows(test, tempered(test, metrics["temperature"])))
+        own = Answers(one.test, tempered(one.test, first["temperature"]))
+        metrics["single"]["test"] = compared_with_one(
+            own, Answers(test, tempered(test, metrics["temperature"]))
+        )
     return metrics, answers
 
 
