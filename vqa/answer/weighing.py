@@ -132,11 +132,7 @@ def _with_interval(differences: NDArray[np.float64], pictures: NDArray[np.int64]
 
 
 def family_shares(families: Sequence[str]) -> list[float]:
-    """Weights by family alone: each family has the same share, and its members have equal parts of it.
-
-    Args:
-        families: Of each member.
-    """
+    """Weights by family alone: each family has the same share, and its members have equal parts of it."""
     members = Counter(families)
     return [1 / (len(members) * members[family]) for family in families]
 

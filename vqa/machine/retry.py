@@ -167,11 +167,7 @@ class Outbox:
         self._next_try = self.clock() + self._pause_s
 
     def settle(self, wait_s: float) -> None:
-        """Retry the calls that wait for a limited time; then drop them and log what is lost.
-
-        Args:
-            wait_s: Seconds to try for.
-        """
+        """Retry the calls that wait for a limited time; then drop them and log what is lost."""
         end = self.clock() + wait_s
         self.flush()
         while self.waiting and self.clock() < end:

@@ -168,9 +168,6 @@ def read_model_config(settings: Settings) -> Any:
 def _files_told(path: str) -> Iterator[None]:
     """Turn what transformers raises for a model's files inside the block into the user's message.
 
-    Args:
-        path: The model, as configured.
-
     Raises:
         UserError: The files are missing, cut off, or made up.
         torch.OutOfMemoryError: As it was raised.
@@ -376,15 +373,7 @@ def _load(settings: Settings, device: torch.device, dtype: torch.dtype, cards: i
 def _vision(
     settings: Settings, model: Any, processor: Any, whole: Any, family: Family
 ) -> tuple[VisionCache, list[str]]:
-    """How a model that is not all our own sees pictures, and the placeholders of two blank ones.
-
-    Args:
-        settings: Of the run.
-        model: As it was loaded.
-        processor: Its image processor.
-        whole: Its processor.
-        family: Its family.
-    """
+    """How a model that is not all our own sees pictures, and the placeholders of two blank ones."""
     if family.own_tower:
         cache = VisionCache(model, processor, settings.image.cache_gib)
         return cache, [whole.image_token * tokens for tokens in BLANK_TOKENS]

@@ -128,11 +128,7 @@ class _PrefixCache(Cache):
 
 
 def can_share(config: Any) -> bool:
-    """Whether every layer of a model keeps states of the kinds known here.
-
-    Args:
-        config: The model's configuration.
-    """
+    """Whether every layer of a model keeps states of the kinds known here."""
     known = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer, DummyLayer)
     return all(type(layer) in known for layer in DynamicCache(config=config).layers)
 

@@ -25,10 +25,6 @@ def write_doctor_page(settings: Settings, problems: Sequence[str]) -> Path | Non
 
     Rows that cannot be used are left out of the numbers; the problems tell of them.
 
-    Args:
-        settings: The run.
-        problems: What the checks found.
-
     Returns:
         The page, in the study's folder.
     """

@@ -324,11 +324,7 @@ class Range:
 
 
 def ranges_of(terms: Mapping[str, object]) -> dict[str, Range]:
-    """The searched intervals by key; choices, and numbers searched as a multiple of another, are left out.
-
-    Args:
-        terms: The content of `study.yaml`.
-    """
+    """The searched intervals by key; choices, and numbers searched as a multiple of another, are left out."""
     space = terms.get("space")
     found: dict[str, Range] = {}
     for name, text in space.items() if isinstance(space, Mapping) else ():

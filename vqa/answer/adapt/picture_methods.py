@@ -87,9 +87,6 @@ class PictureRepair:
     one with the smallest d is kept if its d is at most half of what it was. No weight moves, no label is
     looked at, and the language model runs once.
 
-    Args:
-        adapting: What methods share.
-
     Raises:
         UserError: There are no training pictures to compare with.
 
