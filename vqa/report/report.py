@@ -23,7 +23,7 @@ from vqa.report.page import gallery, inline_svg, render
 from vqa.report.verdict import verdict
 from vqa.results.calibration import UNCHANGED, tempered
 from vqa.results.folder import RunFolder, StudyFolder, read_yaml
-from vqa.results.metrics import guessing_of
+from vqa.results.metrics import accuracy, guessing_of
 from vqa.results.predictions import Prediction, read_predictions
 from vqa.results.trials import NOT_SEARCHED, TrialRow, best_trial, complete_trials, varied_parameters
 
@@ -246,7 +246,7 @@ def run_charts(history: Sequence[Mapping[str, Any]], labelled: Sequence[Predicti
         )
     if labelled:
         sure = sum(max(p.p) for p in labelled) / len(labelled)
-        right = sum(p.answer == p.gold for p in labelled) / len(labelled)
+        right = accuracy(labelled)
         charts["reliability"] = _chart(
             "reliability",
             lambda path: plots.reliability(labelled, path),
