@@ -231,9 +231,12 @@ def gains(members: Sequence[Rows], weigh: Weigh) -> dict[str, Any]:
     best = cross_fitted_average(members, best_member)
     if together is None or best is None:
         return {}
+    return {"accuracy": accuracy(together), "nll": nll(together)[0]} | gains_over(best, members, together)
+
+
+def gains_over(best: Rows, members: Sequence[Rows], together: Rows) -> dict[str, Any]:
+    """What the average gains over the best member and over equal weights, see `paired_gain`."""
     return {
-        "accuracy": accuracy(together),
-        "nll": nll(together)[0],
         "over_best_member": paired_gain(best, together),
         "over_equal_weights": paired_gain(average(members, [1] * len(members)), together),
     }

@@ -81,7 +81,7 @@ def _following(folder: RunFolder) -> str:
 def _search(study: StudyFolder, trials: Sequence[TrialRow]) -> dict[str, Any]:
     """What the page says of the search; empty values where there was none."""
     names, ranking = facts.leaderboard(study)
-    runs = facts.long_runs(study.path, trials)
+    runs = facts.long_runs(study, trials)
     return {
         "names": names,
         "cost_names": [study_plots.cost_label(column) for column in (trials[0].costs if trials else ())],
@@ -89,7 +89,7 @@ def _search(study: StudyFolder, trials: Sequence[TrialRow]) -> dict[str, Any]:
         "best": _best(trials),
         "doubts": facts.doubts(study.ranking()),
         "trial_seconds": sum(float(row["seconds"] or 0) for row in ranking),
-        "agreement": facts.fold_agreement(study.path, trials),
+        "agreement": facts.fold_agreement(study, trials),
         "runs": runs,
         "run_tau": facts.rank_correlation(runs),
     }

@@ -19,9 +19,9 @@ from vqa.answer.weighing import (
     family_shares,
     fitted_weights,
     gains,
+    gains_over,
     greedy_weights,
     likeness,
-    paired_gain,
 )
 from vqa.config.messages import plain_message
 from vqa.config.settings import Settings
@@ -76,23 +76,15 @@ def run_ensemble(settings: Settings, folder: Path) -> dict[str, Any]:
     } | scores
     if all(p.gold for p in found):
         calibrated = calibrated_scores(tempered(found, temperature), temperature)
-        metrics["test"] = summary(found) | {"calibrated": calibrated} | _gain(members, valid, found)
+        metrics["test"] = summary(found) | {"calibrated": calibrated}
+        if valid:  # which member is best was found on other rows
+            metrics["test"] |= gains_over(average(members, best_member(valid)), members, found)
         metrics["member_accuracy"] = [accuracy(member) for member in members]
     _tell(settings.lang, metrics)
     run = RunFolder(folder)
     results = Results(metrics, {run.test_predictions: found}, submitted=[p.id for p in found])
     finish_run(run, results, Provenance(settings.plain, settings.seed, started))
     return metrics
-
-
-def _gain(members: Sequence[Rows], valid: Sequence[Rows], found: Rows) -> dict[str, Any]:
-    """What the average gains on test rows; {} without held-out rows, on which the best member is found."""
-    if not valid:
-        return {}
-    return {
-        "over_best_member": paired_gain(average(members, best_member(valid)), found),
-        "over_equal_weights": paired_gain(average(members, [1] * len(members)), found),
-    }
 
 
 def _way_to_weigh(selection: str, families: Sequence[str]) -> Weigh:
