@@ -316,14 +316,8 @@ def load_base(settings: Settings) -> Base:
 
 def _load(settings: Settings, device: torch.device, dtype: torch.dtype, cards: int) -> Base:
     from transformers import AutoModelForImageTextToText, AutoTokenizer
-    from transformers.utils.logging import disable_progress_bar
 
-    # transformers warns of its own deprecated call whenever PEFT touches a model
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-    if not sys.stderr.isatty():
-        disable_progress_bar()  # type: ignore[no-untyped-call]
-    # cuDNN's SDPA backward gave NaN for a tower with 64 patches on Hopper (pytorch issue 196678)
-    torch.backends.cuda.enable_cudnn_sdp(False)
+    _set_up_libraries()
     folder, where = model_source(settings)
     log.info("loading %s (%s, %s) on %s", settings.model.path, settings.quantization.name, dtype, device)
     config = read_model_config(settings)
@@ -368,6 +362,17 @@ def _load(settings: Settings, device: torch.device, dtype: torch.dtype, cards: i
         own = family.is_packed(config) and _has_kernels(config, device)
         text = OwnText(model, tokenizer, device, prompts) if own else prompts
     return Base(model, tokenizer, letters, cache, device, dtype, settings.model.path, family, text, structure)
+
+
+def _set_up_libraries() -> None:
+    from transformers.utils.logging import disable_progress_bar
+
+    # transformers warns of its own deprecated call whenever PEFT touches a model
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # type: ignore[no-untyped-call]
+    # cuDNN's SDPA backward gave NaN for a tower with 64 patches on Hopper (pytorch issue 196678)
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def _vision(

@@ -230,8 +230,8 @@ def ranking(
     """Order the trials from best to worst.
 
     COMPLETE by objective, then PAUSED and PRUNED by how far they came, then FAIL, then those that run or
-    wait. Complete trials are ordered by the objective in Optuna's storage. The NLL from the files is summed in
-    another order, and its last digit could swap two trials. Under another objective the mean of the files'
+    wait. Complete trials are ordered by the objective in Optuna's storage. The NLL from the files is summed
+    in another order, and its last digit could swap two trials. Under another objective the mean of the files'
     losses orders them. Once some were trained again, those stand in front, see
     `vqa.results.comparison.standing_order`.
 
