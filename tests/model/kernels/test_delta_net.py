@@ -6,8 +6,7 @@ import torch.nn.functional as F
 
 from tests.helpers.float64 import token_by_token
 from vqa.model.kernels import pointwise
-from vqa.model.kernels.delta_net import gate_attention
-from vqa.model.kernels.delta_rule import by_chunks, gates
+from vqa.model.kernels.delta_net import Tokens, by_chunks, gate_attention, gates
 from vqa.model.kernels.short_conv import Level, children, last_inputs, row_levels, short_conv
 from vqa.model.kernels.tree import tree_layout
 
@@ -65,10 +64,10 @@ def test_chunks_give_the_rule_token_by_token(with_state: bool) -> None:
     x = [leaf(T, H, K), leaf(T, H, K), leaf(T, V, D), leaf(T, V), leaf(T, V)]
     state = leaf(len(lengths), V, K, D) if with_state else None
 
-    def given() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        return x[0], x[1], x[2], -F.softplus(x[3]), x[4].sigmoid()
+    def given() -> Tokens:
+        return Tokens(x[0], x[1], x[2], -F.softplus(x[3]), x[4].sigmoid())
 
-    found, final = by_chunks(*given(), state, level(lengths), True)
+    found, final = by_chunks(given(), state, level(lengths), True)
     reads, ends = [], []
     for i, parts in enumerate(zip(*(torch.split(part, lengths) for part in given()), strict=True)):
         q, k, v, g, b = (part[None] for part in parts)
@@ -81,7 +80,7 @@ def test_chunks_give_the_rule_token_by_token(with_state: bool) -> None:
     pairs = (found, final), (torch.cat(reads), torch.stack(ends))
     got, wanted = ([*pair, *torch.autograd.grad(pair, leaves, grads)] for pair in pairs)
     assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-11) for a, b in zip(got, wanted, strict=True))
-    assert by_chunks(*given(), state, level(lengths), False)[1] is None
+    assert by_chunks(given(), state, level(lengths), False)[1] is None
 
 
 def test_gates_have_the_gradients_of_autograd() -> None:
