@@ -18,12 +18,11 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from vqa.config.check import register_resolvers
-from vqa.config.completion import completion
 from vqa.config.messages import asked_language, speak, spoken, told
 from vqa.config.near import with_advice
 from vqa.config.place import CONF
 from vqa.config.typed import guard_log_files, guard_secrets, refuse_broken_words, refuse_variables
-from vqa.config.words import command_line, spelled_out
+from vqa.config.words import command_line, completion, spelled_out
 from vqa.errors import UserError, mendable
 from vqa.machine.notification import asked_for, notify
 from vqa.machine.retry import chain_of

@@ -18,15 +18,8 @@ from vqa.data.places import missing_data_files
 from vqa.errors import UserError
 from vqa.machine import processes
 from vqa.results.adapter_record import TAKEN, read_record, weights_sha256, with_record
-from vqa.results.folder import (
-    RunFolder,
-    StudyFolder,
-    adapter_folder,
-    begin,
-    folder_of_file,
-    refuse_no_adapters,
-)
-from vqa.results.run_lock import at_work
+from vqa.results.folder import RunFolder, StudyFolder, adapter_folder, refuse_no_adapters
+from vqa.results.work import at_work, begin, folder_of_file
 from vqa.stages.preflight import prepare
 
 if TYPE_CHECKING:

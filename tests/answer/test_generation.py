@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.conftest import Make
-from vqa.answer.generation import final_letter, generate_answers, parse_letter
+from vqa.answer.readout import final_letter, generate_answers, parse_letter
 from vqa.model.adapter import attached
 from vqa.model.encode import Encoder
 from vqa.question import Question

@@ -16,12 +16,12 @@ from vqa.answer.members import (
     stored_temperature,
 )
 from vqa.answer.score import score
+from vqa.answer.weighing import average
 from vqa.errors import UserError
 from vqa.model.adapter import attached, loaded, save_adapter
 from vqa.model.base import Base
 from vqa.model.encode import Encoder
 from vqa.question import Question
-from vqa.results.averages import average
 from vqa.results.calibration import tempered, write_calibration
 from vqa.results.folder import member_folder, member_folders
 from vqa.results.predictions import Prediction

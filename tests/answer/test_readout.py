@@ -12,7 +12,7 @@ from vqa.answer.debias import cyclic, entropy
 from vqa.answer.readout import answer
 from vqa.answer.score import option_scores, score
 from vqa.errors import UserError
-from vqa.machine.prefetch import prefetched
+from vqa.machine.device import prefetched
 from vqa.model.base import Base
 from vqa.model.encode import Encoder
 from vqa.model.forward import letter_logits

@@ -6,6 +6,7 @@ from scipy.optimize import brute
 
 from vqa.answer.weighing import (
     _Pool,
+    average,
     best_member,
     cross_fitted_average,
     family_shares,
@@ -14,7 +15,6 @@ from vqa.answer.weighing import (
     greedy_weights,
     likeness,
 )
-from vqa.results.averages import average
 from vqa.results.metrics import nll
 from vqa.results.predictions import Prediction
 

@@ -10,11 +10,10 @@ from omegaconf import OmegaConf, open_dict
 
 from tests.helpers.command_line import vqa
 from vqa.config.check import folder_name, register_resolvers, study_name
-from vqa.config.completion import completion
 from vqa.config.near import known_words, nearest, with_advice
 from vqa.config.place import CONF
 from vqa.config.typed import refuse_broken_words
-from vqa.config.words import quoted, spelled_out
+from vqa.config.words import completion, quoted, spelled_out
 from vqa.errors import UserError
 
 

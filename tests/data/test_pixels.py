@@ -7,8 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from vqa.data.image import check_image, load_image
-from vqa.data.pixels import grey_bytes
+from vqa.data.image import check_image, grey_bytes, load_image
 
 RAMP = np.linspace(0, 1, 16).reshape(4, 4)  # from black to white
 

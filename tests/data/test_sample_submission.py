@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from vqa.data.sample_submission import as_sample
+from vqa.data.contest_csv import as_sample
 from vqa.question import Question
 
 QUESTIONS = [

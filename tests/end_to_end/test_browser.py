@@ -17,11 +17,11 @@ from vqa.config.check import read_settings
 from vqa.data.easy_vqa import EasyVqa
 from vqa.model.encode import Encoder
 from vqa.question import Question
-from vqa.report.comparison import compare_runs, write_comparison
-from vqa.report.doctor_page import write_doctor_page
 from vqa.report.report import write_report
 from vqa.results.folder import RunFolder
 from vqa.results.predictions import write_predictions
+from vqa.stages.compare import compare_runs, write_comparison
+from vqa.stages.doctor import write_doctor_page
 from vqa.stages.serve import make_app
 
 pytestmark = pytest.mark.browser

@@ -14,7 +14,7 @@ from tests.helpers.soft_prompts import check_distance_of_gradient
 from tests.helpers.tiny_adapters import check_distance_to_float32
 from tests.helpers.tiny_models import FAMILIES
 from vqa.answer.adapt.loop import weight_digest
-from vqa.answer.generation import generate_answers
+from vqa.answer.readout import generate_answers
 from vqa.answer.score import score
 from vqa.data.source import data_source
 from vqa.machine.device import copied_beside, sent_to_host

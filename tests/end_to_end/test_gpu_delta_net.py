@@ -12,7 +12,7 @@ from vqa.model.families.structure import lora_targets, model_class, structure_of
 from vqa.model.families.table import family_of
 from vqa.model.forward import shared_prefix
 from vqa.model.kernels import delta_net
-from vqa.model.kernels.delta_rule import by_chunks, delta_rule, missing_kernel
+from vqa.model.kernels.delta_net import Tokens, by_chunks, delta_rule, missing_kernel
 from vqa.model.kernels.short_conv import row_levels, short_conv
 from vqa.model.kernels.tree import tree_layout
 from vqa.model.own_text import OwnText
@@ -53,7 +53,7 @@ def test_the_kernel_gives_the_portable_result(state: bool) -> None:
             leaves = [x.float() for x in leaves]
         leaves = [x.requires_grad_() for x in leaves]
         outside = leaves[5] if state else None
-        found, final = function(leaves[0], leaves[1], leaves[2], leaves[3], leaves[4], outside, level, True)
+        found, final = function(Tokens(*leaves[:5]), outside, level, True)
         assert final is not None
         given = [grads[0].to(found), grads[1].to(final)]
         results.append([found, final, *torch.autograd.grad([found, final], leaves, given)])

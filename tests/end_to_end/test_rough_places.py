@@ -11,8 +11,8 @@ import pytest
 
 from tests.conftest import environment
 from tests.helpers.command_line import vqa
-from vqa.results.manifest import Provenance, write_manifest
 from vqa.results.predictions import Prediction, write_predictions
+from vqa.results.work import Provenance, write_manifest
 
 ODD = "한국어 📷 'a\" b"
 ROWS = [Prediction(f"q{i} 한글 📷", "a", (0.7, 0.1, 0.1, 0.1), 1.0, "a") for i in range(4)]

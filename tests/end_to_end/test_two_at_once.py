@@ -10,9 +10,9 @@ from tests.helpers.forked import forked
 from tests.helpers.toy_app.harness import run_toy, trials_of
 from tests.helpers.two_processes import FORKS
 from vqa.machine.files import try_lock
-from vqa.results import run_lock
+from vqa.results import work
 from vqa.results.folder import RUN_LOCK, RunFolder
-from vqa.results.run_lock import at_work
+from vqa.results.work import at_work
 
 SMALL = ["tracking=none", "env.threads=1", "data.train_size=60", "data.test_size=12", "budget=smoke"]
 
@@ -24,7 +24,7 @@ def test_a_stage_that_is_at_work_is_not_started_again(
     adapter, folder = tmp_path / "adapter", tmp_path / "out/default" / stage
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}")
-    monkeypatch.setattr(run_lock, "TRIES", 2)
+    monkeypatch.setattr(work, "TRIES", 2)
     with at_work(folder):
         (folder / "half.csv").write_text("of the first")
         before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -50,7 +50,7 @@ def test_of_two_final_runs_at_once_one_ends_and_the_other_is_told(tmp_path: Path
 def test_another_test_file_is_answered_beside_the_one_that_is_being_answered(tmp_path: Path) -> None:
     from omegaconf import OmegaConf
 
-    from vqa.results.folder import folder_of_file
+    from vqa.results.work import folder_of_file
 
     first = tmp_path / "predict"
     (first / ".hydra").mkdir(parents=True)

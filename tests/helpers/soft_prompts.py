@@ -7,7 +7,7 @@ import torch
 
 from tests.helpers.tiny_adapters import adapted
 from tests.helpers.tiny_models import IMAGE, PAD, VOCAB, Shapes, make_suffixes
-from vqa.answer.adapt.soft_prompt import TOKENS, SoftPrompt
+from vqa.answer.adapt.prompt_methods import TOKENS, SoftPrompt
 from vqa.model.decoder import answer_logits, prefix_key_values
 from vqa.model.own_text import OwnText
 from vqa.model.packing import Suffix, pack_prefix, pad

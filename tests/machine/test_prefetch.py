@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from vqa.machine.prefetch import AHEAD, one_ahead, prefetched
+from vqa.machine.device import AHEAD, one_ahead, prefetched
 
 DEVICES = [torch.device("cpu"), torch.device("cuda")]  # the thread needs no GPU
 

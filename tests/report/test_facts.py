@@ -58,14 +58,18 @@ def test_the_confusion_table_counts_answers_by_right_letter() -> None:
 def test_folds_that_order_the_trials_alike_agree_fully(tmp_path: Path) -> None:
     write_leaderboard(tmp_path, 6)
     trials = read_trials(tmp_path / "leaderboard.csv")
-    assert facts.fold_agreement(tmp_path, trials) == {"tau": pytest.approx(1.0), "folds": 3, "trials": 5}
-    assert facts.fold_agreement(tmp_path, trials[:2]) is None
+    assert facts.fold_agreement(StudyFolder(tmp_path), trials) == {
+        "tau": pytest.approx(1.0),
+        "folds": 3,
+        "trials": 5,
+    }
+    assert facts.fold_agreement(StudyFolder(tmp_path), trials[:2]) is None
 
 
 def test_a_final_run_is_matched_with_the_trial_it_came_from(tmp_path: Path) -> None:
     final = write_study(tmp_path)
     trials = read_trials(tmp_path / "leaderboard.csv")
-    runs = facts.long_runs(tmp_path, trials)
+    runs = facts.long_runs(StudyFolder(tmp_path), trials)
     assert [(run["name"], run["trial"].number) for run in runs] == [("final", 0)]
     assert facts.rank_correlation(runs) is None
     for number in (1, 2):  # two more finals, of other trials and with the order kept
@@ -78,7 +82,7 @@ def test_a_final_run_is_matched_with_the_trial_it_came_from(tmp_path: Path) -> N
         OmegaConf.save(config, other / ".hydra/config.yaml")
         (other / "metrics.json").write_text(json.dumps({"nll": 0.6 + number, "accuracy": 0.7}))
         (other / "manifest.json").write_text("{}")
-    assert facts.rank_correlation(facts.long_runs(tmp_path, trials)) == pytest.approx(1.0)
+    assert facts.rank_correlation(facts.long_runs(StudyFolder(tmp_path), trials)) == pytest.approx(1.0)
 
 
 def row(number: int, nll: float, tied: bool, **doubts: Any) -> TrialRow:

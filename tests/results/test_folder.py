@@ -14,10 +14,10 @@ from tests.conftest import Compose
 from tests.helpers.written_study import write_study
 from vqa.errors import UserError
 from vqa.machine.interrupt import time_limit
-from vqa.results.folder import MANIFEST, RunFolder, StudyFolder, begin, read_json, read_yaml
-from vqa.results.folds import read_folds
+from vqa.results.folder import MANIFEST, RunFolder, StudyFolder, read_json, read_yaml
 from vqa.results.predictions import read_predictions
-from vqa.results.trials import read_leaderboard
+from vqa.results.trials import read_folds, read_leaderboard
+from vqa.results.work import begin
 from vqa.sweep.final_run import read_winner
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vqa.errors import UserError
-from vqa.results.folds import FoldResult, read_folds, write_folds
+from vqa.results.trials import FoldResult, read_folds, write_folds
 
 
 def test_folds_read_back_with_all_their_digits(tmp_path: Path) -> None:

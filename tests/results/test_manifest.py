@@ -9,7 +9,7 @@ from vqa.data.source import data_sha256
 from vqa.machine.safe_text import mask_secrets
 from vqa.question import Question
 from vqa.results.folder import RunFolder
-from vqa.results.manifest import (
+from vqa.results.work import (
     Provenance,
     device_name,
     git_state,

@@ -11,14 +11,14 @@ import pytest
 
 from vqa.errors import UserError
 from vqa.machine.files import NoLocksError, try_lock
-from vqa.results import run_lock
+from vqa.results import work
 from vqa.results.folder import RUN_LOCK
-from vqa.results.run_lock import at_work
+from vqa.results.work import at_work
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_lock, "TRIES", 2)
+    monkeypatch.setattr(work, "TRIES", 2)
 
 
 def test_the_second_is_told_process_and_machine_of_the_first(tmp_path: Path) -> None:

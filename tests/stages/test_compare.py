@@ -10,11 +10,10 @@ from tests.conftest import Make
 from tests.helpers.written_study import answers, write_study
 from vqa.data.easy_vqa import EasyVqa
 from vqa.errors import UserError
-from vqa.report.comparison import comparison_verdict
 from vqa.results.folder import RunFolder
 from vqa.results.pairing import paired
 from vqa.results.predictions import write_predictions
-from vqa.stages.compare import run_compare
+from vqa.stages.compare import comparison_verdict, run_compare
 
 
 @pytest.fixture

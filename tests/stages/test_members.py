@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from tests.conftest import Make
+from vqa.answer.weighing import average, paired_gain
 from vqa.config.settings import Settings
 from vqa.errors import UserError
 from vqa.report import plots
-from vqa.results.averages import average, paired_gain
 from vqa.results.calibration import tempered
 from vqa.results.folder import CALIBRATION, RunFolder, member_folder, member_folders, read_json
 from vqa.results.metrics import nll

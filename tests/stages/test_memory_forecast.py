@@ -10,7 +10,7 @@ from tests.conftest import Make
 from tests.stages.test_footprint import true_size
 from vqa.config.settings import Settings
 from vqa.model.base import model_folder
-from vqa.stages.memory_forecast import Foreseen, foreseen, memory_lines
+from vqa.stages.footprint import Foreseen, foreseen, memory_lines
 
 
 @pytest.fixture

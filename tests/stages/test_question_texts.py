@@ -12,7 +12,7 @@ from vqa.errors import UserError
 from vqa.model.context import refuse_too_long
 from vqa.model.encode import Encoder
 from vqa.question import Question
-from vqa.stages.question_texts import text_findings
+from vqa.stages.doctor import text_findings
 
 
 def test_a_question_beyond_the_context_is_refused_by_name(

@@ -16,7 +16,7 @@ from tests.stages.test_memory_forecast import known, true_folder
 from vqa.config.check import read_settings
 from vqa.config.settings import Settings
 from vqa.stages import time_forecast
-from vqa.stages.memory_forecast import Foreseen, Lengths
+from vqa.stages.footprint import Foreseen, Lengths
 from vqa.stages.time_forecast import (
     CARDS,
     LESS,

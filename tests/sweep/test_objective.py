@@ -12,10 +12,9 @@ from tests.sweep.test_leaderboard import frozen, write_folds
 from vqa.report.verdict import verdict
 from vqa.results.folder import StudyFolder
 from vqa.results.predictions import Prediction
-from vqa.results.ranges import Range, ranges_of
-from vqa.results.trials import read_leaderboard
+from vqa.results.trials import Range, ranges_of, read_leaderboard
 from vqa.sweep.leaderboard import describe_edges, describe_ties, leaderboard_text, ranking
-from vqa.sweep.objective import OBJECTIVES, Objective, question_losses
+from vqa.sweep.settings import OBJECTIVES, Objective, question_losses
 
 SURE = [0.97] * 9 + [0.2] * 3  # NLL 0.43, 9 of 12 right
 MODEST = [0.4] * 12  # NLL 0.92, all right: p of a wrong letter is 0.2

@@ -10,7 +10,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
 from tests.helpers.studies import settings
-from vqa.results.run_lock import at_work
+from vqa.results.work import at_work
 from vqa.sweep.search.promotion import PAUSED, UNTIL, is_paused
 from vqa.sweep.search.space import SearchSpace
 from vqa.sweep.study import SharedStudy, Tally

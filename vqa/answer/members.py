@@ -15,6 +15,7 @@ import torch
 
 from vqa.answer.readout import answer
 from vqa.answer.score import score
+from vqa.answer.weighing import average
 from vqa.config.settings import InferenceSettings, Settings
 from vqa.errors import UserError, require
 from vqa.model.adapter import adapter_state, loaded, restore, stored_state
@@ -22,7 +23,6 @@ from vqa.model.base import Base
 from vqa.model.encode import Encoder
 from vqa.model.prompt import refuse_other_options
 from vqa.question import Question
-from vqa.results.averages import average
 from vqa.results.calibration import UNCHANGED, tempered
 from vqa.results.folder import CALIBRATION, member_folders, read_json
 from vqa.results.predictions import Prediction

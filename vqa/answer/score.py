@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from vqa.machine import processes
-from vqa.machine.device import release_memory, sent_to_host
-from vqa.machine.prefetch import one_ahead, prefetched
+from vqa.machine.device import one_ahead, prefetched, release_memory, sent_to_host
 from vqa.model.encode import Encoder, Order
 from vqa.model.forward import known_prefix, letter_logits
 from vqa.model.letters import option_log_probabilities

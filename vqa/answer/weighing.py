@@ -1,4 +1,6 @@
-"""How much each member of an ensemble counts, and what the ensemble gains on questions it was not weighed on.
+"""Several models' answers to the same questions as one: the average, how much each counts, and what it gains.
+
+The gain of an ensemble is told on questions that it was not weighed on.
 
 An average is a product of the members' probabilities, each to the power of its weight, normalised again. Its
 NLL is convex in the weights. Weights that are fitted on few rows are pulled towards shares that know the
@@ -11,18 +13,17 @@ Shapes: M members, n questions, C letters of the question with most options.
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vqa.question import LETTERS
-from vqa.results.averages import average, paired_gain
+from vqa.question import LETTERS, by_options, letters_of
 from vqa.results.calibration import parts_of
-from vqa.results.metrics import P_FLOOR, accuracy, codes_of, nll, per_question_nll, summary
+from vqa.results.metrics import P_FLOOR, accuracy, calibration_error, codes_of, nll, per_question_nll, summary
 from vqa.results.predictions import Prediction
-from vqa.results.uncertainty import mean_error
+from vqa.results.uncertainty import Z95, mean_error
 
 Rows = Sequence[Prediction]
 Weigh = Callable[[Sequence[Rows]], list[float]]  # the members' labelled rows -> their weights
@@ -32,12 +33,106 @@ PULLS = (math.inf, 1.0, 0.1, 0.01, 0.001)
 ABSENT = -1e4  # log probability of a letter that a question does not have
 
 
-def family_shares(families: Sequence[str]) -> list[float]:
-    """Weights by family alone: each family has the same share, and its members have equal parts of it.
+def average(members: Sequence[Sequence[Prediction]], weights: Sequence[float]) -> list[Prediction]:
+    """Weighted mean of log probabilities, normalised again; the option mass is averaged as it is.
 
     Args:
-        families: Of each member.
+        members: Each member's predictions of the same questions in the same order.
+        weights: How much each member counts; they need not add up to 1.
     """
+    found: dict[int, Prediction] = {}
+    for n, places in by_options(len(p.p) for p in members[0]).items():
+        alike = [[rows[place] for place in places] for rows in members]
+        found |= zip(places, _average_alike(alike, weights, letters_of(n)), strict=True)
+    return [found[place] for place in range(len(members[0]))]
+
+
+def _average_alike(
+    members: Sequence[Sequence[Prediction]], weights: Sequence[float], letters: Sequence[str]
+) -> list[Prediction]:
+    """`average` of questions that all have these letters."""
+    share = np.array(weights) / sum(weights)
+    log_p = np.log(np.clip([[p.p for p in rows] for rows in members], P_FLOOR, 1))  # (members, rows, letters)
+    mean = np.exp(np.tensordot(share, log_p, axes=1))
+    mean /= mean.sum(axis=1, keepdims=True)
+    masses = share @ np.array([[p.option_mass for p in rows] for rows in members])
+    found = []
+    for first, p, mass in zip(members[0], mean.tolist(), masses.tolist(), strict=True):
+        letter = letters[int(np.argmax(p))]
+        found.append(replace(first, answer=letter, p=tuple(p), option_mass=min(mass, 1.0)))
+    return found
+
+
+def disagreement(members: Sequence[Sequence[Prediction]]) -> float:
+    """Share of rows on which not all members give the same answer."""
+    rows = list(zip(*([p.answer for p in member] for member in members), strict=True))
+    return sum(len(set(row)) > 1 for row in rows) / len(rows)
+
+
+def paired_gain(one: Sequence[Prediction], other: Sequence[Prediction]) -> dict[str, list[float]]:
+    """The other's scores minus the first's on the same questions, each with its 95 % interval.
+
+    Errors are taken over pictures (`vqa.results.uncertainty`): questions on one are not independent.
+
+    Args:
+        one: Labelled predictions.
+        other: Those of another model, in the same order.
+
+    Returns:
+        `nll` in nats (below 0: the other is better) and `accuracy` (above 0: the other is better), each as
+        [difference, low, high].
+
+    Raises:
+        ValueError: Not the same questions, or one has no gold letter.
+    """
+    if [p.id for p in one] != [p.id for p in other]:
+        raise ValueError("a paired difference needs the same questions in the same order")
+    first, second = per_question_nll(one), per_question_nll(other)
+    by_nll = np.array([second[p.id] - first[p.id] for p in one])
+    by_right = np.array(
+        [(b.answer == b.gold) - (a.answer == a.gold) for a, b in zip(one, other, strict=True)]
+    )
+    pictures = codes_of(one)
+    return {"nll": _with_interval(by_nll, pictures), "accuracy": _with_interval(by_right, pictures)}
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One model's answers to labelled questions, as they are and calibrated, in the same order."""
+
+    own: Sequence[Prediction]
+    calibrated: Sequence[Prediction]
+
+
+def compared_with_one(one: Answers, several: Answers) -> dict[str, Any]:
+    """What metrics.json says of a single member beside the average of all.
+
+    Args:
+        one: The member's answers.
+        several: The average's.
+
+    Returns:
+        The member's `accuracy`, `nll`, `ece`, `calibrated_nll` and `calibrated_ece`; the average's gain over
+        it as `gain` and `calibrated_gain`, see `paired_gain`.
+    """
+    return {
+        "accuracy": accuracy(one.own),
+        "nll": nll(one.own)[0],
+        "ece": calibration_error(one.own),
+        "calibrated_nll": nll(one.calibrated)[0],
+        "calibrated_ece": calibration_error(one.calibrated),
+        "gain": paired_gain(one.own, several.own),
+        "calibrated_gain": paired_gain(one.calibrated, several.calibrated),
+    }
+
+
+def _with_interval(differences: NDArray[np.float64], pictures: NDArray[np.int64]) -> list[float]:
+    mean, error = float(differences.mean()), mean_error(differences, pictures)
+    return [mean, mean - Z95 * error, mean + Z95 * error]
+
+
+def family_shares(families: Sequence[str]) -> list[float]:
+    """Weights by family alone: each family has the same share, and its members have equal parts of it."""
     members = Counter(families)
     return [1 / (len(members) * members[family]) for family in families]
 
@@ -130,15 +225,18 @@ def gains(members: Sequence[Rows], weigh: Weigh) -> dict[str, Any]:
 
     Returns:
         The ensemble's `accuracy` and `nll`, and `over_best_member` and `over_equal_weights` as
-        `vqa.results.averages.paired_gain`; {} where no rows can be left out.
+        `vqa.results.predictions.paired_gain`; {} where no rows can be left out.
     """
     together = cross_fitted_average(members, weigh)
     best = cross_fitted_average(members, best_member)
     if together is None or best is None:
         return {}
+    return {"accuracy": accuracy(together), "nll": nll(together)[0]} | gains_over(best, members, together)
+
+
+def gains_over(best: Rows, members: Sequence[Rows], together: Rows) -> dict[str, Any]:
+    """What the average gains over the best member and over equal weights, see `paired_gain`."""
     return {
-        "accuracy": accuracy(together),
-        "nll": nll(together)[0],
         "over_best_member": paired_gain(best, together),
         "over_equal_weights": paired_gain(average(members, [1] * len(members)), together),
     }

@@ -98,9 +98,6 @@ def refuse_variables(config: HydraConf | DictConfig) -> None:
 
     `LD_PRELOAD` or `PATH` would have other programs run, `HF_ENDPOINT` would send the token elsewhere.
 
-    Args:
-        config: Hydra's own node.
-
     Raises:
         UserError: `hydra.job.env_set` holds a name that the command line does not.
     """

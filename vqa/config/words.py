@@ -1,6 +1,8 @@
 """The short form of a command: `vqa predict mine new.csv` is stage=predict study=mine data.test_csv=new.csv.
 
-Hydra reads what comes out of here.
+Hydra reads what comes out of here. `vqa --completion` prints a bash function that completes groups, options,
+keys, stages and studies. Hydra has a completion of its own, which starts Python at every Tab; this one is a
+list, made once.
 """
 
 import os
@@ -11,7 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vqa.config.near import nearest
+from vqa.config.near import known_words, nearest
+from vqa.config.place import CONF
 from vqa.config.stages import STAGES
 from vqa.errors import UserError
 
@@ -19,6 +22,27 @@ from vqa.errors import UserError
 PATHS_SET = ("DATA_PATH", "HF_HOME", "VQA_OUTPUT")
 TAKE_A_FILE = ("predict", "evaluate")
 USAGE = "vqa STAGE [STUDY] [FILE, or for compare another STUDY] [key=value ...]"
+SCRIPT = r"""# put this into ~/.bashrc: eval "$(vqa --completion)"
+_vqa_completion() {
+    local word="${COMP_LINE:0:COMP_POINT}" words folder
+    word="${word##* }"
+    words="WORDS"
+    if [[ $word == study=* ]]; then
+        words=""
+        for folder in "${VQA_OUTPUT:-multirun}"/*/; do
+            [[ -d $folder ]] && words+=$'\n'"study=$(basename "$folder")"
+        done
+    fi
+    local IFS=$'\n'
+    COMPREPLY=($(compgen -W "$words" -- "$word"))
+    if [[ ${#COMPREPLY[@]} == 0 ]]; then compopt -o default; return; fi
+    [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} == *= ]] && compopt -o nospace
+    # bash takes = for a word of its own: only what stands after it is replaced
+    if [[ $word == *=* && $COMP_WORDBREAKS == *"="* ]]; then
+        COMPREPLY=("${COMPREPLY[@]#"${word%=*}="}")
+    fi
+}
+complete -F _vqa_completion vqa"""
 
 
 def spelled_out(words: Sequence[str]) -> list[str]:
@@ -138,3 +162,22 @@ def _shell_word(word: str) -> str:
     if "'" in word and not re.search(r'["$`\\!]', word):
         return f'"{word}"'
     return shlex.quote(word)
+
+
+def completion() -> str:
+    """The function as text, for `eval`."""
+    options = sorted(_options())
+    chosen = {option.partition("=")[0] for option in options}
+    keys = [f"{word}=" for word in known_words() if word not in chosen and "/" not in word]
+    stages = [*STAGES, *(f"stage={stage}" for stage in STAGES)]
+    return SCRIPT.replace("WORDS", "\n".join([*stages, *options, *keys, "--help", "--completion"]))
+
+
+def _options() -> set[str]:
+    """Every `group=option`; a sweep or an experiment is added with + in front."""
+    found = set()
+    for file in CONF.rglob("*.yaml"):
+        group = file.parent.relative_to(CONF).as_posix()
+        if group not in (".", "hydra/help"):
+            found.add(f"{'+' if group == 'sweep' else ''}{group}={file.stem}")
+    return found

@@ -1,8 +1,9 @@
 """Pictures from disk: opened safely, turned upright, brought to RGB and to the size a run asks for.
 
 Every picture of the project is opened here, and only in `FORMATS`: Pillow's own list holds formats that start
-other programs (EPS starts Ghostscript) or that no photograph has. What a picture's values mean is
-`vqa.data.pixels`.
+other programs (EPS starts Ghostscript) or that no photograph has. Files that every viewer shows and a strict
+decoder refuses are mended (`without_texts`, `closed_jpeg`); what is not there is never made up. Values of any
+depth become the 8-bit RGB that a screen would show (`to_rgb`).
 """
 
 import hashlib
@@ -11,15 +12,15 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from vqa.data.damaged import closed_jpeg, without_texts
-from vqa.data.pixels import READABLE_MODES, to_rgb
 from vqa.machine.files import open_regular, read_regular
 
 ImageReason = Literal["missing", "broken", "too large"]
@@ -89,6 +90,20 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+PNG = b"\x89PNG\r\n\x1a\n"
+JPEG, END_OF_IMAGE = b"\xff\xd8", b"\xff\xd9"
+TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # the last is a colour profile, which nothing here applies
+# Two fillings that decode to different pixels wherever a decoder still asks for bits.
+FILLINGS = (b"", bytes((i * 73) % 251 for i in range(1, 1025)))
+# Pillow clips: 16-bit grey becomes white, and floats from 0 to 1 become black. A file seldom says how many of
+# its bits are in use, so the largest value decides: a camera's 12 bits are stored in 16, class numbers of a
+# label map in 32.
+GREY_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # more than 8 bits
+READABLE_MODES = (
+    *("1", "L", "P", "RGB", "RGBA", "RGBX", "RGBa", "LA", "La", "PA", "CMYK", "YCbCr", "HSV", "LAB"),
+    *GREY_MODES,
+)
+BITS = (8, 12, 16)  # depths in which grey values are stored; the smallest that holds the largest value counts
 
 
 class ImageError(ValueError):
@@ -322,3 +337,86 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except _DECODE_ERRORS:
         return None
+
+
+def without_texts(data: bytes) -> bytes | None:
+    """A PNG without texts (comments, XMP, a drawing program's history) and profile; None where it has none.
+
+    Pillow refuses a picture in which one of them unpacks to more than 1 MiB.
+
+    Source: PNG, third edition, 11.3.3: tEXt, zTXt and iTXt change no pixel.
+    """
+    if not data.startswith(PNG):
+        return None
+    texts = [(start, end) for name, start, end in _chunks(data) if name in TEXTS]
+    kept, at = [], 0
+    for start, end in texts:
+        kept.append(data[at:start])
+        at = end
+    return b"".join([*kept, data[at:]]) if texts else None
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Name, first byte and end of each chunk of a PNG; a last one that is cut off is left out."""
+    at = len(PNG)
+    while at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if end > len(data):
+            return
+        yield data[at + 4 : at + 8], at, end
+        at = end
+
+
+def closed_jpeg(data: bytes, decode: Callable[[bytes], Image.Image]) -> bytes | None:
+    """A JPEG that lacks nothing but its end marker, closed; None for a file that lacks pixels.
+
+    Closing alone would not tell the two apart: libjpeg fills what is missing with grey. So two different
+    fillings go before the marker. Where all pixels are there, the decoder skips either; where some are not,
+    it reads the filling, and the two pictures differ.
+
+    Args:
+        data: The file's bytes.
+        decode: Decodes bytes, with any error of its own.
+    """
+    if not data.startswith(JPEG) or data.rstrip(b"\0").endswith(END_OF_IMAGE):
+        return None
+    closed = [data + filling + END_OF_IMAGE for filling in FILLINGS]
+    try:
+        first, second = (decode(one) for one in closed)
+    except ValueError:
+        return None
+    return closed[0] if first.tobytes() == second.tobytes() else None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The picture as RGB; transparent parts are laid on white."""
+    if image.mode in GREY_MODES:
+        image = Image.fromarray(grey_bytes(np.asarray(image)))
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def grey_bytes(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Grey values of any depth as bytes, 0 black and 255 white.
+
+    Whole numbers that fit 8, 12 or 16 bits are shifted, floats from 0 to 1 are multiplied by 255, and floats
+    from 0 to 255 are kept. Any other range is stretched from its least to its largest value, as viewers of
+    measured pictures do.
+
+    Args:
+        values: (H, W), whole or floating; what is no number counts as 0.
+
+    Returns:
+        (H, W) bytes.
+    """
+    floating = np.issubdtype(values.dtype, np.floating)
+    found = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
+    least, most = float(found.min()), float(found.max())
+    if least >= 0 and most <= 1 and floating:
+        return np.rint(found * 255).astype(np.uint8)
+    depth = next((bits for bits in BITS if most < 2**bits), None)
+    if least < 0 or depth is None or (floating and depth != BITS[0]):
+        return np.rint((found - least) * (255 / max(most - least, 1e-12))).astype(np.uint8)
+    return (found.astype(np.int64) >> (depth - 8)).astype(np.uint8)

@@ -1,12 +1,16 @@
-"""The machine a run computes on: device, number type, threads, memory of the GPU and of the host."""
+"""The machine a run computes on: device, number type, threads, memory, and batches made while it computes."""
 
 import functools
 import gc
 import os
 import resource
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import torch
@@ -15,6 +19,10 @@ from vqa.errors import UserError
 from vqa.machine import processes
 
 _earlier_peak = 0  # bytes on the GPU, before its peak was last reset
+LEFT_FREE = 0.25  # of all memory, for other programs
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+AHEAD = 2
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -204,9 +212,6 @@ def use_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-LEFT_FREE = 0.25  # of all memory, for other programs
-
-
 def spare_bytes(root: Path = Path("/")) -> int:
     """Bytes that may be taken while a quarter of the memory stays free; negative when less is free already.
 
@@ -250,3 +255,48 @@ def _limits(root: Path) -> Iterator[tuple[int, int]]:
             if most != "max":
                 cached = sum(int(parts.get(f"{prefix}{kind}_file", 0)) for kind in ("inactive", "active"))
                 yield int(most), int(most) - used + cached
+
+
+def prefetched(make: Callable[[Job], Result], jobs: Iterable[Job], device: torch.device) -> Iterator[Result]:
+    """make(job) for every job, in order; on a GPU a thread makes the next two meanwhile.
+
+    On a CPU each is made when it is asked for. A result that ran out of device memory in the thread is made
+    again when it is due.
+
+    Raises:
+        Whatever `make` raises; when its result is due.
+    """
+    if device.type == "cpu":
+        yield from map(make, jobs)
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+        waiting: deque[tuple[Job, Future[Result]]] = deque()
+
+        def due() -> Result:
+            job, future = waiting.popleft()
+            with suppress(torch.OutOfMemoryError):
+                return future.result()
+            del future  # and with it whatever the attempt still holds
+            release_memory()
+            return make(job)
+
+        try:
+            for job in jobs:
+                waiting.append((job, pool.submit(make, job)))
+                if len(waiting) > AHEAD:
+                    yield due()
+            while waiting:
+                yield due()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def one_ahead(results: Iterable[Result]) -> Iterator[Result]:
+    """The same results, each given only after the next one was begun, so that a GPU has work meanwhile."""
+    waiting: deque[Result] = deque()
+    for result in results:
+        waiting.append(result)
+        if len(waiting) > 1:
+            yield waiting.popleft()
+    yield from waiting

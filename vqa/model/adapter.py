@@ -161,11 +161,6 @@ def refuse_slow_patterns(model: Any, config: Any, where: str) -> None:
 
     PEFT matches them with every name, and nothing bounds how often a pattern may go back.
 
-    Args:
-        model: The base model.
-        config: A peft.LoraConfig.
-        where: The key, for messages.
-
     Raises:
         UserError: A pattern is none, or takes longer than `PATTERN_S`.
     """

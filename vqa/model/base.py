@@ -21,8 +21,6 @@ from vqa.config.settings import Settings
 from vqa.errors import UserError
 from vqa.machine.device import cards_for, choose_device, choose_dtype, limit_memory, release_memory
 from vqa.model.families.family import Family
-from vqa.model.families.placement import spread_layers
-from vqa.model.families.processor import load_image_processor, load_processor
 from vqa.model.families.structure import (
     Structure,
     empty_model,
@@ -30,20 +28,21 @@ from vqa.model.families.structure import (
     lora_targets,
     model_class,
     read_structure,
+    spread_layers,
     stored_quantization,
     structure_of,
 )
 from vqa.model.families.table import family_of
 from vqa.model.generic_prompt import PromptWriter
 from vqa.model.generic_text import GenericText
-from vqa.model.kernels.delta_rule import missing_kernel
+from vqa.model.kernels.delta_net import missing_kernel
 from vqa.model.kernels.pointwise import use_compiler
 from vqa.model.letters import Letters
 from vqa.model.memory import does_not_fit
 from vqa.model.own_text import OwnText
 from vqa.model.plugs import Text
 from vqa.model.vision.cache import VisionCache
-from vqa.model.vision.generic_pictures import BLANK, GenericPictures
+from vqa.model.vision.generic_pictures import BLANK, GenericPictures, load_image_processor, load_processor
 from vqa.terminal import left_to_others
 
 log = logging.getLogger(__name__)
@@ -168,9 +167,6 @@ def read_model_config(settings: Settings) -> Any:
 @contextmanager
 def _files_told(path: str) -> Iterator[None]:
     """Turn what transformers raises for a model's files inside the block into the user's message.
-
-    Args:
-        path: The model, as configured.
 
     Raises:
         UserError: The files are missing, cut off, or made up.
@@ -320,23 +316,17 @@ def load_base(settings: Settings) -> Base:
 
 def _load(settings: Settings, device: torch.device, dtype: torch.dtype, cards: int) -> Base:
     from transformers import AutoModelForImageTextToText, AutoTokenizer
-    from transformers.utils.logging import disable_progress_bar
 
-    # transformers warns of its own deprecated call whenever PEFT touches a model
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-    if not sys.stderr.isatty():
-        disable_progress_bar()  # type: ignore[no-untyped-call]
-    # cuDNN's SDPA backward gave NaN for a tower with 64 patches on Hopper (pytorch issue 196678)
-    torch.backends.cuda.enable_cudnn_sdp(False)
+    _set_up_libraries()
     folder, where = model_source(settings)
     log.info("loading %s (%s, %s) on %s", settings.model.path, settings.quantization.name, dtype, device)
     config = read_model_config(settings)
     family = family_of(config, settings.env.device_map)
     _refuse_other_weights(config, folder, settings.model.path)
     weights = _quantization(settings, config, dtype)
+    # None would be taken for "not quantised" and overrule what a quantised checkpoint says of itself
+    quantized = {} if weights is None else {"quantization_config": weights}
     try:
-        # None would be taken for "not quantised" and overrule what a quantised checkpoint says of itself
-        quantized = {} if weights is None else {"quantization_config": weights}
         with left_to_others():  # bars of downloads and of weights
             model: Any = AutoModelForImageTextToText.from_pretrained(
                 folder,
@@ -366,19 +356,36 @@ def _load(settings: Settings, device: torch.device, dtype: torch.dtype, cards: i
         text: Text = OwnText(model, tokenizer, device)
     else:
         whole = load_processor(folder, config, tokenizer, processor, where)
-        if family.own_tower:
-            cache = VisionCache(model, processor, settings.image.cache_gib)
-            samples = [whole.image_token * tokens for tokens in BLANK_TOKENS]
-        else:
-            pictures = GenericPictures(model, whole, family, structure.pictures)
-            cache = VisionCache(model, processor, settings.image.cache_gib, pictures)
-            blank = [Image.new("RGB", size) for size in BLANK]
-            samples = [pictures.prepare(picture, settings.image).placeholder for picture in blank]
+        cache, samples = _vision(settings, model, processor, whole, family)
         writer = PromptWriter(whole, tokenizer, family.template, samples)
         prompts = GenericText(model, writer, family.shares_prefix, device)
         own = family.is_packed(config) and _has_kernels(config, device)
         text = OwnText(model, tokenizer, device, prompts) if own else prompts
     return Base(model, tokenizer, letters, cache, device, dtype, settings.model.path, family, text, structure)
+
+
+def _set_up_libraries() -> None:
+    from transformers.utils.logging import disable_progress_bar
+
+    # transformers warns of its own deprecated call whenever PEFT touches a model
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # type: ignore[no-untyped-call]
+    # cuDNN's SDPA backward gave NaN for a tower with 64 patches on Hopper (pytorch issue 196678)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def _vision(
+    settings: Settings, model: Any, processor: Any, whole: Any, family: Family
+) -> tuple[VisionCache, list[str]]:
+    """How a model that is not all our own sees pictures, and the placeholders of two blank ones."""
+    if family.own_tower:
+        cache = VisionCache(model, processor, settings.image.cache_gib)
+        return cache, [whole.image_token * tokens for tokens in BLANK_TOKENS]
+    pictures = GenericPictures(model, whole, family, structure_of(model).pictures)
+    cache = VisionCache(model, processor, settings.image.cache_gib, pictures)
+    blank = [Image.new("RGB", size) for size in BLANK]
+    return cache, [pictures.prepare(picture, settings.image).placeholder for picture in blank]
 
 
 def _device_map(settings: Settings, config: Any, device: torch.device, cards: int) -> dict[str, Any]:

@@ -100,20 +100,38 @@ def early_states(
     model: Any, row: Row, layers: int, prefix: list[KeyValue] | None = None
 ) -> list[torch.Tensor]:
     """Hidden states (N, C) of the visual tokens after each of the first layers; no further layer is run."""
-    hidden, taps, cos, sin = _embed(model.model.language_model, row)
+    hidden, taps, common = _embed(model.model.language_model, row, "nothing")
     states = []
-    levels = _levels(model.model.language_model, row)
     for i, module in enumerate(model.model.language_model.layers[:layers]):
         tree = LayerTree(row.layout, prefix[i] if prefix else None)
-        hidden, _ = _layer(module, cos, sin, tree, levels, None, "nothing")(hidden)
+        hidden, _ = _layer(module, common, tree, None)(hidden)
         if i < len(taps):
             hidden = hidden.index_add(0, row.visual, taps[i].to(hidden.dtype))
         states.append(hidden[row.visual])
     return states
 
 
-def _embed(text: Any, row: Row) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor]:
-    """What enters the first layer (T, C), what DeepStack adds after the first ones, and the rotary angles."""
+@dataclass(frozen=True)
+class _Common:
+    """What all layers of a row share.
+
+    Args:
+        cos: (T, D) of the rotary angles; sin alike.
+        sin: (T, D).
+        levels: The row's sequences, where a layer goes through them one token after the other; else [].
+        recompute: What the backward computes again.
+    """
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+    levels: list[Level]
+    recompute: Recompute
+
+
+def _embed(
+    text: Any, row: Row, recompute: Recompute
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], _Common]:
+    """What enters the first layer (T, C), what DeepStack adds after the first ones, and what layers share."""
     with torch.no_grad():
         hidden = text.embed_tokens(row.ids)
         taps: tuple[torch.Tensor, ...] = ()
@@ -124,14 +142,9 @@ def _embed(text: Any, row: Row) -> tuple[torch.Tensor, tuple[torch.Tensor, ...],
         cos, sin = (x[0] for x in text.rotary_emb(hidden[None], positions))
     if row.soft is not None:
         hidden = hidden.index_add(0, row.soft.places, row.soft.shift.to(hidden.dtype))
-    return hidden, taps, cos, sin
-
-
-def _levels(text: Any, row: Row) -> list[Level]:
-    """The row's sequences, where a layer goes through them one token after the other."""
-    if all(hasattr(module, "self_attn") for module in text.layers):
-        return []
-    return row_levels(row.layout, row.ids.device)
+    recurrent = not all(hasattr(module, "self_attn") for module in text.layers)
+    levels = row_levels(row.layout, row.ids.device) if recurrent else []
+    return hidden, taps, _Common(cos, sin, levels, recompute)
 
 
 def _run(
@@ -142,14 +155,13 @@ def _run(
     entering: list[torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, list[KeyValue]]:
     text = model.model.language_model
-    hidden, taps, cos, sin = _embed(text, row)
-    levels = _levels(text, row)
+    hidden, taps, common = _embed(text, row, recompute)
     seen: list[KeyValue] | None = [] if row.answers is None else None
     last = len(text.layers) - 1
     for i, module in enumerate(text.layers):
         tree = LayerTree(row.layout, prefix[i] if prefix else None)
         answers = row.answers if i == last and i >= len(taps) else None
-        layer = _layer(module, cos, sin, tree, levels, answers, recompute, seen is not None)
+        layer = _layer(module, common, tree, answers, seen is not None)
         if i == last and entering is not None:
             entering.append(hidden)
         if i == last and seen is not None:
@@ -169,18 +181,11 @@ def _run(
 
 
 def _layer(
-    module: Any,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    tree: LayerTree,
-    levels: list[Level],
-    answers: torch.Tensor | None,
-    recompute: Recompute,
-    kept: bool = False,
+    module: Any, common: _Common, tree: LayerTree, answers: torch.Tensor | None, kept: bool = False
 ) -> "_Layer | _DeltaLayer":
     if hasattr(module, "self_attn"):
-        return _Layer(module, cos, sin, tree, answers, recompute)
-    return _DeltaLayer(module, tree.outside, levels, answers, recompute, kept)
+        return _Layer(module, common.cos, common.sin, tree, answers, common.recompute)
+    return _DeltaLayer(module, tree.outside, common.levels, answers, common.recompute, kept)
 
 
 @dataclass

@@ -17,13 +17,7 @@ from vqa.question import Question
 
 
 class QwenPrompts:
-    """Prompts of Qwen2.5-VL and Qwen3-VL, cut at the picture's start mark.
-
-    Args:
-        model: The whole model.
-        tokenizer: Its tokenizer.
-        device: Where it computes.
-    """
+    """Prompts of Qwen2.5-VL and Qwen3-VL, cut at the picture's start mark."""
 
     def __init__(self, model: Any, tokenizer: Any, device: torch.device) -> None:
         self.model, self.tokenizer, self.device = model, tokenizer, device

@@ -1,4 +1,4 @@
-"""Where models differ in text: how ids and features become logits (`vision/pictures.py`: in pictures)."""
+"""Where models differ in text: how ids and features become logits (in pictures: `vision/cache.py`)."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol

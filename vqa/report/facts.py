@@ -193,15 +193,14 @@ def confusion_table(predictions: Sequence[Prediction]) -> dict[str, Any]:
     return {"columns": columns, "rows": rows, "answered": answered, "labelled": labelled}
 
 
-def fold_agreement(study: Path, trials: Sequence[TrialRow]) -> dict[str, Any] | None:
+def fold_agreement(study: StudyFolder, trials: Sequence[TrialRow]) -> dict[str, Any] | None:
     """Do the folds agree on the order of the complete trials? None with fewer than three of them.
 
     Returns:
         `tau`, the mean Kendall rank correlation over pairs of folds (1: same order, 0: no relation), the
         number of `folds` and of `trials`.
     """
-    folder = StudyFolder(study)
-    scores = [[fold.nll for fold in folder.trial(t.number).folds()] for t in complete_trials(trials)]
+    scores = [[fold.nll for fold in study.trial(t.number).folds()] for t in complete_trials(trials)]
     scores = [row for row in scores if row]
     folds = min(map(len, scores), default=0)
     if len(scores) < 3 or folds < 2:
@@ -213,10 +212,10 @@ def fold_agreement(study: Path, trials: Sequence[TrialRow]) -> dict[str, Any] | 
     return {"tau": sum(taus) / len(taus), "folds": folds, "trials": len(scores)}
 
 
-def long_runs(study: Path, trials: Sequence[TrialRow]) -> list[dict[str, Any]]:
+def long_runs(study: StudyFolder, trials: Sequence[TrialRow]) -> list[dict[str, Any]]:
     """What short trials promised and full-length runs kept, for every complete final run of the study."""
     found = []
-    for run in StudyFolder(study).scored_runs():
+    for run in study.scored_runs():
         config = run.config()
         if config.get("stage") not in ("final", "trial") or not run.complete:
             continue

@@ -35,13 +35,7 @@ BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8
 
 
 def new_figure(width_in: float = 6.4, height_in: float = 4.4, panels: int = 1) -> "tuple[Figure, list[Axes]]":
-    """Return an empty figure and its panels, side by side, drawn without a display.
-
-    Args:
-        width_in: Width in inches.
-        height_in: Height in inches.
-        panels: Number of panels.
-    """
+    """Return an empty figure and its panels, side by side, drawn without a display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

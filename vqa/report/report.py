@@ -23,7 +23,7 @@ from vqa.report.page import gallery, inline_svg, render
 from vqa.report.verdict import verdict
 from vqa.results.calibration import UNCHANGED, tempered
 from vqa.results.folder import RunFolder, StudyFolder, read_yaml
-from vqa.results.metrics import guessing_of
+from vqa.results.metrics import accuracy, guessing_of
 from vqa.results.predictions import Prediction, read_predictions
 from vqa.results.trials import NOT_SEARCHED, TrialRow, best_trial, complete_trials, varied_parameters
 
@@ -81,7 +81,7 @@ def _following(folder: RunFolder) -> str:
 def _search(study: StudyFolder, trials: Sequence[TrialRow]) -> dict[str, Any]:
     """What the page says of the search; empty values where there was none."""
     names, ranking = facts.leaderboard(study)
-    runs = facts.long_runs(study.path, trials)
+    runs = facts.long_runs(study, trials)
     return {
         "names": names,
         "cost_names": [study_plots.cost_label(column) for column in (trials[0].costs if trials else ())],
@@ -89,7 +89,7 @@ def _search(study: StudyFolder, trials: Sequence[TrialRow]) -> dict[str, Any]:
         "best": _best(trials),
         "doubts": facts.doubts(study.ranking()),
         "trial_seconds": sum(float(row["seconds"] or 0) for row in ranking),
-        "agreement": facts.fold_agreement(study.path, trials),
+        "agreement": facts.fold_agreement(study, trials),
         "runs": runs,
         "run_tau": facts.rank_correlation(runs),
     }
@@ -246,7 +246,7 @@ def run_charts(history: Sequence[Mapping[str, Any]], labelled: Sequence[Predicti
         )
     if labelled:
         sure = sum(max(p.p) for p in labelled) / len(labelled)
-        right = sum(p.answer == p.gold for p in labelled) / len(labelled)
+        right = accuracy(labelled)
         charts["reliability"] = _chart(
             "reliability",
             lambda path: plots.reliability(labelled, path),

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vqa.results.metrics import chance_of
-from vqa.results.ranges import Range
-from vqa.results.trials import OtherLeader, TrialRow, best_trial, complete_trials, other_leader
+from vqa.results.trials import OtherLeader, Range, TrialRow, best_trial, complete_trials, other_leader
 
 Both = tuple[str, str]  # English, Korean
 

@@ -65,11 +65,7 @@ def standing_order(trial: Trained) -> tuple[int, float]:
 
 
 def compare(trials: Sequence[Trained]) -> Verdict:
-    """Compare all complete trials of a study with the best.
-
-    Args:
-        trials: The best first.
-    """
+    """Compare all complete trials of a study, given the best first, with the best."""
     best = trials[0]
     sd, apart = retraining_noise(trials)
     alike = [t for t in trials if all(training.keys() == best.nll[0].keys() for training in t.nll)]

@@ -1,29 +1,32 @@
-"""The folders that runs and studies leave: every file's name and reader, and who may write into a folder.
+"""The folders that runs and studies leave: every file's name and reader.
 
-All other modules ask `RunFolder` and `StudyFolder` where a file lies. A run's configuration is written once,
-and no run overwrites another's files.
+All other modules ask `RunFolder` and `StudyFolder` where a file lies.
 """
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from itertools import chain, count
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from vqa.config.settings import Settings, is_under
+from vqa.config.settings import Settings
 from vqa.config.words import command_line, quoted
 from vqa.errors import UserError, refuse_no_adapter
-from vqa.machine.files import is_locked, read_text, replace_text
+from vqa.machine.files import is_locked, read_text
 from vqa.machine.safe_text import mask_secrets
-from vqa.results.folds import FoldResult, read_folds
-from vqa.results.ranges import Range, ranges_of
-from vqa.results.trials import TrialRow, read_leaderboard, read_trials
+from vqa.results.trials import (
+    FoldResult,
+    Range,
+    TrialRow,
+    ranges_of,
+    read_folds,
+    read_leaderboard,
+    read_trials,
+)
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +37,7 @@ AGAIN, DONE = "again", "done"  # further trainings of a trial; written last into
 FOLDS, OUT_OF_FOLD = "folds.csv", "oof_predictions.csv"
 CALIBRATION = "calibration.json"  # beside an adapter's weights: its temperature
 MEMBER = "member_"  # and its number, from 0: one of several adapters in the folder of all
-RUN_LOCK = ".run.lock"  # held by the process that works in a run's folder, see `vqa.results.run_lock`
+RUN_LOCK = ".run.lock"  # held by the process that works in a run's folder, see `vqa.results.work`
 # a folder with only these may be claimed by another run
 BOOKKEEPING = (".hydra", "run.log", ".mlflow_run_id", ".wandb_run_id", "split.csv", RUN_LOCK)
 # Where and how a run computes, not what: it may be resumed with other values of these keys.
@@ -116,7 +119,7 @@ class RunFolder:
 
     @property
     def in_use(self) -> bool:
-        """Whether a process is at work in it now, see `vqa.results.run_lock`."""
+        """Whether a process is at work in it now, see `vqa.results.work`."""
         lock = self.path / RUN_LOCK
         return lock.exists() and is_locked(lock)
 
@@ -373,114 +376,6 @@ def read_yaml(path: Path) -> Any:
         raise UserError(
             f"{path}: cannot be read ({reason}); mend it or move the run's folder away and repeat the command"
         ) from error
-
-
-def folder_of_file(folder: Path, cfg: DictConfig) -> Path:
-    """Where the answers to a test file go: the first folder that is free, or that has that file's already.
-
-    The first file's answers go to the stage's own folder, such as `predict`, those of further files beside
-    it: `predict_new`, `predict_new_2`.
-
-    Args:
-        folder: The stage's own folder.
-        cfg: The composed configuration.
-    """
-    file = cfg.data.get("test_csv")
-    named = f"{folder.name}_{Path(str(file)).stem}" if file else folder.name
-    numbered = (f"{named}_{number}" for number in count(2))
-    return next(
-        path
-        for path in (folder.with_name(name) for name in chain((folder.name, named), numbered))
-        if not (RunFolder(path).claimed or _in_use(path))
-        or _test_file(RunFolder(path).config()) == _absolute(file)
-    )
-
-
-def _in_use(folder: Path) -> bool:
-    """Whether a run that has begun in a folder, with a configuration of its own, is at work now."""
-    return RunFolder(folder).config_file.exists() and RunFolder(folder).in_use
-
-
-def _test_file(config: Mapping[str, Any]) -> str | None:
-    return _absolute(config.get("data", {}).get("test_csv"))
-
-
-def _absolute(file: str | None) -> str | None:
-    return None if file is None else str(Path(file).expanduser().absolute())
-
-
-def begin(folder: Path, cfg: DictConfig, taken: Sequence[str] = ()) -> bool:
-    """Claim a folder for a configuration.
-
-    Args:
-        folder: The run's output folder; made when missing.
-        cfg: The composed configuration.
-        taken: Overrides in it that Hydra does not know of, such as those of the study's winner.
-
-    Returns:
-        False when the folder holds the complete result of this very configuration already.
-
-    Raises:
-        UserError: It holds a run of another configuration, or cannot be written.
-    """
-    run = RunFolder(folder)
-    stored = run.config_file
-    if run.claimed:
-        refuse_other_run(folder, cfg)
-        return not run.complete
-    try:
-        stored.parent.mkdir(parents=True, exist_ok=True)
-        hydra_cfg = HydraConfig.get()
-        replace_text(run.overrides_file, _yaml(list(hydra_cfg.overrides.task)))
-        replace_text(run.hydra_file, _yaml(OmegaConf.create({"hydra": _with_choices(hydra_cfg, taken)})))
-        replace_text(stored, _yaml(cfg))  # the last: with it the folder is claimed
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written ({error}); set VQA_OUTPUT=/a/writable/folder or env.output_root=..."
-        ) from error
-    return True
-
-
-def _with_choices(hydra_cfg: Any, taken: Sequence[str]) -> Any:
-    """Hydra's own node, with the options that these overrides choose."""
-    node: Any = OmegaConf.create(OmegaConf.to_container(hydra_cfg, resolve=False))
-    for name, _, option in (override.partition("=") for override in taken):
-        if name in node.runtime.choices:
-            node.runtime.choices[name] = option
-    return node
-
-
-def _yaml(node: Any) -> str:
-    """A configuration as text, interpolations as they were written, secrets masked."""
-    plain = OmegaConf.to_container(OmegaConf.create(node), resolve=False)
-    masked = mask_secrets(plain)
-    return OmegaConf.to_yaml(OmegaConf.create(node if masked == plain else masked))
-
-
-def refuse_other_run(folder: Path, cfg: DictConfig) -> None:
-    """Refuse a folder in which a run of another configuration has begun; changes nothing.
-
-    Raises:
-        UserError: Names the keys that differ.
-    """
-    run = RunFolder(folder)
-    if not run.claimed:
-        return
-    old, new = _asked(read_yaml(run.config_file)), _asked(cfg)
-    differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    if differing:
-        shown = "; ".join(f"{key}: {old.get(key)} there, {new.get(key)} now" for key in differing[:5])
-        raise UserError(
-            f"{folder} holds a run of another configuration ({shown}). Nothing was changed: "
-            "name another study (study=other), or another folder (hydra.run.dir=...)"
-        )
-
-
-def _asked(cfg: Any) -> dict[str, str]:
-    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    # what is stored is masked, so that both sides are: a changed password is no other configuration
-    asked = flatten(mask_secrets(plain))
-    return {key: text for key, text in asked.items() if not is_under(key, MAY_DIFFER)}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

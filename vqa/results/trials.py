@@ -1,15 +1,22 @@
-"""`leaderboard.csv` read again: one row per trial that is done or paused, and what the rows say in sum."""
+"""A study's trials as its files keep them.
+
+`leaderboard.csv` is read again: one row per trial that is done or paused, and what the rows say in sum.
+`folds.csv` says what each finished fold of a trial scored; a cut-off trial goes on after the last.
+`study.yaml` keeps the intervals that were searched. A best value at the end of its interval says that it was
+too narrow: a better one may lie outside.
+"""
 
 import csv
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
 from vqa.errors import UserError
-from vqa.machine.files import read_text
+from vqa.machine.files import read_text, replace_text
 
 RESULT_COLUMNS = ("trial", "state", "folds", "nll", "nll_se", "accuracy", "accuracy_se", "seconds")
 TIED = "tied_with_best"  # after the searched parameters, as are the next
@@ -20,6 +27,67 @@ COST_COLUMNS = {"seconds": "seconds_per_question", "parameters": "trainable_para
 FRONT = "on_front"
 NOT_SEARCHED = ""  # an empty text that was searched stands in quotes
 Value = float | str
+EDGE = 0.05  # of the range, on its own scale: so near to an end is at the edge
+# How Optuna writes an interval: FloatDistribution(high=0.001, log=True, low=1e-05, step=None)
+_INTERVAL = re.compile(r"(?:Float|Int)Distribution\(high=([^,]+), log=(True|False), low=([^,]+), step=")
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """One finished fold; its fields are the file's columns.
+
+    Args:
+        fold: The fold's number, from 0.
+        n_train: Questions it was trained on.
+        n_valid: Questions held out.
+        nll: Mean NLL of the held-out questions, nats.
+        accuracy: Share of them answered right.
+        seconds: Wall time, evaluation included.
+    """
+
+    fold: int
+    n_train: int
+    n_valid: int
+    nll: float
+    accuracy: float
+    seconds: float
+
+
+def write_folds(path: Path, results: Sequence[FoldResult]) -> None:
+    """Write one row per fold; numbers keep all their digits, and the file appears complete or not at all."""
+    lines = [",".join(f.name for f in fields(FoldResult))]
+    lines += [",".join(repr(value) for value in asdict(result).values()) for result in results]
+    replace_text(path, "\n".join(lines) + "\n")
+
+
+def read_folds(path: Path) -> list[FoldResult]:
+    """Read the finished folds, in file order; [] where there is no file.
+
+    Raises:
+        UserError: A column is missing or a value is no number.
+    """
+    if not path.exists():
+        return []
+    try:
+        text = read_text(path)
+        rows = list(csv.DictReader(text.splitlines(), restval=""))
+        if text and not text.endswith("\n"):
+            raise ValueError("its last line is cut off")
+        return [
+            FoldResult(
+                int(row["fold"]),
+                int(row["n_train"]),
+                int(row["n_valid"]),
+                float(row["nll"]),
+                float(row["accuracy"]),
+                float(row["seconds"]),
+            )
+            for row in rows
+        ]
+    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}); remove the trial's folder to run it again"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -226,3 +294,40 @@ def _value(text: str) -> Value:
         return float(text)
     except ValueError:
         return text
+
+
+@dataclass(frozen=True)
+class Range:
+    """An interval of numbers.
+
+    Args:
+        low: Its lower end.
+        high: Its upper end.
+        log: Whether it was searched on a logarithmic scale.
+    """
+
+    low: float
+    high: float
+    log: bool
+
+    def __str__(self) -> str:
+        """As `low..high`."""
+        return f"{self.low:g}..{self.high:g}"
+
+    def edge_of(self, value: object) -> str | None:
+        """Say at which end a value lies, "lower" or "upper"; None in between, and for what is no number."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or self.low >= self.high:
+            return None
+        low, high, at = (math.log(x) if self.log else float(x) for x in (self.low, self.high, value))
+        place = (at - low) / (high - low)
+        return "lower" if place <= EDGE else "upper" if place >= 1 - EDGE else None
+
+
+def ranges_of(terms: Mapping[str, object]) -> dict[str, Range]:
+    """The searched intervals by key; choices, and numbers searched as a multiple of another, are left out."""
+    space = terms.get("space")
+    found: dict[str, Range] = {}
+    for name, text in space.items() if isinstance(space, Mapping) else ():
+        if " / " not in name and (match := _INTERVAL.match(str(text))):
+            found[str(name)] = Range(float(match[3]), float(match[1]), match[2] == "True")
+    return found

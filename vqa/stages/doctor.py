@@ -1,10 +1,14 @@
-"""`stage=doctor`: everything that can be checked before the full model is loaded, as one list."""
+"""`stage=doctor`: everything that can be checked before the full model is loaded, as one list.
+
+`doctor.html` says what was found in a contest file, on one page with a contact sheet.
+"""
 
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
@@ -15,23 +19,33 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from vqa.config.check import read_settings
+from vqa.config.library import build
 from vqa.config.messages import message, plain_message, told, worded
 from vqa.config.near import with_advice
 from vqa.config.settings import Settings
 from vqa.config.words import command_line
-from vqa.data.contest_csv import reading_once
+from vqa.data.contest_csv import ContestCsv, reading_once
+from vqa.data.csv_rows import Part
 from vqa.data.source import data_source, split_questions
 from vqa.data.split import make_folds, subsample
 from vqa.errors import UserError
 from vqa.machine.device import cards_for, choose_device, choose_dtype
-from vqa.model.base import read_model_config, read_processor
+from vqa.machine.files import replace_text
+from vqa.model.base import model_source, read_model_config, read_processor
+from vqa.model.context import context_length, describe_too_long, refuse_options, too_long
+from vqa.model.families.table import family_of
+from vqa.model.letters import letter_tokens
+from vqa.model.prompt import rows_with_control_words, token_ids
+from vqa.model.vision.generic_pictures import budget_arguments, refuse_several_pictures
 from vqa.progress import shown_progress
-from vqa.report.doctor_page import write_doctor_page
-from vqa.results.folder import StudyFolder, adapter_folder, refuse_no_adapters, refuse_other_run
+from vqa.question import Question, guessing, letters_of
+from vqa.report import doctor_facts as facts
+from vqa.report.page import render, thumbnails
+from vqa.results.folder import StudyFolder, adapter_folder, refuse_no_adapters
+from vqa.results.work import refuse_other_run
 from vqa.stages.final import refuse_settings
-from vqa.stages.memory_forecast import foreseen, memory_lines
+from vqa.stages.footprint import foreseen, memory_lines
 from vqa.stages.preflight import cache_problem, drive_problem, hub_problem
-from vqa.stages.question_texts import text_findings
 from vqa.stages.time_forecast import NOT_OF_A_SWEEP, time_lines, words_of_sweep
 from vqa.sweep.checks import sweep_problems
 from vqa.sweep.final_run import with_winner
@@ -39,6 +53,10 @@ from vqa.tracking.mlflow_runs import open_tracker
 
 LOW_DISK_GIB = 5.0
 GPU_ONLY = "bitsandbytes.optim."
+SHOWN = 5  # rows that a line names
+PAGE = "doctor.html"
+ON_SHEET = 60  # pictures of the contact sheet
+SHEET_BYTES = 3 * 2**20
 
 
 @reading_once()
@@ -230,3 +248,141 @@ CHECKS: dict[str, Callable[[Settings], list[str]]] = {
     "output folder and disk": _output,
     "tracking store": _tracking,
 }
+
+
+def text_findings(settings: Settings) -> tuple[list[str], list[str]]:
+    """Questions that the model cannot be asked, how many options there are, and rows with control words.
+
+    Returns:
+        Problems (a question longer than the context, options that prompt, read-out or tokenizer do not suit),
+        and lines about the options and about rows whose control words are asked as plain text.
+
+    Raises:
+        UserError: Data or model configuration cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    config = read_model_config(settings)
+    folder, where = model_source(settings)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **where)
+    except (OSError, ValueError):  # no tokenizer beside the configuration; loading the model will say why
+        return [], []
+    problems, notes = [], []
+    source, context = data_source(settings), context_length(config)
+    parts: dict[str, list[Question]] = {"test": source.test() or []}
+    if settings.data.get("train_csv", "") is not None:
+        parts["train"] = source.train()
+    numbers = [len(question.choices) for questions in parts.values() for question in questions]
+    if numbers:
+        fewest, most = min(numbers), max(numbers)
+        said = f"{fewest}" if fewest == most else f"{fewest} - {most}"
+        notes.append(message(settings.lang, "options", said=said))
+        try:
+            refuse_options(settings, [parts["test"]], parts.get("train", ()))
+            letter_tokens(lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"]), most)
+        except UserError as error:
+            problems.append(str(error))
+    problems += _several_pictures(settings, config, [q for questions in parts.values() for q in questions])
+    for part, questions in parts.items():
+        if found := rows_with_control_words(tokenizer, questions):
+            shown = ", ".join(f"{id_} ({word})" for id_, word in found[:SHOWN])
+            more = " ..." if len(found) > SHOWN else ""
+            notes.append(message(settings.lang, "control", part=part, count=len(found), shown=shown + more))
+        if context is not None:
+            system = len(token_ids(tokenizer, settings.prompt.system))
+            visual = settings.image.max_visual_tokens
+            long = too_long(tokenizer, settings.prompt, questions, context - system, visual)
+            problems += [f"{part}: {describe_too_long(long, context)}"] if long else []
+    return problems, notes
+
+
+def _several_pictures(settings: Settings, config: Any, questions: Sequence[Question]) -> list[str]:
+    """Why the model's processor cannot be asked about the first question on several pictures; else []."""
+    several = next((question for question in questions if question.further), None)
+    processor = read_processor(settings, config) if several else None
+    if several is None or processor is None:
+        return []
+    family = family_of(config, settings.env.device_map)
+    try:
+        refuse_several_pictures(processor, budget_arguments(processor, family, settings.image))
+    except UserError as error:
+        return [f"question {several.id!r} has {len(several.pictures)} pictures. {error}"]
+    return []
+
+
+def write_doctor_page(settings: Settings, problems: Sequence[str]) -> Path | None:
+    """Write the page of a contest file; None for other data, which need no doctor.
+
+    Rows that cannot be used are left out of the numbers; the problems tell of them.
+
+    Returns:
+        The page, in the study's folder.
+    """
+    source = build("data", settings.data)
+    if not isinstance(source, ContestCsv):
+        return None
+    parts = _readable(source)
+    everything = [q for questions in parts.values() for q in questions]
+    labelled = [q for q in parts.get("train", []) if q.answer]
+    numbers = facts.option_numbers(everything)
+    pictures = list(dict.fromkeys(p.path for q in everything for p in q.pictures))
+    sheet = pictures[:: max(1, len(pictures) // ON_SHEET)][:ON_SHEET]
+    page = render(
+        "doctor.html",
+        language=settings.lang,
+        title="doctor",
+        study=settings.study,
+        problems=problems,
+        parts=[(name, _part(source, name, questions)) for name, questions in parts.items()],
+        options=numbers,
+        letters=letters_of(max(numbers, default=0)),
+        chance=guessing(len(q.choices) for q in labelled or everything).accuracy if everything else None,
+        exact=facts.exact_twins(parts),
+        near=facts.near_twins(parts),
+        equal_options=facts.equal_options(everything),
+        contradictions=facts.contradictions(everything),
+        hinted=facts.hinted(everything),
+        longest=facts.longest_is_right(labelled),
+        floor=facts.text_floor(labelled, settings.seed),
+        sizes={} if any(p.startswith("model:") for p in problems) else _sizes(settings, everything),
+        sheet=list(thumbnails(sheet, SHEET_BYTES).values()),
+    )
+    folder = Path(settings.env.output_root) / settings.study
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(folder / PAGE, page)
+    return folder / PAGE
+
+
+def _readable(source: ContestCsv) -> dict[str, list[Question]]:
+    """Every row that can be read, whatever is wrong with the others."""
+    parts: tuple[Part, ...] = "train", "test"
+    found = {part: source.readable(part) for part in parts}
+    return {part: questions for part, questions in found.items() if questions}
+
+
+def _part(source: ContestCsv, name: str, questions: Sequence[Question]) -> dict[str, Any]:
+    return {
+        "file": source.train_csv if name == "train" else source.test_csv,
+        "questions": len(questions),
+        "pictures": len({p.sha256 for q in questions for p in q.pictures}),
+        "without": sum(q.image is None for q in questions),
+        "letters": facts.letter_balance(questions) if any(q.answer for q in questions) else {},
+    }
+
+
+def _sizes(settings: Settings, questions: Sequence[Question]) -> dict[str, Any]:
+    from transformers import AutoTokenizer
+
+    if not questions:
+        return {}
+    folder, where = model_source(settings)
+    try:
+        config = read_model_config(settings)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **where)
+    except (OSError, ValueError):  # no tokenizer beside the configuration; loading the model will say why
+        return {}
+    family = family_of(config, settings.env.device_map)
+    if family.is_own(config):
+        return facts.sizes(settings, questions, config, tokenizer)
+    return facts.sizes_by_processor(settings, questions, read_processor(settings, config), family)

@@ -13,23 +13,24 @@ from typing import Any
 from vqa.answer.weighing import (
     Rows,
     Weigh,
+    average,
     best_member,
+    disagreement,
     family_shares,
     fitted_weights,
     gains,
+    gains_over,
     greedy_weights,
     likeness,
 )
 from vqa.config.messages import plain_message
 from vqa.config.settings import Settings
 from vqa.errors import UserError
-from vqa.results.averages import average, disagreement, paired_gain
 from vqa.results.calibration import UNCHANGED, calibrated_scores, chosen_temperature, tempered
-from vqa.results.finish import Results, finish_run
 from vqa.results.folder import RunFolder
-from vqa.results.manifest import Provenance
 from vqa.results.metrics import accuracy, collapse_alarm, nll, summary
 from vqa.results.predictions import Prediction, read_predictions
+from vqa.results.work import Provenance, Results, finish_run
 
 log = logging.getLogger(__name__)
 
@@ -76,11 +77,9 @@ def run_ensemble(settings: Settings, folder: Path) -> dict[str, Any]:
     if all(p.gold for p in found):
         calibrated = calibrated_scores(tempered(found, temperature), temperature)
         metrics["test"] = summary(found) | {"calibrated": calibrated}
-        metrics["member_accuracy"] = [accuracy(member) for member in members]
         if valid:  # which member is best was found on other rows
-            best = average(members, best_member(valid))
-            metrics["test"]["over_best_member"] = paired_gain(best, found)
-            metrics["test"]["over_equal_weights"] = paired_gain(average(members, [1] * len(paths)), found)
+            metrics["test"] |= gains_over(average(members, best_member(valid)), members, found)
+        metrics["member_accuracy"] = [accuracy(member) for member in members]
     _tell(settings.lang, metrics)
     run = RunFolder(folder)
     results = Results(metrics, {run.test_predictions: found}, submitted=[p.id for p in found])

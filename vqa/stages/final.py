@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from vqa.answer.members import read_out, refuse_texts
-from vqa.answer.options import refuse_options
 from vqa.answer.readout import answer
 from vqa.answer.score import score
+from vqa.answer.weighing import Answers, average, compared_with_one, disagreement
 from vqa.config.messages import plain_message
 from vqa.config.settings import Settings
-from vqa.data.sample_submission import as_sample
+from vqa.data.contest_csv import as_sample
 from vqa.data.source import split_questions, test_questions
 from vqa.data.split import Split, make_folds, subsample, write_split
 from vqa.errors import UserError
@@ -30,12 +30,11 @@ from vqa.machine import processes
 from vqa.machine.device import peak_memory_gib
 from vqa.model.adapter import adapter_state, attached, restore, save_adapter
 from vqa.model.base import Base, load_base
-from vqa.model.context import refuse_too_long
+from vqa.model.context import refuse_options, refuse_too_long
 from vqa.model.encode import Encoder
 from vqa.question import Question
 from vqa.report import plots
 from vqa.results.adapter_record import write_record
-from vqa.results.averages import Rows, average, compared_with_one, disagreement
 from vqa.results.calibration import (
     calibrated_scores,
     chosen_temperature,
@@ -43,9 +42,7 @@ from vqa.results.calibration import (
     tempered,
     write_calibration,
 )
-from vqa.results.finish import Results, finish_run
 from vqa.results.folder import RunFolder, member_folder
-from vqa.results.manifest import Provenance
 from vqa.results.metrics import (
     collapse_alarm,
     guessing_of,
@@ -56,6 +53,7 @@ from vqa.results.metrics import (
 )
 from vqa.results.predictions import Prediction, read_predictions
 from vqa.results.uncertainty import picture_codes, swapped_halves
+from vqa.results.work import Provenance, Results, finish_run
 from vqa.terminal import TOLD_AGAIN
 from vqa.tracking.mlflow_runs import open_tracker
 from vqa.tracking.record import Run
@@ -315,12 +313,14 @@ def _averaged(
     metrics["members"] = [{name: member[name] for name in OF_A_MEMBER} for member, _ in found]
     metrics["disagreement"] = disagreement([answers.valid for _, answers in found])
     metrics["single"] = compared_with_one(
-        Rows(one.valid, held_out_calibrated(one.valid, wanted)),
-        Rows(valid, held_out_calibrated(valid, wanted)),
+        Answers(one.valid, held_out_calibrated(one.valid, wanted)),
+        Answers(valid, held_out_calibrated(valid, wanted)),
     )
     if "test" in metrics:
-        own = Rows(one.test, tempered(one.test, first["temperature"]))
-        metrics["single"]["test"] = compared_with_one(own, Rows(test, tempered(test, metrics["temperature"])))
+        own = Answers(one.test, tempered(one.test, first["temperature"]))
+        metrics["single"]["test"] = compared_with_one(
+            own, Answers(test, tempered(test, metrics["temperature"]))
+        )
     return metrics, answers
 
 

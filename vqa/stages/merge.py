@@ -8,11 +8,10 @@ from vqa.config.settings import Settings
 from vqa.errors import UserError, system_error
 from vqa.machine.files import replacing_folder
 from vqa.model.base import model_source, read_model_config
-from vqa.model.families.processor import copy_processor, load_image_processor
 from vqa.model.families.table import family_of
-from vqa.results.finish import Results, finish_run
+from vqa.model.vision.generic_pictures import copy_processor, load_image_processor
 from vqa.results.folder import RunFolder, adapter_folder, member_folders
-from vqa.results.manifest import Provenance
+from vqa.results.work import Provenance, Results, finish_run
 
 
 def run_merge(settings: Settings, folder: Path) -> dict[str, Any]:

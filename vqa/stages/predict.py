@@ -8,24 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from vqa.answer.members import answer_with_members, base_temperature, loaded_members, stored_temperature
-from vqa.answer.options import refuse_options
 from vqa.answer.score import score
 from vqa.config.settings import Settings
-from vqa.data.sample_submission import as_sample
+from vqa.data.contest_csv import as_sample
 from vqa.data.source import data_sha256, source_questions, test_questions
 from vqa.errors import UserError
 from vqa.machine.device import peak_memory_gib
 from vqa.model.base import load_base
-from vqa.model.context import refuse_too_long
+from vqa.model.context import refuse_options, refuse_too_long
 from vqa.model.encode import Encoder
 from vqa.question import Question
 from vqa.results.adapter_record import weights_sha256
 from vqa.results.calibration import calibrated_scores, tempered
-from vqa.results.finish import Results, finish_run
 from vqa.results.folder import RunFolder, adapter_folder
-from vqa.results.manifest import Provenance
 from vqa.results.metrics import collapse_alarm, no_answer_rate, summary
 from vqa.results.predictions import Prediction
+from vqa.results.work import Provenance, Results, finish_run
 from vqa.stages.final import compare_with_base
 from vqa.terminal import TOLD_AGAIN
 from vqa.tracking.mlflow_runs import open_tracker

@@ -29,10 +29,6 @@ def run_report(settings: Settings, folder: Path) -> None:
 def show_report(settings: Settings, run: RunFolder) -> None:
     """Write a run's page and its adapter's card, keep copies where the run is tracked, and name the page.
 
-    Args:
-        settings: Language and tracking.
-        run: A final run.
-
     Raises:
         UserError: There is nothing to report, or a file of the run cannot be read.
     """

@@ -24,8 +24,7 @@ from vqa.config.check import read_settings
 from vqa.config.messages import message
 from vqa.config.settings import BudgetSettings, Settings
 from vqa.question import Question
-from vqa.stages.footprint import GIB, HALF, Widths, widths_of
-from vqa.stages.memory_forecast import USABLE, Foreseen, fitting_step, way_on
+from vqa.stages.footprint import GIB, HALF, USABLE, Foreseen, Widths, fitting_step, way_on, widths_of
 
 HOUR = 3600
 SEARCH = "+sweep=lora"  # the search of a command that names none

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from vqa import progress
-from vqa.answer.options import refuse_options
 from vqa.answer.readout import answer
 from vqa.answer.score import score
 from vqa.config.messages import plain_message
@@ -24,13 +23,13 @@ from vqa.machine.device import peak_memory_gib
 from vqa.machine.files import replace_text
 from vqa.model.adapter import adapter_state
 from vqa.model.base import load_base
-from vqa.model.context import refuse_too_long
+from vqa.model.context import refuse_options, refuse_too_long
 from vqa.model.encode import Encoder
 from vqa.question import Question
 from vqa.results.folder import AGAIN, RunFolder
-from vqa.results.folds import FoldResult, write_folds
 from vqa.results.metrics import accuracy, accuracy_ci95, nll, per_question_nll
 from vqa.results.predictions import Prediction, append_predictions, read_predictions
+from vqa.results.trials import FoldResult, write_folds
 from vqa.results.uncertainty import picture_codes
 from vqa.tracking.mlflow_runs import open_tracker
 from vqa.tracking.record import Run

@@ -94,9 +94,6 @@ def write_winner(text: str, study_folder: Path) -> None:
 def read_winner(path: Path) -> list[str]:
     """Give the overrides that a `best.yaml` stands for, `key=value` each.
 
-    Args:
-        path: A file of `write_winner`.
-
     Raises:
         UserError: It is no such file.
     """

@@ -20,7 +20,6 @@ from vqa.results.comparison import Trained, Verdict, compare, pareto_front, stan
 from vqa.results.folder import RunFolder, StudyFolder, read_json
 from vqa.results.metrics import per_question_nll, pictures_of
 from vqa.results.predictions import read_fold_predictions
-from vqa.results.ranges import Range
 from vqa.results.trials import (
     COST_COLUMNS,
     DOUBTS,
@@ -28,12 +27,13 @@ from vqa.results.trials import (
     OBJECTIVE_COLUMNS,
     RESULT_COLUMNS,
     TIED,
+    Range,
     other_leader,
 )
 from vqa.results.uncertainty import mean_error, picture_codes
-from vqa.sweep.objective import Cost, Objective, question_losses, shown_objective
 from vqa.sweep.search.promotion import WORKED_S, is_paused
 from vqa.sweep.search.space import override_value, plain_values
+from vqa.sweep.settings import Cost, Objective, question_losses, shown_objective
 
 Stamps = tuple[tuple[int, int], ...]  # of a trial's files: changed, bytes
 
@@ -49,7 +49,7 @@ class Scores:
         correct: Whether the right letter was the most probable, by question id.
         pictures: Digest of each question's picture by id; errors are taken over pictures.
         loss: What the trials are ranked by, question by question and lower is better: see
-            `vqa.sweep.objective`.
+            `vqa.sweep.settings`.
         parameters: Weights that were trained; None where the trial did not say.
     """
 
@@ -230,11 +230,10 @@ def ranking(
     """Order the trials from best to worst.
 
     COMPLETE by objective, then PAUSED and PRUNED by how far they came, then FAIL, then those that run or
-    wait.
-    Complete trials are ordered by the objective in Optuna's storage. The NLL from the files is summed in
-    another order, and its last digit could swap two trials. Under another objective the mean of the files'
-    losses orders them. Once some were trained again, those stand in
-    front, see `vqa.results.comparison.standing_order`.
+    wait. Complete trials are ordered by the objective in Optuna's storage. The NLL from the files is summed
+    in another order, and its last digit could swap two trials. Under another objective the mean of the files'
+    losses orders them. Once some were trained again, those stand in front, see
+    `vqa.results.comparison.standing_order`.
 
     Args:
         trials: As Optuna gives them.

@@ -1,12 +1,74 @@
-"""The keys under `hydra.sweeper`, checked."""
+"""The keys under `hydra.sweeper`, checked, and what the objectives among them mean.
+
+By `hydra.sweeper.objective` complete trials are ranked. Only the ranking changes, and with it the winner and
+who is trained again. Sampler and pruner go on by the NLL, which tells two settings apart with far fewer
+questions than right and wrong answers do.
+
+Costs may stand beside it: `hydra.sweeper.objective=[nll,seconds]`. The leaderboard then marks the Pareto
+front of the complete trials. The search stays one for a low NLL, and is no multi-objective study of Optuna's:
+such a study takes no reports, so that nothing could be pruned, paused or taken up again within a trial, and
+its objectives are fixed when it is created, so that a finished study could not be asked about another cost.
+The price: trials crowd where the NLL is low, and a cheap one that was pruned is not on the front.
+"""
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal, get_args
 
 from vqa.errors import UserError
-from vqa.sweep.objective import COSTS, OBJECTIVES, Cost, Objective, is_objective
+from vqa.results.calibration import cross_fitted
+from vqa.results.metrics import per_question_nll
+from vqa.results.predictions import Prediction
+
+Objective = Literal["nll", "accuracy", "calibrated_nll"]
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+Cost = Literal["seconds", "parameters"]  # of a trial, per question scored; weights that were trained
+COSTS: tuple[Cost, ...] = get_args(Cost)
+THOMPSON = "vqa.sweep.search.thompson.ThompsonSampler"
+PROMOTION = "vqa.sweep.search.promotion.PromotionPruner"
+BOTORCH = "optuna_integration.BoTorchSampler"
+STOCK_KEYS = {  # of hydra-optuna-sweeper -> what to write here
+    "n_jobs": "set hydra.sweeper.n_workers, the number of worker processes",
+    "max_failure_rate": "set hydra.sweeper.max_failures, a number of trials",
+    "search_space": "set hydra.sweeper.params",
+    "custom_search_space": "set hydra.sweeper.params, or give ranges on the command line",
+}
+Rule = tuple[str, Callable[[Any], bool]]
+_NAME: Rule = ("a name without a slash", lambda v: isinstance(v, str) and v != "" and "/" not in v)
+_MAPPING: Rule = ("a mapping of key -> value", lambda v: isinstance(v, dict))
+_SWITCH: Rule = ("true or false", lambda v: isinstance(v, bool))
+_SECONDS: Rule = (
+    "a number of seconds > 0",
+    lambda v: isinstance(v, int | float) and not isinstance(v, bool) and v > 0,
+)
+
+
+def is_objective(value: object) -> bool:
+    """Whether a value is a `hydra.sweeper.objective`: a word, or a list of a word and different costs."""
+    first, *costs = value if isinstance(value, list) and value else [value]
+    return first in OBJECTIVES and all(c in COSTS for c in costs) and len(set(costs)) == len(costs)
+
+
+def question_losses(predictions: Sequence[Prediction], objective: Objective) -> dict[str, float]:
+    """What each question adds to the loss that trials are ranked by, by id; lower is better.
+
+    Args:
+        predictions: Labelled, out of fold.
+        objective: nll: -log p of the right letter, nats. calibrated_nll: the same after a temperature
+            that was fitted without the question. accuracy: 1 for a wrong answer, 0 for a right one.
+
+    Raises:
+        ValueError: There are no predictions, or one has no gold letter.
+    """
+    if objective == "accuracy":
+        return {p.id: float(p.answer != p.gold) for p in predictions}
+    return per_question_nll(cross_fitted(predictions) if objective == "calibrated_nll" else predictions)
+
+
+def shown_objective(loss: float, objective: Objective) -> float:
+    """A mean loss as people read it: the share of right answers for accuracy, else nats."""
+    return 1 - loss if objective == "accuracy" else loss
 
 
 @dataclass(frozen=True)
@@ -82,18 +144,6 @@ class SweepSettings:
     tracked: bool
 
 
-THOMPSON = "vqa.sweep.search.thompson.ThompsonSampler"
-PROMOTION = "vqa.sweep.search.promotion.PromotionPruner"
-BOTORCH = "optuna_integration.BoTorchSampler"
-STOCK_KEYS = {  # of hydra-optuna-sweeper -> what to write here
-    "n_jobs": "set hydra.sweeper.n_workers, the number of worker processes",
-    "max_failure_rate": "set hydra.sweeper.max_failures, a number of trials",
-    "search_space": "set hydra.sweeper.params",
-    "custom_search_space": "set hydra.sweeper.params, or give ranges on the command line",
-}
-Rule = tuple[str, Callable[[Any], bool]]
-
-
 def _whole_from(low: int) -> Rule:
     return f"a whole number >= {low}", lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low
 
@@ -112,15 +162,6 @@ def _or_null(rule: Rule) -> Rule:
 
 def _list_of(kind: type, what: str) -> Rule:
     return f"a list of {what}", lambda v: isinstance(v, list) and all(isinstance(x, kind) for x in v)
-
-
-_NAME: Rule = ("a name without a slash", lambda v: isinstance(v, str) and v != "" and "/" not in v)
-_MAPPING: Rule = ("a mapping of key -> value", lambda v: isinstance(v, dict))
-_SWITCH: Rule = ("true or false", lambda v: isinstance(v, bool))
-_SECONDS: Rule = (
-    "a number of seconds > 0",
-    lambda v: isinstance(v, int | float) and not isinstance(v, bool) and v > 0,
-)
 
 
 def _is_command(value: Any) -> bool:
@@ -217,14 +258,7 @@ def read_settings(node: Mapping[str, Any]) -> SweepSettings:
             f"hydra.sweeper.objective must be nll with hydra.sweeper.direction={values['direction']}, got "
             f"{values['objective']!r}: with another one the jobs' value is an NLL, which is minimised."
         )
-    for key, value in values["params"].items():
-        if isinstance(value, Mapping):
-            inner = next(iter(value), "key")
-            raise UserError(
-                f"hydra.sweeper.params must name whole keys, got {key!r} with keys below it. In a file write "
-                f"{key}.{inner} as one key, on the command line a range without hydra.sweeper.params: "
-                f"'{key}.{inner}=choice(1,2)'."
-            )
+    _refuse_groups_of_keys(values["params"])
     pruner = values["pruner"]
     if pruner["_target_"].endswith(".HyperbandPruner") and not isinstance(pruner.get("max_resource"), int):
         raise UserError(
@@ -232,3 +266,14 @@ def read_settings(node: Mapping[str, Any]) -> SweepSettings:
             f"got {pruner.get('max_resource')!r}: with 'auto' the brackets would differ between processes."
         )
     return SweepSettings(**values)
+
+
+def _refuse_groups_of_keys(params: Mapping[str, Any]) -> None:
+    for key, value in params.items():
+        if isinstance(value, Mapping):
+            inner = next(iter(value), "key")
+            raise UserError(
+                f"hydra.sweeper.params must name whole keys, got {key!r} with keys below it. In a file write "
+                f"{key}.{inner} as one key, on the command line a range without hydra.sweeper.params: "
+                f"'{key}.{inner}=choice(1,2)'."
+            )

@@ -164,11 +164,7 @@ def _cannot_write(error: BaseException) -> bool:
 
 
 class JournalLock(BaseJournalFileLock):
-    """Locks the journal by a kernel lock: after a death Optuna's own lock makes all others wait 30 s.
-
-    Args:
-        journal: The journal file.
-    """
+    """Locks the journal by a kernel lock: after a death Optuna's own lock makes all others wait 30 s."""
 
     def __init__(self, journal: Path) -> None:
         self.journal = journal

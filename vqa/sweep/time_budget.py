@@ -175,11 +175,7 @@ def write_plan(folder: Path, plan: StudyPlan) -> None:
 
 
 def trials_needed(pruner: Mapping[str, Any]) -> tuple[int, str]:
-    """Return how many trials a pruner needs before it can stop any, and why.
-
-    Args:
-        pruner: `hydra.sweeper.pruner`.
-    """
+    """Return how many trials a pruner needs before it can stop any, and why."""
     built = build_pruner(pruner)
     if isinstance(built, optuna.pruners.HyperbandPruner):
         quieten_optuna()

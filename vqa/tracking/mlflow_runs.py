@@ -2,7 +2,7 @@
 
 Only this module and `vqa.tracking.store` import mlflow. Every call names its run id: there is no global
 "active run" that parallel workers could mix up. A store that cannot be used is refused at the start; one that
-goes away later gets its records when it is back (`vqa.tracking.outbox`), and no training waits for it.
+goes away later gets its records when it is back (`vqa.machine.retry`), and no training waits for it.
 """
 
 import logging
@@ -19,7 +19,7 @@ from vqa.machine import processes
 from vqa.machine.files import replace_text
 from vqa.machine.safe_text import mask_secrets
 from vqa.results.folder import RunFolder, flatten
-from vqa.results.manifest import git_state, package_versions
+from vqa.results.work import git_state, package_versions
 from vqa.tracking.record import NullTracker, Run, Tracker
 from vqa.tracking.store import (
     SETTLE_S,

@@ -17,9 +17,8 @@ from urllib.parse import quote, urlsplit
 from urllib.request import urlopen
 
 from vqa.errors import UserError
-from vqa.machine.retry import chain_of, reason_of
+from vqa.machine.retry import Outbox, chain_of, reason_of
 from vqa.machine.safe_text import mask_secrets
-from vqa.tracking.outbox import Outbox
 
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 OF_A_SERVER = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_USERNAME")
@@ -97,7 +96,7 @@ def store_lock(uri: str) -> AbstractContextManager[object]:
 
 
 SETTLE_S = 30.0  # how long a finished run still tries to reach its store
-# MLflow's own retries would hold up the training for minutes; `vqa.tracking.outbox` retries beside it.
+# MLflow's own retries would hold up the training for minutes; `vqa.machine.retry` retries beside it.
 RETRY_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 AWAY_CODES = (
     "TEMPORARILY_UNAVAILABLE",

@@ -20,8 +20,7 @@ import torch
 from vqa.config.library import build, refusals
 from vqa.errors import UserError
 from vqa.machine import processes
-from vqa.machine.device import memory_share, sent_to_host
-from vqa.machine.prefetch import prefetched
+from vqa.machine.device import memory_share, prefetched, sent_to_host
 from vqa.model.encode import Encoder, Order
 from vqa.model.forward import letter_logits, shared_prefix
 from vqa.model.memory import LARGE, Ladder, does_not_fit

@@ -54,9 +54,6 @@ class TrainedFold:
 def fold_digest(settings: Settings) -> str:
     """Name what fold adapters depend on: the settings that training reads, and all labelled questions.
 
-    Args:
-        settings: The run.
-
     Returns:
         20 hexadecimal digits; equal digests mean equal adapters on one machine.
     """

@@ -7,7 +7,7 @@ import torch
 from torch.nn import Linear, Module, Parameter
 
 from tests.conftest import Adapt
-from vqa.answer.adapt.weights import AdaptedWeights, trained_parameters
+from vqa.answer.adapt.gradient import AdaptedWeights, trained_parameters
 from vqa.config.settings import AdaptSettings
 from vqa.errors import UserError
 from vqa.model.encode import Encoder

@@ -4,9 +4,8 @@ import torch
 
 from tests.conftest import Adapt
 from vqa.answer.adapt.formulas import entropies, view_divergence
-from vqa.answer.adapt.gradient import Outputs, read_batch
+from vqa.answer.adapt.gradient import AdaptedWeights, Outputs, read_batch
 from vqa.answer.adapt.weight_methods import Consistency, WeightMethod
-from vqa.answer.adapt.weights import AdaptedWeights
 from vqa.model.vision.views import viewed
 from vqa.question import Question
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vqa.answer.adapt.embeddings import Moments, answer_embeddings, misalignment, moments, picture_embeddings
+from vqa.answer.adapt.formulas import Moments, answer_embeddings, misalignment, moments, picture_embeddings
 from vqa.model.decoder import answer_logits, answer_states, early_states
 from vqa.model.encode import Encoder
 from vqa.model.packing import pack_prefix

@@ -6,10 +6,8 @@ import pytest
 import torch
 
 from tests.conftest import Adapt
-from vqa.answer.adapt.embeddings import misalignment, moments
-from vqa.answer.adapt.formulas import entropies, mean_entropy
-from vqa.answer.adapt.gradient import Outputs, _Work, letter_gradient, read_batch
-from vqa.answer.adapt.weights import AdaptedWeights
+from vqa.answer.adapt.formulas import entropies, mean_entropy, misalignment, moments
+from vqa.answer.adapt.gradient import AdaptedWeights, Outputs, _Work, letter_gradient, read_batch
 from vqa.model.letters import option_log_probabilities
 from vqa.model.memory import Rung
 from vqa.question import Question

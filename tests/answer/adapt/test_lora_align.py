@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.conftest import Adapt
-from vqa.answer.adapt.embeddings import misalignment, moments
+from vqa.answer.adapt.formulas import misalignment, moments
 from vqa.answer.adapt.gradient import read_batch
 from vqa.answer.adapt.weight_methods import LoraAlign, WeightMethod
 from vqa.errors import UserError

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from tests.conftest import Make
-from vqa.answer.adapt.embeddings import moments
+from vqa.answer.adapt.formulas import moments
 from vqa.answer.adapt.loop import adapted_scores
 from vqa.answer.adapt.method import Adapting
-from vqa.answer.adapt.prompt_methods import LAYERS, Alignment
-from vqa.answer.adapt.soft_prompt import SoftPrompt
+from vqa.answer.adapt.prompt_methods import LAYERS, Alignment, SoftPrompt
 from vqa.errors import UserError
 from vqa.model.decoder import early_states
 from vqa.model.encode import Encoder

@@ -10,8 +10,7 @@ from tests.conftest import Make
 from vqa.answer.adapt.formulas import entropies, marginal_entropy, most_confident
 from vqa.answer.adapt.loop import METHODS, adapted_scores
 from vqa.answer.adapt.method import Adapting, Scores
-from vqa.answer.adapt.prompt_methods import PromptTuning
-from vqa.answer.adapt.soft_prompt import SoftPrompt
+from vqa.answer.adapt.prompt_methods import PromptTuning, SoftPrompt
 from vqa.model.encode import Encoder
 from vqa.model.packing import Suffix
 from vqa.question import Question

@@ -7,9 +7,8 @@ import torch
 
 from tests.conftest import Adapt
 from vqa.answer.adapt.formulas import entropies
-from vqa.answer.adapt.gradient import letter_gradient, read_batch
+from vqa.answer.adapt.gradient import AdaptedWeights, letter_gradient, read_batch, worst_direction
 from vqa.answer.adapt.weight_methods import Sar, WeightMethod
-from vqa.answer.adapt.weights import AdaptedWeights, worst_direction
 from vqa.question import Question
 
 LN4 = math.log(4)

@@ -2,7 +2,7 @@
 
 import torch
 
-from vqa.answer.adapt.weights import worst_direction
+from vqa.answer.adapt.gradient import worst_direction
 
 
 def test_three_four_five() -> None:

@@ -10,7 +10,7 @@ from tests.conftest import Make
 from tests.helpers.soft_prompts import CPU, LONG, SHAPES, check_distance_of_gradient, made, reference, shifted
 from tests.helpers.tiny_adapters import adapted, exactly
 from tests.helpers.tiny_models import FAMILIES, IMAGE, PAD, make_suffixes
-from vqa.answer.adapt.soft_prompt import TOKENS, SoftPrompt
+from vqa.answer.adapt.prompt_methods import TOKENS, SoftPrompt
 from vqa.answer.score import option_scores
 from vqa.model.decoder import Recompute, SoftTokens, answer_logits, early_states
 from vqa.model.encode import Encoder

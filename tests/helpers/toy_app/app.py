@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 from vqa.errors import UserError
 from vqa.machine.files import replace_text
 from vqa.progress import progress, report, report_questions
-from vqa.results.run_lock import at_work
+from vqa.results.work import at_work
 
 QUESTIONS_PER_FOLD = 6
 log = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ from vqa.model import base
 from vqa.model.decoder import Recompute
 from vqa.model.families.table import family_of
 from vqa.model.forward import shared_prefix
-from vqa.model.kernels import delta_rule
+from vqa.model.kernels import delta_net
 from vqa.model.own_text import OwnText
 
 CPU = torch.device("cpu")
@@ -227,7 +227,7 @@ def test_versions_of_the_kernels_are_checked(
     monkeypatch.setattr(importlib.metadata, "version", lambda name: found)
     monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(__version__=triton))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    message = delta_rule.missing_kernel(torch.device("cuda"))
+    message = delta_net.missing_kernel(torch.device("cuda"))
     assert (said in message) if said else message == ""
 
 

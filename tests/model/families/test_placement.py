@@ -22,8 +22,7 @@ from vqa.model import base as base_module
 from vqa.model.adapter import attached
 from vqa.model.base import load_base
 from vqa.model.encode import Encoder
-from vqa.model.families.placement import spread_layers
-from vqa.model.families.structure import empty_model, structure_of
+from vqa.model.families.structure import empty_model, spread_layers, structure_of
 from vqa.model.forward import letter_logits
 from vqa.model.generic_text import GenericText
 from vqa.model.prompt import as_written

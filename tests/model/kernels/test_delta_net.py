@@ -1,13 +1,15 @@
 """Gated DeltaNet's parts over packed sequences are those of each sequence alone, with gradients."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from tests.helpers.float64 import token_by_token
-from vqa.model.kernels import pointwise
-from vqa.model.kernels.delta_net import gate_attention
-from vqa.model.kernels.delta_rule import by_chunks, gates
+from vqa.model.kernels import delta_net, pointwise
+from vqa.model.kernels.delta_net import Tokens, by_chunks, gate_attention, gates
 from vqa.model.kernels.short_conv import Level, children, last_inputs, row_levels, short_conv
 from vqa.model.kernels.tree import tree_layout
 
@@ -65,10 +67,10 @@ def test_chunks_give_the_rule_token_by_token(with_state: bool) -> None:
     x = [leaf(T, H, K), leaf(T, H, K), leaf(T, V, D), leaf(T, V), leaf(T, V)]
     state = leaf(len(lengths), V, K, D) if with_state else None
 
-    def given() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        return x[0], x[1], x[2], -F.softplus(x[3]), x[4].sigmoid()
+    def given() -> Tokens:
+        return Tokens(x[0], x[1], x[2], -F.softplus(x[3]), x[4].sigmoid())
 
-    found, final = by_chunks(*given(), state, level(lengths), True)
+    found, final = by_chunks(given(), state, level(lengths), True)
     reads, ends = [], []
     for i, parts in enumerate(zip(*(torch.split(part, lengths) for part in given()), strict=True)):
         q, k, v, g, b = (part[None] for part in parts)
@@ -81,7 +83,46 @@ def test_chunks_give_the_rule_token_by_token(with_state: bool) -> None:
     pairs = (found, final), (torch.cat(reads), torch.stack(ends))
     got, wanted = ([*pair, *torch.autograd.grad(pair, leaves, grads)] for pair in pairs)
     assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-11) for a, b in zip(got, wanted, strict=True))
-    assert by_chunks(*given(), state, level(lengths), False)[1] is None
+    assert by_chunks(given(), state, level(lengths), False)[1] is None
+
+
+def test_the_kernel_is_given_what_the_formulas_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in with the kernel's own arguments: they come in its order, with one batch around them."""
+    torch.manual_seed(0)
+    T = sum(LENGTHS)
+    tokens = Tokens(leaf(T, 2, 8), leaf(T, 2, 8), leaf(T, 4, 6), -leaf(T, 4).abs(), leaf(T, 4).sigmoid())
+    state, rows = leaf(len(LENGTHS), 4, 8, 6), level(LENGTHS)
+
+    def kernel(
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        g: torch.Tensor,
+        beta: torch.Tensor,
+        *,
+        initial_state: torch.Tensor,
+        output_final_state: bool,
+        use_qk_l2norm_in_kernel: bool,
+        cu_seqlens: torch.Tensor,
+        chunk_indices: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        assert use_qk_l2norm_in_kernel
+        assert cu_seqlens is rows.ends
+        assert chunk_indices is rows.chunks
+        read, end = by_chunks(
+            Tokens(q[0], k[0], v[0], g[0], beta[0]), initial_state, rows, output_final_state
+        )
+        return read[None], end
+
+    library = SimpleNamespace(chunk_gated_delta_rule=kernel)
+    monkeypatch.setitem(sys.modules, "fla.ops.gated_delta_rule", library)
+    found, final = delta_net._by_kernel(tokens, state, rows, True)
+    expected, end = by_chunks(tokens, state, rows, True)
+    assert torch.equal(found, expected)
+    assert final is not None
+    assert end is not None
+    assert torch.equal(final, end)
+    assert delta_net._by_kernel(tokens, state, rows, False)[1] is None
 
 
 def test_gates_have_the_gradients_of_autograd() -> None:

@@ -115,9 +115,6 @@ def weight_digest(model: Any) -> str:
     It sums each tensor's bits as integers, on the tensor's own device and without a copy: a change of any
     single value changes the sum. Every weight is read once.
 
-    Args:
-        model: Any module.
-
     Returns:
         Hex.
     """

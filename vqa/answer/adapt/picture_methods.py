@@ -9,13 +9,12 @@ from dataclasses import replace
 
 import torch
 
-from vqa.answer.adapt.embeddings import Moments, misalignment, moments
-from vqa.answer.adapt.formulas import marginal, vote
+from vqa.answer.adapt.formulas import Moments, marginal, misalignment, moments, vote
 from vqa.answer.adapt.gradient import read_batch
 from vqa.answer.adapt.method import Adapting, Scores, joined
-from vqa.answer.adapt.soft_prompt import SoftPrompt
+from vqa.answer.adapt.prompt_methods import SoftPrompt
 from vqa.errors import UserError
-from vqa.machine.prefetch import prefetched
+from vqa.machine.device import prefetched
 from vqa.model.vision.views import TONES, viewed
 from vqa.question import Question
 
@@ -80,16 +79,13 @@ class PictureRepair:
     """Corrects the pictures of a batch whose vision features differ from the training pictures'; a `Method`.
 
     d(batch) = distance of the batch's picture embeddings from those of the training pictures, by mean and
-    variance (`vqa.answer.adapt.embeddings.misalignment`). A picture's embedding is the mean of its visual
+    variance (`vqa.answer.adapt.formulas.misalignment`). A picture's embedding is the mean of its visual
     tokens as the language model gets them.
 
     Where d is no larger than it is for training batches of that size, nothing is done: the answers are the
     frozen model's. Otherwise every correction of `vqa.model.vision.views` is tried on the whole batch. The
     one with the smallest d is kept if its d is at most half of what it was. No weight moves, no label is
     looked at, and the language model runs once.
-
-    Args:
-        adapting: What methods share.
 
     Raises:
         UserError: There are no training pictures to compare with.

@@ -11,11 +11,24 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from vqa.answer.adapt.embeddings import Moments, misalignment, moments
-from vqa.answer.adapt.formulas import entropies, mean_entropy, reliable, view_divergence
-from vqa.answer.adapt.gradient import Gradients, Outputs, letter_gradient, read_batch
+from vqa.answer.adapt.formulas import (
+    Moments,
+    entropies,
+    mean_entropy,
+    misalignment,
+    moments,
+    reliable,
+    view_divergence,
+)
+from vqa.answer.adapt.gradient import (
+    AdaptedWeights,
+    Gradients,
+    Outputs,
+    letter_gradient,
+    read_batch,
+    worst_direction,
+)
 from vqa.answer.adapt.method import Adapting, Guarded, Scores, joined
-from vqa.answer.adapt.weights import AdaptedWeights, worst_direction
 from vqa.errors import UserError
 from vqa.model.vision.views import viewed
 from vqa.question import Question

@@ -163,10 +163,6 @@ class _Group:
 
     What the backward needs of a forward (`Kept`) are 1 + 2 n tensors for n projections: what the adapters' A
     made of x, then DoRA's columns and DoRA's result of each. Dropout masks are drawn again by their seeds.
-
-    Args:
-        projections: What they are.
-        dtype: Of the input.
     """
 
     def __init__(self, projections: Sequence[Projection], dtype: torch.dtype) -> None:

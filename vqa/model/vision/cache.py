@@ -10,16 +10,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
 
 from vqa.config.settings import ImageSettings
 from vqa.data.image import fit_image, load_image
 from vqa.errors import UserError
-from vqa.machine.device import spare_bytes
-from vqa.machine.prefetch import prefetched
+from vqa.machine.device import prefetched, spare_bytes
 from vqa.model.vision.disk import FeatureStore, Tensors, tower_digest
 from vqa.model.vision.features import HostCopies, VisionFeatures
-from vqa.model.vision.pictures import Pictures
 from vqa.model.vision.tower import Tower
 from vqa.model.vision.views import look
 from vqa.progress import progress
@@ -29,6 +30,39 @@ log = logging.getLogger(__name__)
 PICTURES_AT_ONCE = 32
 ON_THE_WAY = 2  # so many times that: a GPU copies them, and has work, while the tower gets the next ones
 Key = tuple[Any, ...]  # the picture's digest, how it is processed, its view
+
+
+class Pictures(Protocol):
+    """A frozen vision part: `tower.py` for Qwen-VL's, `generic_pictures.py` for any.
+
+    Args:
+        device: Where it computes.
+        visual: Its modules.
+        arguments: What the image processor was told besides its own settings.
+    """
+
+    device: torch.device
+    visual: Any
+    arguments: dict[str, Any]
+
+    @property
+    def merge(self) -> int:
+        """Patches along a cell of `VisionFeatures.grid`."""
+
+    def prepare(self, picture: Image.Image, image: ImageSettings) -> Any:
+        """A picture as it goes to the device, within the budget of visual tokens."""
+
+    def join(self, parts: Sequence[Any]) -> Any:
+        """Several prepared pictures for one call of `features`."""
+
+    def features(self, pictures: Any) -> list[VisionFeatures]:
+        """What the tower makes of each picture, on the device."""
+
+    def unpark(self) -> None:
+        """Bring it back to the device."""
+
+    def park(self) -> None:
+        """Keep the tower in host memory until a picture needs it."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from vqa.model.kernels.flash import attend_in_parts, has_flash
+from vqa.model.kernels.attention import attend_in_parts, has_flash
 from vqa.model.kernels.pointwise import rotate_wide, swiglu, tower_rms_norm
 
 FLASH = "flash_in_parts"  # transformers hands over everything at once to what has "flash" in its name

@@ -86,10 +86,6 @@ def visible_gpus() -> list[str]:
 def share_out(gpus: list[str], workers: int) -> list[str]:
     """What each worker sees: one GPU, or several where there are fewer workers than GPUs.
 
-    Args:
-        gpus: This machine's.
-        workers: How many share them.
-
     Returns:
         Values of CUDA_VISIBLE_DEVICES, to be taken in turn.
     """
@@ -136,11 +132,7 @@ class JobCallback(Callback):
 
 
 def own_command(callbacks: Mapping[str, Any]) -> list[str]:
-    """Give this process's command line for a copy, whose callbacks hear of jobs only.
-
-    Args:
-        callbacks: The node `hydra.callbacks`.
-    """
+    """Give this process's command line for a copy, whose callbacks hear of jobs only."""
     target = f"{JobCallback.__module__}.{JobCallback.__qualname__}"
     overrides = [
         f"{key}={value}"

@@ -62,12 +62,7 @@ def lock_free_slot(locks: Path) -> tuple[int, IO[str]]:
 
 
 class StateWriter:
-    """Keeps the file of one worker up to date, at most once a second.
-
-    Args:
-        folder: The study's folder.
-        slot: Which worker this is.
-    """
+    """Keeps the file of one worker up to date, at most once a second."""
 
     def __init__(self, folder: Path, slot: int) -> None:
         self.path = StudyFolder(folder).workers / f"{slot}.json"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vqa.tracking.outbox import Outbox
+from vqa.machine.retry import Outbox
 
 
 class Server:

@@ -12,12 +12,11 @@ from tests.conftest import Make
 from tests.helpers.tiny_checkpoints import write_folder
 from tests.helpers.tiny_models import FAMILIES, IMAGE, PAD, Shapes, trained_case
 from vqa.answer.debias import cyclic, cyclic_average, letter_prior, to_options
-from vqa.answer.generation import final_letter, parse_letter
-from vqa.answer.options import refuse_options
-from vqa.answer.readout import read_letters
+from vqa.answer.readout import final_letter, parse_letter, read_letters
 from vqa.answer.score import score
 from vqa.errors import UserError
 from vqa.model.base import load_base
+from vqa.model.context import refuse_options
 from vqa.model.decoder import answer_logits
 from vqa.model.encode import Encoder
 from vqa.model.forward import known_prefix, letter_logits

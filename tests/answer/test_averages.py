@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from vqa.results.averages import Rows, average, compared_with_one, disagreement, paired_gain
+from vqa.answer.weighing import Answers, average, compared_with_one, disagreement, paired_gain
 from vqa.results.predictions import Prediction
 
 P = tuple[float, float, float, float]
@@ -46,7 +46,7 @@ def test_a_gain_is_paired_and_has_its_interval() -> None:
 def test_one_member_stands_beside_the_average() -> None:
     one = [row("1", WRONG), row("2", SURE)]
     several = [row("1", SURE), row("2", SURE)]
-    found = compared_with_one(Rows(one, several), Rows(several, several))
+    found = compared_with_one(Answers(one, several), Answers(several, several))
     assert (found["accuracy"], found["gain"]["accuracy"][0]) == (0.5, 0.5)
     assert found["calibrated_nll"] == pytest.approx(-math.log(0.7))
     assert found["calibrated_gain"]["nll"] == [0, 0, 0]

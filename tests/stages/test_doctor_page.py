@@ -9,7 +9,7 @@ from PIL import Image
 from tests.conftest import Compose
 from vqa.config.check import read_settings
 from vqa.config.settings import Settings
-from vqa.report.doctor_page import write_doctor_page
+from vqa.stages.doctor import write_doctor_page
 
 
 @pytest.fixture
