@@ -108,8 +108,8 @@ class Search:
         sampler: Its file in conf/.
         pruner: Its file in conf/.
         changed: Other values of the pruner's keys.
-        n_trials: Trials that it may start at a fixed cost, as a multiple of the trials that set the cost;
-            0 = as many as it likes.
+        n_trials: Trials that it may start, as a multiple of those that set the cost. It then runs to the end
+            of its study, whatever that costs; 0 = as many as it likes at that cost.
     """
 
     sampler: str
@@ -117,13 +117,14 @@ class Search:
     changed: tuple[tuple[str, Any], ...] = ()
     n_trials: float = 0
 
-    def of(self, grid: Grid, seed: int, folds: int, n_trials: int = MOST_TRIALS) -> Replay:
-        """Set the search up on a grid."""
+    def of(
+        self, grid: Grid, seed: int, folds: int, n_trials: int = MOST_TRIALS, work: float = math.inf
+    ) -> Replay:
+        """Set the search up on a grid; a search that promotes is told its work, in whole trials."""
         where = space()
         samplers = SamplerFactory(option("sampler", self.sampler, folds), seed, where)
         pruner = build_pruner(option("pruner", self.pruner, folds) | dict(self.changed))
-        work = None if self.n_trials else math.inf
-        return Replay(grid, where, samplers, pruner, seed, n_trials, work)
+        return Replay(grid, where, samplers, pruner, seed, n_trials, None if self.n_trials else work)
 
     def named(self) -> dict[str, Any]:
         """What a row says of it."""
@@ -147,10 +148,11 @@ REFERENCE = Search("tpe", "successive_halving")
 
 
 def search_of(name: str) -> Search:
-    """The search that the command line names: SAMPLER+PRUNER+KEY=VALUE, with keys of the pruner."""
+    """The search that the command line names: SAMPLER+PRUNER+KEY=VALUE, of the pruner or n_trials."""
     sampler, pruner, *keys = name.split("+")
-    pairs = [key.split("=", 1) for key in keys]
-    return Search(sampler, pruner, tuple((key, json.loads(value)) for key, value in pairs))
+    pairs = {key: json.loads(value) for key, value in (key.split("=", 1) for key in keys)}
+    n_trials = pairs.pop("n_trials", 0)
+    return Search(sampler, pruner, tuple(pairs.items()), n_trials)
 
 
 def measure(points: list[Point], search: Search, given: argparse.Namespace, workers: int) -> dict[str, Any]:
@@ -194,18 +196,24 @@ def regret(
     points: list[Point], search: Search, trials: int, budget: float, given: argparse.Namespace, workers: int
 ) -> dict[str, Any]:
     """One search at a fixed cost: how far above the best its winner is."""
-    seen, true = [], []
+    seen, true, begun, floor, costs = [], [], [], [], []
     for seed in range(given.first_seed, given.first_seed + given.seeds):
         grid = see(points, seed if given.resample else None)
         cap = round(search.n_trials * trials) if search.n_trials else MOST_TRIALS
-        replay = search.of(grid, seed, len(points[0].per_fold), cap)
+        work = budget / len(points[0].reports)
+        replay = search.of(grid, seed, len(points[0].per_fold), cap, work)
+        cost = 0.0
         for cost in replay.run(workers):
-            if cost > budget:
+            if cost > budget and not search.n_trials:
                 replay.complete.pop()
                 break
+        costs.append(cost if search.n_trials else budget)
         winner = min(replay.complete, key=lambda index: grid.points[index].reports[-1], default=None)
         seen.append(math.inf if winner is None else grid.points[winner].reports[-1] - grid.best)
         true.append(math.inf if winner is None else grid.truth[winner] - min(grid.truth))
+        begun.append(min(grid.points[index].reports[-1] for index in replay.started) - grid.best)
+        last = [point.reports[-1] for point in grid.points]
+        floor.append(grid.truth[last.index(grid.best)] - min(grid.truth))
     row = {
         **search.named(),
         "n_trials": search.n_trials,
@@ -213,12 +221,14 @@ def regret(
         "resampled": given.resample,
         "seeds": given.seeds,
         "cost_of_trials": trials,
-        "reports": round(budget, 1),
+        "reports": round(fmean(costs), 1),
         "regret_mean": round(sum(seen) / len(seen), 4),
         "regret_median": round(median(seen), 4),
         "regret_worst": round(max(seen), 4),
         "within_0.01": sum(value <= 0.01 for value in seen),
         "true_regret_mean": round(sum(true) / len(true), 4),
+        "regret_of_started_mean": round(fmean(begun), 4),  # had all that was started run to its end
+        "true_regret_of_grid_mean": round(fmean(floor), 4),  # had everything run to its end
         "each": [round(value, 4) for value in seen],
         "each_true": [round(value, 4) for value in true],
     }

@@ -15,12 +15,15 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from vqa.sweep.search.promotion import UNTIL, PromotionPruner, is_paused
+from vqa.sweep.search.promotion import PAUSED, UNTIL, Extent, PromotionPruner, is_paused, pauses_of
 from vqa.sweep.search.proposals import Proposer
 from vqa.sweep.search.sampling import SamplerFactory, draw
 from vqa.sweep.search.space import SearchSpace
+
+MINIMIZE = StudyDirection.MINIMIZE  # the NLL
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,7 @@ class Replay:
     pay_again: bool = False  # whether a report that was paid for before costs as much again
     paid: dict[int, int] = field(default_factory=dict)  # reports that were paid for, by configuration
     complete: list[int] = field(default_factory=list)  # configurations, in the order of their ends
+    started: list[int] = field(default_factory=list)  # configurations, in the order of their trials
 
     def run(self, workers: int) -> Iterator[float]:
         """Let the workers work; yields the cost so far, workers x time, whenever a trial has ended."""
@@ -193,6 +197,7 @@ class Replay:
 
     def _stopped(self, study: optuna.Study, trial: optuna.Trial, index: int) -> Iterator[float]:
         point = self.grid.points[index]
+        self.started.append(index)
         for step in range(1, len(point.reports) + 1):
             yield self._pay(index, step)
             if step < len(point.reports) and self._would_stop(trial, point, step):
@@ -220,13 +225,12 @@ class Replay:
         pruner = self.pruner
         if not isinstance(pruner, PromotionPruner):
             raise TypeError(f"{pruner} does not promote")
-        study = optuna.create_study()
-        proposer = Proposer(self.samplers, self.space, pruner.random_share, study.direction)
+        proposer = Proposer(self.samplers, self.space, pruner.random_share_of, MINIMIZE)
         extent = pruner.extent(min(self.n_trials, len(self.grid.points)), self.whole_trials)
         trials: list[FrozenTrial] = []
-        of_trial: list[int] = []
+        of_trial = self.started
         while True:
-            piece = pruner.next_piece(study.direction, trials, extent)
+            piece = pruner.next_piece(MINIMIZE, trials, extent)
             if piece is None:
                 yield None
                 if all(trial.state.is_finished() or is_paused(trial) for trial in trials):
@@ -249,7 +253,7 @@ class Replay:
                 )
                 trials[number].number = number
             trials[number].user_attrs[UNTIL] = piece.until
-            yield self._piece(trials, number, of_trial[number], pruner)
+            yield self._piece(trials, number, of_trial[number], pruner, extent)
 
     def _free(self, params: dict[str, Any], taken: Sequence[int]) -> int:
         points = [point for index, point in enumerate(self.grid.points) if index not in taken]
@@ -260,14 +264,23 @@ class Replay:
         return self.grid.points.index(best)
 
     def _piece(
-        self, trials: list[FrozenTrial], number: int, index: int, pruner: PromotionPruner
+        self, trials: list[FrozenTrial], number: int, index: int, pruner: PromotionPruner, extent: Extent
     ) -> Iterator[float]:
+        """Reports of a trial until it pauses or ends; after a pause it repeats the fold that it had begun."""
         trial, point, rungs = trials[number], self.grid.points[index], pruner.rungs
-        until = trial.user_attrs[UNTIL]
-        for _ in range(rungs.piece(until)):  # what is repeated of a fold is paid again
-            yield 1.0
-        for step in range(1, min(until, len(point.reports) - 1) + 1):
-            trial.intermediate_values[step] = point.reports[step - 1]
-        if until == rungs.whole:
-            trial.state, trial.value = TrialState.COMPLETE, point.reports[-1]
-            self.complete.append(index)
+        done = (trial.last_step or 0) // rungs.resume_every * rungs.resume_every
+        while True:
+            until = trial.user_attrs[UNTIL]
+            for _ in range(done, until):
+                yield 1.0
+            for step in range(1, min(until, len(point.reports) - 1) + 1):
+                trial.intermediate_values[step] = point.reports[step - 1]
+            if until == rungs.whole:
+                trial.state, trial.value = TrialState.COMPLETE, point.reports[-1]
+                self.complete.append(index)
+                return
+            piece = pruner.next_piece(MINIMIZE, trials, extent, at_hand=number)
+            if piece is None or piece.number != number:
+                trial.user_attrs[PAUSED] = [*pauses_of(trial), until]
+                return
+            trial.user_attrs[UNTIL], done = piece.until, until

@@ -11,6 +11,7 @@ def test_a_search_is_named_with_values_of_its_pruner() -> None:
     assert search_of("tpe+median") == Search("tpe", "median")
     named = search_of("thompson+promote+first_rung=2+random_share=0.5")
     assert named == Search("thompson", "promote", (("first_rung", 2), ("random_share", 0.5)))
+    assert search_of("thompson+promote+n_trials=1") == Search("thompson", "promote", n_trials=1)
 
 
 def test_a_gain_is_paired_by_seed() -> None:

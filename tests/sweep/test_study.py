@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 
 from tests.helpers.studies import settings
 from vqa.results.work import at_work
+from vqa.sweep.search.promotion import PAUSED, UNTIL, is_paused
 from vqa.sweep.search.space import SearchSpace
 from vqa.sweep.study import SharedStudy, Tally
 
@@ -118,6 +119,55 @@ def test_a_stop_that_was_decided_but_lost_is_decided_again(tmp_path: Path) -> No
     assert not bad.trial.should_prune()  # Optuna's own answer has changed: the rung is marked as passed
     assert shared.would_stop(bad.trial.number)
     assert not shared.would_stop(good.trial.number)
+
+
+PROMOTE = {
+    "_target_": "vqa.sweep.search.promotion.PromotionPruner",
+    "first_rung": 1,
+    "reduction_factor": 2,
+    "last_rung": 4,
+    "resume_every": 2,
+    "least_complete": 1,
+    "random_share": 0.0,
+}
+
+
+def test_a_trial_goes_on_at_once_where_it_deserves_it_and_else_pauses(tmp_path: Path) -> None:
+    shared = open_study(tmp_path, pruner=PROMOTE)
+    first, second = shared.claim(), shared.claim()
+    assert first is not None
+    assert second is not None
+    first.trial.report(0.5, 1)
+    assert not shared.goes_on(first.trial)  # nothing to compare it with
+    second.trial.report(0.4, 1)
+    assert shared.goes_on(second.trial)  # one of two
+    attributes = [trial.user_attrs for trial in shared.trials()]
+    assert attributes == [{UNTIL: 1, PAUSED: [1]}, {UNTIL: 2}]
+    assert shared.tally() == Tally(done=0, failed=0, running=1, paused=1)
+
+
+def test_a_trial_that_died_before_it_was_said_whether_it_goes_on_is_asked_again(tmp_path: Path) -> None:
+    shared = open_study(tmp_path, pruner=PROMOTE)
+    claim = shared.claim()
+    assert claim is not None
+    claim.trial.report(0.5, 1)
+    claim.lock.close()  # as the kernel does when its holder dies
+    again = open_study(tmp_path, pruner=PROMOTE).claim()
+    assert again is not None
+    assert (again.trial.number, again.adopted) == (0, True)
+    assert shared.would_stop(0)
+    assert not shared.goes_on(again.trial)
+    assert is_paused(shared.trials()[0])
+
+
+def test_a_trial_that_has_ended_elsewhere_does_not_go_on(tmp_path: Path) -> None:
+    shared = open_study(tmp_path, pruner=PROMOTE)
+    claim = shared.claim()
+    assert claim is not None
+    claim.trial.report(0.5, 1)
+    shared.tell(claim.trial, TrialState.COMPLETE, 0.5)
+    assert not shared.goes_on(claim.trial)
+    assert PAUSED not in shared.trials()[0].user_attrs
 
 
 def test_a_trial_without_reports_is_not_stopped(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from vqa.machine.files import is_locked, replace_text, try_lock, wait_for_lock
 from vqa.machine.safe_text import mask_secrets, shown
 from vqa.results.folder import MAY_DIFFER, StudyFolder, read_yaml
 from vqa.sweep.search.conditions import in_words
-from vqa.sweep.search.promotion import UNTIL, Piece, PromotionPruner, is_paused
+from vqa.sweep.search.promotion import PAUSED, UNTIL, Piece, PromotionPruner, is_paused, pauses_of
 from vqa.sweep.search.proposals import Proposer
 from vqa.sweep.search.sampling import SamplerFactory, build_pruner, draw, is_grid, quieten_optuna
 from vqa.sweep.search.space import SearchSpace, override_value, plain_value
@@ -316,11 +316,11 @@ class SharedStudy:
             return False
         return limit is None or self.promotion.work(trials) < limit
 
-    def _next_piece(self, trials: list[FrozenTrial]) -> Piece | None:
+    def _next_piece(self, trials: list[FrozenTrial], at_hand: int | None = None) -> Piece | None:
         if self.promotion is None:
             raise TypeError(f"{self.study.pruner} does not promote")
         extent = self.promotion.extent(self.n_trials, self.settings.whole_trials)
-        return self.promotion.next_piece(self.study.direction, trials, extent)
+        return self.promotion.next_piece(self.study.direction, trials, extent, at_hand)
 
     def _wants_more(self, trials: list[FrozenTrial]) -> bool:
         tally = Tally.of(trials)
@@ -370,6 +370,23 @@ class SharedStudy:
         trial.set_user_attr(UNTIL, piece.until)
         return Claim(trial, lock, adopted=True)
 
+    def goes_on(self, trial: Trial) -> bool:
+        """Say whether a trial that has come to its rung goes on at once; else it pauses there.
+
+        Either is written down under the study's lock, so that no other worker takes it in between. A trial
+        that has ended meanwhile stays as it is: this worker stood still, and another one took over.
+        """
+        with self.locked():
+            now = self.now(trial)
+            if now.state.is_finished():
+                return False
+            piece = self._next_piece(self.trials(), at_hand=trial.number)
+            if piece is not None and piece.number == trial.number:
+                trial.set_user_attr(UNTIL, piece.until)
+                return True
+            trial.set_user_attr(PAUSED, sorted({*pauses_of(now), now.user_attrs[UNTIL]}))
+            return False
+
     def _begin(self, trials: list[FrozenTrial]) -> Claim:
         """Create the next trial, or take one that is enqueued, and draw its parameters."""
         waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
@@ -388,7 +405,8 @@ class SharedStudy:
         if self.promotion is None:
             return self._samplers.build(number)
         others = [trial for trial in trials if trial.number != number]
-        proposer = Proposer(self._samplers, self.space, self.promotion.random_share, self.study.direction)
+        share = self.promotion.random_share_of
+        proposer = Proposer(self._samplers, self.space, share, self.study.direction)
         proposed = proposer.propose(number, others)
         return optuna.samplers.PartialFixedSampler(proposed, optuna.samplers.RandomSampler())
 

@@ -44,13 +44,22 @@ class TrialReporter:
         by: What one step is.
         on_report: Called after each value that went to the storage.
         adopted: Whether it was begun before, so that the storage may have reports of it.
+        goes_on: Asked of a trial that should pause: whether it goes on at once instead.
     """
 
-    def __init__(self, trial: Trial, by: By, on_report: Callable[[], None], adopted: bool = True) -> None:
+    def __init__(
+        self,
+        trial: Trial,
+        by: By,
+        on_report: Callable[[], None],
+        adopted: bool = True,
+        goes_on: Callable[[Trial], bool] = lambda trial: False,
+    ) -> None:
         self.by: By = by
         self.pauses = isinstance(trial.study.pruner, PromotionPruner)
         self.trial = trial
         self.on_report = on_report
+        self.goes_on = goes_on
         known = trial.study._storage.get_trial(trial._trial_id).intermediate_values if adopted else ()
         self.stored = set(known)
 
@@ -59,7 +68,7 @@ class TrialReporter:
         if self.by != "part" or step in self.stored:
             return False
         self._store(value, step)
-        return self.trial.should_prune()
+        return self.trial.should_prune() and not (self.pauses and self.goes_on(self.trial))
 
     def report_questions(self, values: Mapping[int, float]) -> bool:
         """Store what is new, then ask the pruner: its earlier answer may have been lost."""
@@ -181,9 +190,10 @@ class Worker:
         trial = claim.trial
         overrides = overrides_of(self.shared.space.values(trial.params))
         self.board.event(describe_start(trial.number, overrides, claim.adopted, self.board.lang))
-        if claim.adopted and self.by == "part" and self.shared.would_stop(trial.number):
+        stops = claim.adopted and self.by == "part" and self.shared.would_stop(trial.number)
+        if stops and self.shared.promotion is None:
             self.shared.tell(trial, TrialState.PRUNED)
-        else:
+        elif not stops or self.shared.goes_on(trial):
             self._run_job(trial, overrides, claim.adopted)
         standing = standing_of(self.shared.now(trial), self.shared.folder)
         if standing.state != TrialState.RUNNING.name:  # else another worker has it
@@ -202,7 +212,7 @@ class Worker:
 
     def _run_job(self, trial: Trial, overrides: Sequence[str], adopted: bool) -> None:
         began = time.monotonic()
-        reporter = TrialReporter(trial, self.by, self._on_report, adopted)
+        reporter = TrialReporter(trial, self.by, self._on_report, adopted, self.shared.goes_on)
         with reporting_to(reporter), progress_to(self._on_progress):
             subdir = StudyFolder.trial_name(trial.number)
             job = self.jobs.run(subdir, trial.number, self.shared.space.fixed, overrides)

@@ -165,7 +165,8 @@ def test_a_process_sees_every_trial_and_goes_where_they_were_good() -> None:
 @pytest.mark.parametrize("sampler", ["tpe", "thompson", "random"])
 def test_a_search_that_promotes_tries_nothing_twice(sampler: str) -> None:
     space = steps()
-    proposer = Proposer(SamplerFactory(SAMPLERS[sampler], 0, space), space, 0.25, StudyDirection.MINIMIZE)
+    samplers = SamplerFactory(SAMPLERS[sampler], 0, space)
+    proposer = Proposer(samplers, space, lambda number: 0.25, StudyDirection.MINIMIZE)
     trials: list[FrozenTrial] = []
     for number in range(space.size()):
         params = proposer.propose(number, trials)

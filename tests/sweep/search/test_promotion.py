@@ -15,6 +15,7 @@ from tests.helpers.toy_app.harness import board_rows, outcome, run_toy, run_toy_
 from vqa.sweep.board import Board, describe_end
 from vqa.sweep.leaderboard import leaderboard_text, ranking
 from vqa.sweep.search.promotion import (
+    PAUSED,
     UNTIL,
     WORKED_S,
     Climber,
@@ -24,6 +25,7 @@ from vqa.sweep.search.promotion import (
     Rungs,
     is_paused,
     next_piece,
+    pauses_of,
     work_of,
 )
 
@@ -32,9 +34,15 @@ PROMOTE = ("hydra/sweeper/pruner=promote", "hydra/sweeper/sampler=thompson", "hy
 State = Literal["paused", "running", "complete", "ended"]
 
 
-def climber(number: int, *reports: float, state: State = "paused", until: int | None = None) -> Climber:
+def climber(
+    number: int,
+    *reports: float,
+    state: State = "paused",
+    until: int | None = None,
+    pauses: tuple[int, ...] = (),
+) -> Climber:
     steps = dict(enumerate(reports, 1))
-    return Climber(number, steps, until if until is not None else max(steps), state)
+    return Climber(number, steps, until if until is not None else max(steps), state, pauses)
 
 
 def paused_at_1(values: Sequence[float]) -> list[Climber]:
@@ -58,6 +66,7 @@ def test_rungs_lie_a_factor_apart_and_end_with_the_whole_trial() -> None:
         ({"resume_every": 0}, "resume_every must be >= 1, got 0"),
         ({"least_complete": 0}, "least_complete must be >= 1, got 0"),
         ({"random_share": 1.5}, r"random_share must be from 0 to 1, got 1\.5"),
+        ({"random_early": -1.0}, r"random_early must be >= 0, got -1\.0"),
     ],
 )
 def test_numbers_out_of_range_are_refused(changed: dict[str, float], message: str) -> None:
@@ -66,17 +75,31 @@ def test_numbers_out_of_range_are_refused(changed: dict[str, float], message: st
         PromotionPruner(**{**right, "least_complete": 3, "random_share": 0.25, **changed})  # type: ignore[arg-type]
 
 
-def test_a_fold_that_was_begun_is_computed_again() -> None:
-    # to rung 1: one report; from there to 3: the fold from its begin; to 9: two further folds
-    assert [RUNGS.piece(step) for step in (1, 3, 9)] == [1, 3, 6]
-    assert [RUNGS.work(step) for step in (1, 3, 9)] == [1, 4, 10]
-    assert work_of([climber(0, 0.5), climber(1, 0.5, until=9)], RUNGS) == pytest.approx(11 / 9)
+def test_a_fold_that_was_begun_is_computed_again_after_a_pause() -> None:
+    assert climber(0, 0.5, pauses=(1,)).work(resume_every=3) == 1
+    assert climber(0, 0.5, until=3, pauses=(1,)).work(resume_every=3) == 4
+    assert climber(0, 0.5, until=9, pauses=(1, 3)).work(resume_every=3) == 10  # a whole fold survives
+    assert climber(0, 0.5, until=9).work(resume_every=3) == 9  # it went on at once
+    assert work_of([climber(0, 0.5), climber(1, 0.5, until=9, pauses=(1,))], RUNGS) == pytest.approx(11 / 9)
+
+
+def test_early_trials_are_drawn_at_random_more_often() -> None:
+    pruner = PromotionPruner(1, 3, 9, 3, 3, random_share=0.1, random_early=3)
+    assert [pruner.random_share_of(number) for number in (0, 2, 5, 99)] == [1.0, 1.0, 0.5, 0.1]
 
 
 def test_the_first_trials_all_start_then_the_best_third_goes_on() -> None:
     extent = Extent(n_trials=9, least_complete=1)
     assert next_piece(paused_at_1([0.5, 0.7]), RUNGS, extent) == Piece(None, 1)
     assert next_piece(paused_at_1([0.5, 0.7, 0.6]), RUNGS, extent) == Piece(0, 3)
+
+
+def test_the_trial_at_hand_goes_on_first_of_those_that_deserve_it() -> None:
+    climbers = paused_at_1([0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
+    extent = Extent(n_trials=9, least_complete=1)
+    assert next_piece(climbers, RUNGS, extent) == Piece(0, 3)
+    assert next_piece(climbers, RUNGS, extent, at_hand=1) == Piece(1, 3)
+    assert next_piece(climbers, RUNGS, extent, at_hand=2) == Piece(0, 3)  # it is not among the best third
 
 
 def test_a_large_objective_is_good_where_it_is_maximised() -> None:
@@ -109,9 +132,17 @@ def test_when_nothing_is_left_to_start_the_best_goes_on_until_enough_are_complet
 
 
 def test_a_given_work_is_done_instead() -> None:
-    complete = [climber(0, 0.5, state="complete", until=9), climber(1, 0.7)]  # 11 of 9 reports
-    assert next_piece(complete, RUNGS, Extent(2, 1, whole_trials=1.2)) is None
-    assert next_piece(complete, RUNGS, Extent(2, 1, whole_trials=1.3)) == Piece(1, 3)
+    complete = [climber(0, 0.5, state="complete", until=9, pauses=(1,)), climber(1, 0.7)]  # 11 reports
+    assert next_piece(complete, RUNGS, Extent(2, 1, whole_trials=20 / 9)) == Piece(1, 3)
+
+
+def test_towards_the_end_of_a_given_work_only_what_can_be_completed_goes_on() -> None:
+    complete = [climber(0, 0.5, state="complete", until=9, pauses=(1,)), climber(1, 0.7)]  # 11 reports
+    assert next_piece(complete, RUNGS, Extent(2, 1, whole_trials=19.9 / 9)) is None
+    at_hand = next_piece(complete, RUNGS, Extent(2, 1, whole_trials=19.9 / 9), at_hand=1)
+    assert at_hand == Piece(1, 3)  # it would repeat nothing: eight reports are enough
+    assert next_piece(complete, RUNGS, Extent(9, 1, whole_trials=19.9 / 9)) is None
+    assert next_piece(complete, RUNGS, Extent(9, 1, whole_trials=20 / 9)) == Piece(None, 1)
 
 
 def test_a_study_without_a_complete_trial_goes_on_past_its_work() -> None:
@@ -123,16 +154,16 @@ def test_nothing_is_left_while_the_last_trials_run() -> None:
     assert next_piece(running, RUNGS, Extent(1, 1)) is None
 
 
-def test_a_trial_is_paused_once_it_has_reported_its_rung() -> None:
-    def trial(state: TrialState, last: int, until: int | None) -> optuna.trial.FrozenTrial:
-        attributes = {} if until is None else {UNTIL: until}
-        reports = dict.fromkeys(range(1, last + 1), 0.5)
-        return create_trial(state=state, intermediate_values=reports, user_attrs=attributes)
+def test_a_trial_is_paused_once_that_is_written_down_for_its_rung() -> None:
+    def trial(state: TrialState, until: int | None, pauses: list[int]) -> optuna.trial.FrozenTrial:
+        attributes = {PAUSED: pauses} | ({} if until is None else {UNTIL: until})
+        return create_trial(state=state, intermediate_values={1: 0.5}, user_attrs=attributes)
 
-    assert is_paused(trial(TrialState.RUNNING, 3, 3))
-    assert not is_paused(trial(TrialState.RUNNING, 2, 3))
-    assert not is_paused(trial(TrialState.RUNNING, 3, None))
-    assert not is_paused(trial(TrialState.PRUNED, 3, 3))
+    assert is_paused(trial(TrialState.RUNNING, 3, [1, 3]))
+    assert not is_paused(trial(TrialState.RUNNING, 3, [1]))
+    assert not is_paused(trial(TrialState.RUNNING, 1, []))  # it may go on at once: nobody has been asked yet
+    assert not is_paused(trial(TrialState.RUNNING, None, []))
+    assert not is_paused(trial(TrialState.PRUNED, 3, [3]))
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +182,7 @@ def test_a_study_starts_all_trials_and_runs_the_best_to_their_end(promoted: Path
     begun = starts(promoted)
     assert set(begun) == {f"{number:03d}" for number in range(8)}
     assert len(begun) > 8  # some were taken up again
+    assert not all(1 in pauses_of(trial) for trial in trials_of(promoted))  # some went on at once
 
 
 def test_a_promoted_trial_scores_as_one_that_was_never_paused(promoted: Path, tmp_path: Path) -> None:
@@ -191,7 +223,7 @@ def test_paused_trials_are_shown_as_what_they_are(tmp_path: Path) -> None:
         params={"lr": 1e-3},
         distributions={"lr": optuna.distributions.FloatDistribution(1e-4, 1e-2)},
         intermediate_values={1: 0.5},
-        user_attrs={UNTIL: 1, WORKED_S: 2.5},
+        user_attrs={UNTIL: 1, PAUSED: [1], WORKED_S: 2.5},
     )
     waiting.number = 0
     standings = ranking([waiting], tmp_path, "minimize")

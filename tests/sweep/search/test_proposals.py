@@ -22,7 +22,7 @@ THOMPSON = {"_target_": "vqa.sweep.search.thompson.ThompsonSampler", "n_startup_
 
 def proposer(space: SearchSpace = SPACE, random_share: float = 0.0, **node: Any) -> Proposer:
     samplers = SamplerFactory({**THOMPSON, **node}, 0, space)
-    return Proposer(samplers, space, random_share, StudyDirection.MINIMIZE)
+    return Proposer(samplers, space, lambda number: random_share, StudyDirection.MINIMIZE)
 
 
 def paused(space: SearchSpace, value: float, **params: Any) -> FrozenTrial:
@@ -97,6 +97,24 @@ def test_a_share_is_drawn_at_random_whatever_the_sampler() -> None:
     assert 1e-4 <= everything.propose(0, [])["lr"] <= 1e-2
 
 
+def test_random_points_keep_away_from_other_trials() -> None:
+    def nearest(number: int) -> float:
+        rate = proposer(random_share=1.0).propose(number, trials)["lr"]
+        return min(abs(math.log10(rate / trial.params["lr"])) for trial in trials)
+
+    trials = [paused(SPACE, 0.5, lr=rate, r=r) for rate in (1e-4, 3e-4, 1e-3) for r in (8, 16)]
+    assert np.mean([nearest(number) for number in range(20)]) > 0.45  # of one draw it would be 0.31
+
+
+def test_workers_that_begin_together_begin_apart() -> None:
+    begun: list[FrozenTrial] = []
+    for number in range(4):
+        params = proposer().propose(number, begun)
+        begun.append(create_trial(state=TrialState.RUNNING, params=params, distributions=SPACE.distributions))
+    rates = {r: [t.params["lr"] for t in begun if t.params["r"] == r] for r in (8, 16)}
+    assert all(len(same) == 2 and abs(math.log10(same[0] / same[1])) > 0.5 for same in rates.values())
+
+
 def test_thompson_sampling_goes_where_first_reports_were_low() -> None:
     rates = np.geomspace(1e-4, 1e-2, 10)
     trials = [paused(SPACE, 0.3 + abs(math.log10(rate / 1e-3)), lr=float(rate), r=8) for rate in rates]
@@ -131,4 +149,21 @@ def test_numbers_lie_along_their_range_and_names_in_corners() -> None:
     space = {"r": CategoricalDistribution((8, 16, 32)), "loss": CategoricalDistribution(("a", "b"))}
     left, right = features({"r": 8, "loss": "a"}, space), features({"r": 8, "loss": "b"}, space)
     assert np.linalg.norm(np.array(left) - np.array(right)) == pytest.approx(1.0)
-    assert features({"r": 32, "loss": "a"}, space)[0] == pytest.approx(1 / 0.8)
+    assert features({"r": 32, "loss": "a"}, space)[0] == pytest.approx(1 / 1.5)
+
+
+def test_points_of_one_product_lie_closer_together() -> None:
+    space = {
+        "lr": RATE,
+        "alpha": CategoricalDistribution((16, 32)),
+        "loss": CategoricalDistribution(("a", "b")),
+    }
+    products = [["lr", "alpha"], ["lr", "loss"], ["lr", "elsewhere"]]
+
+    def distance(rate: float, alpha: int) -> float:
+        one = features({"lr": 1e-3, "alpha": 32, "loss": "a"}, space, products)
+        other = features({"lr": rate, "alpha": alpha, "loss": "a"}, space, products)
+        assert len(one) == 2 + 2 + 1  # names and absent keys make no product
+        return math.dist(one, other)
+
+    assert distance(2e-3, 16) < distance(1e-3, 16) < distance(0.5e-3, 16)

@@ -1,11 +1,14 @@
 """What a new trial tries: a sampler's proposal that is no near-copy of a trial, now and then a random one.
 
+Of several random points the one that lies farthest from all trials is taken: workers that begin at the same
+time then begin at different places.
+
 The sampler draws in a copy of the study in memory. There a trial that pauses, or is being run, counts as a
 pruned one with the reports that it has, so that the sampler learns from it.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,11 +19,12 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from vqa.sweep.search.sampling import SamplerFactory, draw
 from vqa.sweep.search.space import SearchSpace
-from vqa.sweep.search.thompson import to_unit
+from vqa.sweep.search.thompson import first_score, to_unit
 
 NEAR_FACTOR = 1.3  # rates closer than this score alike: their difference drowns in a trial's noise
 NEAR_SHARE = 0.05  # of a range that is not logarithmic
 MOST_POINTS = 10_000  # a space of more is treated as one without an end
+SPREAD = 4  # random draws, of which the one that lies farthest from all trials is taken
 TRIES = 10  # proposals of the sampler, and as many random draws, before a near-copy is accepted
 
 
@@ -30,12 +34,16 @@ class Proposer:
     Args:
         samplers: Builds the sampler of each trial.
         space: What is searched.
-        random_share: Share of trials that are drawn at random.
+        random_share: A trial's number -> the probability that it is drawn at random.
         direction: Of the study.
     """
 
     def __init__(
-        self, samplers: SamplerFactory, space: SearchSpace, random_share: float, direction: StudyDirection
+        self,
+        samplers: SamplerFactory,
+        space: SearchSpace,
+        random_share: Callable[[int], float],
+        direction: StudyDirection,
     ) -> None:
         self.samplers = samplers
         self.space = space
@@ -55,8 +63,10 @@ class Proposer:
         random = np.random.default_rng(self.samplers.seed_of(number, 1))
         study = optuna.create_study(direction=self.direction)
         study.add_trials([_as_known(trial) for trial in trials if trial.params])
-        by_sampler = 0 if random.random() < self.random_share else TRIES
+        unknown = all(first_score(trial) is None for trial in trials)
+        by_sampler = 0 if random.random() < self.random_share(number) or unknown else TRIES
         drawn: list[dict[str, Any]] = []
+        fresh: list[dict[str, Any]] = []  # random draws that are no near-copies
         study.sampler = self.samplers.build(number)
         for attempt in range(by_sampler + TRIES):
             if attempt == by_sampler:
@@ -64,12 +74,24 @@ class Proposer:
             trial = study.ask()
             draw(trial, self.space)
             study.tell(trial, state=TrialState.FAIL)  # a proposal that is not taken teaches nothing
-            if not any(self._near(trial.params, other) for other in taken):
-                return trial.params
             drawn.append(trial.params)
+            if any(self._near(trial.params, other) for other in taken):
+                continue
+            if attempt < by_sampler or not taken:
+                return trial.params
+            fresh.append(trial.params)
+            if len(fresh) == SPREAD:
+                break
+        if fresh:
+            return self._farthest(fresh, taken)
         if left := self._untried(taken):
             return left[int(random.integers(len(left)))]
-        return max(drawn, key=lambda params: min(self._distance(params, other) for other in taken))
+        return self._farthest(drawn, taken)
+
+    def _farthest(
+        self, points: Sequence[dict[str, Any]], taken: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        return max(points, key=lambda params: min(self._distance(params, other) for other in taken))
 
     def _untried(self, taken: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The points of a space without ranges that no trial has; [] for a space with ranges."""

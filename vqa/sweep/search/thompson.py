@@ -7,11 +7,12 @@ with the end is 0.90 to 0.94.
 
 Source: W. Thompson (1933); K. Kandasamy and others (2018), "Parallelised Bayesian Optimisation via Thompson
 Sampling". Length scales and noise are fixed, so a draw costs no fit; they were chosen by replay
-(docs/benchmarks.md, "Search").
+(docs/benchmarks.md, "Search"). Products: under Adam the size of a LoRA update goes by learning rate x alpha,
+and its best value hardly by the rank (J. Schulman and Thinking Machines Lab (2025), "LoRA Without Regret").
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,11 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import FrozenTrial, TrialState
 
-CONTINUOUS_SCALE = 0.35  # length scale of a float, in widths of its range
-STEPPED_SCALE = 0.8  # of whole numbers and of choices that are numbers, from the lowest to the highest
+CONTINUOUS_SCALE = 0.6  # length scale of a float, in widths of its range
+STEPPED_SCALE = 1.5  # of whole numbers and of choices that are numbers, from the lowest to the highest
 NAMED_SCALE = 1.0  # between any two choices that are not numbers
-NOISE = 0.15  # standard deviation of a first report, in standard deviations of all of them
+PRODUCT_SCALE = 0.7  # of the logarithm of a product: a factor of two
+NOISE = 0.2  # standard deviation of a first report, in standard deviations of all of them
 JITTER = 1e-8
 
 
@@ -34,11 +36,20 @@ class ThompsonSampler(optuna.samplers.BaseSampler):
         n_startup_trials: Trials drawn at random before the process has its say.
         n_candidates: Points that are compared at each draw.
         seed: Of both.
+        products: Keys whose values act by their product; what a space lacks, or has no positive numbers for,
+            is left out with its product.
     """
 
-    def __init__(self, n_startup_trials: int = 5, n_candidates: int = 200, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        n_startup_trials: int = 3,
+        n_candidates: int = 200,
+        seed: int | None = None,
+        products: Sequence[Sequence[str]] = (),
+    ) -> None:
         if n_candidates < 1:
             raise ValueError(f"n_candidates must be >= 1, got {n_candidates}")
+        self.products = [tuple(keys) for keys in products]
         self.n_startup_trials = n_startup_trials
         self.n_candidates = n_candidates
         self.random = np.random.default_rng(seed)
@@ -66,8 +77,8 @@ class ThompsonSampler(optuna.samplers.BaseSampler):
         sign = 1.0 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1.0
         scores = sign * np.array([score for _, score in known])
         candidates = [self._candidate(search_space) for _ in range(self.n_candidates)]
-        tried = np.array([features(params, search_space) for params, _ in known])
-        open_ = np.array([features(params, search_space) for params in candidates])
+        tried = np.array([features(params, search_space, self.products) for params, _ in known])
+        open_ = np.array([features(params, search_space, self.products) for params in candidates])
         return candidates[int(np.argmin(thompson_draw(tried, scores, open_, self.random)))]
 
     def _candidate(self, search_space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
@@ -129,18 +140,36 @@ def matern(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return kernel
 
 
-def features(params: Mapping[str, Any], search_space: Mapping[str, BaseDistribution]) -> list[float]:
-    """Where a point lies, in length scales: numbers along their range, names in a corner each."""
+def features(
+    params: Mapping[str, Any],
+    search_space: Mapping[str, BaseDistribution],
+    products: Sequence[Sequence[str]] = (),
+) -> list[float]:
+    """Where a point lies, in length scales: numbers along their range, names in a corner each, products."""
     place: list[float] = []
     for name, distribution in search_space.items():
         place += _coordinates(params[name], distribution)
+    for keys in products:
+        if all(name in search_space and _is_positive(search_space[name]) for name in keys):
+            place.append(sum(math.log(params[name]) for name in keys) / PRODUCT_SCALE)
     return place
+
+
+def _is_positive(distribution: BaseDistribution) -> bool:
+    """Whether all values of a parameter are numbers above 0."""
+    if isinstance(distribution, CategoricalDistribution):
+        return _are_numbers(distribution.choices) and all(choice > 0 for choice in distribution.choices)  # type: ignore[operator]
+    return isinstance(distribution, FloatDistribution | IntDistribution) and distribution.low > 0
+
+
+def _are_numbers(choices: Sequence[Any]) -> bool:
+    return all(isinstance(choice, int | float) and not isinstance(choice, bool) for choice in choices)
 
 
 def _coordinates(value: Any, distribution: BaseDistribution) -> list[float]:
     if isinstance(distribution, CategoricalDistribution):
         choices = distribution.choices
-        if all(isinstance(c, int | float) and not isinstance(c, bool) for c in choices):
+        if _are_numbers(choices):
             ordered = sorted(set(choices))  # type: ignore[type-var]
             return [ordered.index(value) / max(1, len(ordered) - 1) / STEPPED_SCALE]
         corner = NAMED_SCALE / math.sqrt(2)  # two corners then lie one length scale apart
