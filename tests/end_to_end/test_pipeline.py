@@ -24,9 +24,10 @@ SWEEP = [
     *("data.train_size=120", "data.test_size=16", "budget.subsample=48", "env.threads=1"),
     *("budget.batch_size=8", "budget.micro_batch_size=8"),
 ]
-# a search alone, of half the questions: where only the ranking counts. Trials 1 and 2 are pruned early.
+# a search alone, of half the questions: where only the ranking counts
 SEARCH = [*SWEEP, "hydra.sweeper.final=false", "data.train_size=60", "budget.subsample=24"]
 LONGER = [*SEARCH, "hydra.sweeper.n_trials=5"]
+HALVING = ("hydra/sweeper/sampler=tpe", "hydra/sweeper/pruner=successive_halving")
 
 
 @pytest.fixture
@@ -122,12 +123,17 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_another_split(
     assert ids[0] != ids[1]
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
-    """The ranking of a study that nothing interrupts."""
-    root = tmp_path_factory.mktemp("whole")
+@pytest.fixture(scope="module", params=[(), HALVING], ids=["promotion", "halving"])
+def whole(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[str], list[dict[str, str]]]:
+    """A study that nothing interrupts: what is typed, and its ranking.
+
+    Once by promotion, which is the default, and once by halving, which stops trials 1 and 2 early.
+    """
+    root, typed = tmp_path_factory.mktemp("whole"), [*LONGER, *request.param]
     done = subprocess.run(
-        [sys.executable, "-m", "vqa.run", f"env.output_root={root}", "tracking=none", *LONGER],
+        [sys.executable, "-m", "vqa.run", f"env.output_root={root}", "tracking=none", *typed],
         cwd=ROOT,
         env=environment(),
         capture_output=True,
@@ -135,27 +141,30 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return ranking(root / "lora")
+    return typed, ranking(root / "lora")
 
 
 @UNDRAWN
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_study_ends_as_an_uninterrupted_one(
-    how: signal.Signals, command: Vqa, tmp_path: Path, whole: list[dict[str, str]]
+    how: signal.Signals, command: Vqa, tmp_path: Path, whole: tuple[list[str], list[dict[str, str]]]
 ) -> None:
-    process = Forked(tmp_path, f"env.output_root={tmp_path}", "tracking=none", *LONGER)
+    typed, expected = whole
+    process = Forked(tmp_path, f"env.output_root={tmp_path}", "tracking=none", *typed)
+    trial = tmp_path / "lora/trials/003"  # the last but one; by halving a fold of it is done
+    begun = trial / "folds.csv" if HALVING[0] in typed else trial / ".hydra/overrides.yaml"
     deadline = time.monotonic() + 120
-    while not (tmp_path / "lora/trials/003/folds.csv").exists():  # one fold of the last trial but one is done
+    while not begun.exists():
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(how)
     process.communicate(timeout=60)
     assert process.returncode != 0
-    assert command(*LONGER).code == 0
-    assert ranking(tmp_path / "lora") == whole
-    assert len(whole) == 5
+    assert command(*typed).code == 0
+    assert ranking(tmp_path / "lora") == expected
+    assert len(expected) == 5
 
 
 @UNDRAWN
