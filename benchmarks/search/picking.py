@@ -309,6 +309,25 @@ def judged(table: Table, studies: Sequence[dict[str, Any]]) -> list[dict[str, An
     return rows
 
 
+def between_searches(table: Table, studies: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the picks of all trials once gain over those of the first search, in the same studies."""
+    picks: dict[tuple[Any, ...], dict[str, dict[str, float]]] = {}
+    for one in studies:
+        same = tuple(one[key] for key in (*KIND[1:], "study"))
+        picks.setdefault(same, {})[one["search"]] = table.worth(one["shares"]["0.0"])
+    searches = list(dict.fromkeys(one["search"] for one in studies))
+    rows = []
+    for kind in dict.fromkeys(same[:-1] for same in picks):
+        own = [found for same, found in picks.items() if same[:-1] == kind]
+        for search in searches[1:]:
+            pairs = [found for found in own if {searches[0], search} <= found.keys()]
+            if len(pairs) > 1:
+                row = {"search": search} | dict(zip(KIND[1:], kind, strict=True))
+                row |= {"kind": "search", "share": f"over {searches[0]}", "studies": len(pairs)}
+                rows.append(_row(row, *([pair[name] for pair in pairs] for name in (searches[0], search))))
+    return rows
+
+
 def _moved_picks(studies: Sequence[dict[str, Any]], share: str) -> float:
     counts: Counter[int] = Counter()
     for one in studies:
@@ -326,7 +345,8 @@ def _row(
         if score in ("spare", "tried"):
             row[score] = round(float(values.mean()), 2)
             continue
-        row |= {score: round(float(values[both].mean()), 5), "judged": int(both.sum())}
+        row[score] = round(float(values[both].mean()), 5)
+        row.setdefault("judged", int(both.sum()))  # the first is one of the final run, which may not be made
         if row["share"] != "0.0":
             gain = (old - values)[both]
             error = float(gain.std(ddof=1)) / math.sqrt(len(gain))
@@ -405,7 +425,8 @@ def main() -> None:
     if given.step == "correlation":
         rows = correlation(table)
     elif given.step == "judge":
-        rows = judged(table, [row for path in given.picks for row in json.loads(path.read_text())["rows"]])
+        picks = [row for path in given.picks for row in json.loads(path.read_text())["rows"]]
+        rows = [*judged(table, picks), *between_searches(table, picks)]
     else:
         rows = replayed(with_costs(as_final(table) if given.as_final else table, given.trials), given)
     write_rows(given.out, f"picking_{given.step}", rows, given.machine, append=False)

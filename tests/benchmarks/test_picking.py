@@ -7,7 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.search.picking import Table, as_final, completed, judged, raced, read_table, study
+from benchmarks.search.picking import (
+    Table,
+    as_final,
+    between_searches,
+    completed,
+    judged,
+    raced,
+    read_table,
+    study,
+)
 from benchmarks.search.simulation import Point
 
 PARAMS = [{"optimizer.lr": lr, "lora.r": 8, "lora.lora_alpha": 16} for lr in (1e-3, 2e-3, 4e-3)]
@@ -76,6 +85,21 @@ def test_of_two_final_runs_the_better_is_kept() -> None:
     assert told["2 final runs"]["nll"] == 0.1
     assert told["2 final runs"]["nll_gain"]["mean"] == pytest.approx(0.1)
     assert told["best_of_tried"]["test_nll"] == 0.1
+
+
+def test_searches_are_compared_in_the_studies_that_both_made() -> None:
+    table = tabled([0.2, 0.1, math.nan], [0.50, 0.51, 0.9])
+    picks = {"random": [0, 0, 0, 1], "other": [1, 0, 2]}
+    rows = [
+        {"search": search, "trials": 3, "reports": 6.0, "resampled": False, "study": seed}
+        | {"shares": {"0.0": {"picked": picked, "regret": 0.0, "spare": 0, "tried": [picked]}}}
+        for search, found in picks.items()
+        for seed, picked in enumerate(found)
+    ]
+    (row,) = between_searches(table, rows)
+    assert (row["search"], row["share"], row["studies"]) == ("other", "over random", 3)
+    assert (row["judged"], row["nll"]) == (2, pytest.approx(0.15))  # of the third no final run was made
+    assert row["nll_gain"]["mean"] == pytest.approx(0.05)
 
 
 def test_a_study_spends_the_same_with_and_without_a_race() -> None:

@@ -4,7 +4,7 @@ import importlib.resources
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -356,7 +356,7 @@ def _load(settings: Settings, device: torch.device, dtype: torch.dtype, cards: i
         text: Text = OwnText(model, tokenizer, device)
     else:
         whole = load_processor(folder, config, tokenizer, processor, where)
-        cache, samples = _vision(settings, model, processor, whole, family)
+        cache, samples = _vision(settings, model, processor, whole, family, structure.pictures)
         writer = PromptWriter(whole, tokenizer, family.template, samples)
         prompts = GenericText(model, writer, family.shares_prefix, device)
         own = family.is_packed(config) and _has_kernels(config, device)
@@ -376,13 +376,13 @@ def _set_up_libraries() -> None:
 
 
 def _vision(
-    settings: Settings, model: Any, processor: Any, whole: Any, family: Family
+    settings: Settings, model: Any, processor: Any, whole: Any, family: Family, parts: Sequence[str]
 ) -> tuple[VisionCache, list[str]]:
     """How a model that is not all our own sees pictures, and the placeholders of two blank ones."""
     if family.own_tower:
         cache = VisionCache(model, processor, settings.image.cache_gib)
         return cache, [whole.image_token * tokens for tokens in BLANK_TOKENS]
-    pictures = GenericPictures(model, whole, family, structure_of(model).pictures)
+    pictures = GenericPictures(model, whole, family, parts)
     cache = VisionCache(model, processor, settings.image.cache_gib, pictures)
     blank = [Image.new("RGB", size) for size in BLANK]
     return cache, [pictures.prepare(picture, settings.image).placeholder for picture in blank]
